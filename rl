@@ -1,0 +1,1 @@
+zoomearth_jax/rl

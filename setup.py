@@ -1,0 +1,50 @@
+"""Packaging of zoomearth_jax; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10,<0.12",
+    "flax>=0.12",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "grain>=0.2.15",
+    "tensorflow-datasets>=4.9.9",
+    "transformers>=5.0",
+    "nltk>=3.9",
+    "numpy>=2.0",
+    "pillow>=11",
+    "safetensors>=0.6",
+    "tyro>=1.0",
+    "jinja2>=3.1",
+    "tqdm>=4.66",
+    "pyyaml>=6.0",
+]
+TEST = ["pytest>=8", "hypothesis>=6.100"]
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "geo": ["rasterio>=1.4"],
+    "tools": ["scikit-image>=0.24", "opencv-python-headless>=4.10"],
+    "serve": ["starlette>=0.40", "uvicorn>=0.30", "sse-starlette>=2.1"],
+    "tf": ["tensorflow-cpu>=2.18"],
+    "beam": ["apache-beam>=2.60"],
+    "test": TEST,
+    "dev": [*TEST, "ruff>=0.12"],
+}
+
+setup(
+    name="zoomearth_jax",
+    version="0.1.0",
+    description="Active perception for ultra-high-resolution satellite images in JAX: look, zoom, answer, learn.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["zoomearth_jax", "zoomearth_jax.*"]),
+    package_data={"zoomearth_jax": ["models/nano/*", "report.html.j2"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["zoomearth=zoomearth_jax.cli:main"]},
+)

@@ -1,0 +1,203 @@
+"""Sizes of a Qwen2.5-VL model, and their translation from and to HF's `config.json` (transformers 4.x and 5.x forms)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from zoomearth_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision encoder: patches of `patch_size` px, windows of `window_px`, one token per merge_size x merge_size."""
+
+    depth: int = 32
+    width: int = 1280
+    num_heads: int = 16
+    mlp_dim: int = 3420
+    out_dim: int = 2048
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    in_channels: int = 3
+    merge_size: int = 2
+    window_px: int = 112
+    full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)
+
+    @property
+    def patch_dim(self) -> int:
+        """Values per flattened patch: channels x frames x patch x patch."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged_px(self) -> int:
+        """Side in px of the square that one merged visual token covers (28 for Qwen2.5-VL)."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def window_merged(self) -> int:
+        """Side of an attention window in merged tokens (4 for Qwen2.5-VL)."""
+        return self.window_px // self.merged_px
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The decoder: grouped-query attention, SwiGLU MLP, multimodal rotary positions."""
+
+    vocab_size: int = 151936
+    width: int = 2048
+    num_layers: int = 36
+    num_heads: int = 16
+    num_kv_heads: int = 2
+    mlp_dim: int = 11008
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole Qwen2.5-VL and the ids of its special tokens."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_id: int = 151652
+    vision_end_id: int = 151653
+    bos_id: int = 151643
+    eos_id: int = 151645
+
+    def __post_init__(self):
+        vision, text = self.vision, self.text
+        checks = [
+            (text.width % text.num_heads == 0, "text.width must be a multiple of text.num_heads"),
+            (text.num_heads % text.num_kv_heads == 0, "text.num_heads must be a multiple of text.num_kv_heads"),
+            (2 * sum(text.mrope_section) == text.head_dim, "text.mrope_section must sum to half the head width"),
+            (vision.width % (4 * vision.num_heads) == 0, "vision.width must be a multiple of 4 x vision.num_heads"),
+            (vision.window_px % vision.merged_px == 0, "vision.window_px must be a multiple of patch_size x merge_size"),
+            (vision.out_dim == text.width, "vision.out_dim must equal text.width"),
+        ]
+        for ok, message in checks:
+            if not ok:
+                raise UserError(f"model config: {message}")
+
+
+# our field -> HF's key, inside `vision_config` / the text part
+_VISION_KEYS = {
+    "depth": "depth",
+    "width": "hidden_size",
+    "num_heads": "num_heads",
+    "mlp_dim": "intermediate_size",
+    "out_dim": "out_hidden_size",
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "in_channels": "in_channels",
+    "merge_size": "spatial_merge_size",
+    "window_px": "window_size",
+    "full_attention_blocks": "fullatt_block_indexes",
+}
+_TEXT_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "mlp_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
+_ID_KEYS = {
+    "image_token_id": "image_token_id",
+    "video_token_id": "video_token_id",
+    "vision_start_id": "vision_start_token_id",
+    "vision_end_id": "vision_end_token_id",
+}
+
+
+def _take(source: dict[str, Any], keys: dict[str, str], where: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    missing = [hf for ours, hf in keys.items() if hf not in source and ours not in optional]
+    if missing:
+        raise UserError(f"{where}: missing {', '.join(missing)}; is this a Qwen2.5-VL config.json?")
+    taken = {ours: source[hf] for ours, hf in keys.items() if hf in source}
+    return {ours: tuple(value) if isinstance(value, list) else value for ours, value in taken.items()}
+
+
+def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConfig:
+    """Reads HF's dict, flat (transformers 4.x) or nested (5.x).
+
+    Args:
+        raw: the parsed `config.json`.
+        where: the file's name, for messages.
+
+    Raises:
+        UserError: another architecture, a missing key, or a feature that the port does not represent (rope scaling,
+            sliding windows, other activations), which would otherwise run with silently different numbers.
+    """
+    if raw.get("model_type") != "qwen2_5_vl":
+        raise UserError(f"{where}: model_type is {raw.get('model_type')!r}, expected 'qwen2_5_vl'")
+    text = raw.get("text_config") or raw
+    vision = raw.get("vision_config") or {}
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "mrope"):
+        raise UserError(f"{where}: rope scaling {rope_type!r} is not supported")
+    if "mrope_section" not in rope:
+        raise UserError(f"{where}: no mrope_section; one-dimensional rope would give silently wrong positions")
+    if text.get("use_sliding_window"):
+        raise UserError(f"{where}: use_sliding_window is not supported")
+    for part in (text, vision):
+        if part.get("hidden_act", "silu") != "silu":
+            raise UserError(f"{where}: hidden_act {part['hidden_act']!r} is not supported, only silu")
+    tied = raw.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    eos = text.get("eos_token_id", raw.get("eos_token_id"))
+    ids = _take(raw, _ID_KEYS, where, optional=tuple(_ID_KEYS))
+    bos = text.get("bos_token_id", raw.get("bos_token_id"))
+    for name, value in (("bos_id", bos), ("eos_id", eos[0] if isinstance(eos, list) else eos)):
+        if value is not None:
+            ids[name] = value
+    return ModelConfig(
+        vision=VisionConfig(
+            **_take(vision, _VISION_KEYS, f"{where} vision_config", optional=("in_channels", "temporal_patch_size"))
+        ),
+        text=TextConfig(
+            **_take(text, _TEXT_KEYS, where),
+            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
+            mrope_section=tuple(rope["mrope_section"]),
+            tie_embeddings=bool(tied),
+        ),
+        **ids,
+    )
+
+
+def to_hf_config(config: ModelConfig) -> dict[str, Any]:
+    """Writes the flat form that published Qwen2.5-VL checkpoints use; transformers 4.x and 5.x read it."""
+    vision = {hf: getattr(config.vision, ours) for ours, hf in _VISION_KEYS.items()}
+    text = {hf: getattr(config.text, ours) for ours, hf in _TEXT_KEYS.items()}
+    ids = {hf: getattr(config, ours) for ours, hf in _ID_KEYS.items()}
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "max_position_embeddings": 128000,
+        "rope_theta": config.text.rope_theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(config.text.mrope_section)},
+        "tie_word_embeddings": config.text.tie_embeddings,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_id,
+        **text,
+        **ids,
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            **vision,
+            "fullatt_block_indexes": list(config.vision.full_attention_blocks),
+        },
+    }

@@ -1,0 +1,76 @@
+"""The language model: embeddings, grouped-query attention with multimodal rotary positions, logits."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from zoomearth_jax.configs.model import TextConfig
+from zoomearth_jax.models.attention import KVCache, decoder_attention
+from zoomearth_jax.models.layers import SwiGLU, rms_norm, scan_layers, stack
+from zoomearth_jax.models.rope import apply_rope, text_angles
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+        self.head_dim = config.head_dim
+        kv_width = config.num_kv_heads * config.head_dim
+        self.input_norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
+        self.post_attention_norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
+        self.q_proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.k_proj = nnx.Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
+        self.v_proj = nnx.Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
+        self.o_proj = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD, angles_BTH, valid_BT, past: KVCache | None):
+        """Returns the layer's output and its own rotated keys and values, [B, T, K, H] each."""
+        y_BTD = self.input_norm(x_BTD)
+        q, k, v = (
+            proj(y_BTD).reshape(*y_BTD.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = apply_rope(q, angles_BTH), apply_rope(k, angles_BTH)
+        out = decoder_attention(q, k, v, valid_BT, past)
+        x_BTD = x_BTD + self.o_proj(out.reshape(x_BTD.shape))
+        return x_BTD + self.mlp(self.post_attention_norm(x_BTD)), (k, v)
+
+
+class Decoder(nnx.Module):
+    """A segment of each row, given the cache of the segments before it -> hidden states and the segment's own cache."""
+
+    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = nnx.Embed(config.vocab_size, config.width, dtype=dtype, rngs=rngs)
+        self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.num_layers, rngs)
+        self.norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
+        if not config.tie_embeddings:
+            self.lm_head = nnx.Linear(config.width, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD, positions_3BT, valid_BT, past: KVCache | None = None, *, remat: bool = False):
+        """Runs the layers over a segment.
+
+        Args:
+            x_BTD: embeddings, image features merged in.
+            positions_3BT: multimodal positions.
+            valid_BT: bool, tokens that may be attended to; outputs at other tokens are undefined but finite.
+            past: cache of all earlier slots, k and v [L, B, S, K, H].
+
+        Returns:
+            normed hidden states [B, T, D], and the segment's KVCache with k and v [L, B, T, K, H].
+        """
+        config = self.config
+        angles = text_angles(positions_3BT, config.head_dim, config.rope_theta, config.mrope_section)
+
+        def step(layer, x, past_kv):
+            layer_past = None if past is None else KVCache(*past_kv, past.valid_BS)
+            return layer(x, angles, valid_BT, layer_past)
+
+        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), remat=remat)
+        return self.norm(x_BTD), KVCache(k, v, valid_BT)
+
+    def logits(self, hidden):
+        """float32 logits [..., V] of hidden states [..., D]."""
+        kernel_DV = self.embed.embedding[...].T if self.config.tie_embeddings else self.lm_head.kernel[...]
+        return jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)

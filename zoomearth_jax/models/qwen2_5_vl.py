@@ -1,0 +1,174 @@
+"""The whole model: HF's call signature on the outside, segments and caches for the rollout and the trainers inside."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from zoomearth_jax.configs.model import ModelConfig
+from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.decoder import Decoder
+from zoomearth_jax.models.layers import take_rows
+from zoomearth_jax.models.rope import mrope_positions
+from zoomearth_jax.models.vision import VisionEncoder, VisionLayout, patchify, vision_layout
+
+
+class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's own name)
+    """Qwen2.5-VL of any size.
+
+    Attributes:
+        config: its sizes and special ids.
+        vision: patches -> merged visual tokens.
+        decoder: the language model.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        """Random parameters in float32; `dtype` is the type of the computation."""
+        self.config = config
+        self.vision = VisionEncoder(config, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def from_pretrained(cls, directory, *, dtype=jnp.float32) -> Qwen2_5_VL:
+        """Loads an HF directory (config.json and safetensors); raises UserError on any mismatch, by name."""
+        from zoomearth_jax.models.hf import load_pretrained
+
+        return load_pretrained(cls, directory, dtype)
+
+    def save_pretrained(self, directory) -> None:
+        """Writes config.json and model.safetensors as HF transformers reads them."""
+        from zoomearth_jax.models.hf import save_pretrained
+
+        save_pretrained(self, directory)
+
+    def __call__(self, input_ids, pixel_values=None, image_grid_thw=None, attention_mask=None):
+        """Logits, from exactly the arrays that HF's model takes.
+
+        Args:
+            input_ids: integers [B, T], with an image placeholder id for each merged visual token.
+            pixel_values: float [patches of all images, C x frames x patch x patch], in merge-block order.
+            image_grid_thw: integers [images, 3], frames (1), rows and columns of patches.
+            attention_mask: [B, T], 1 where a token exists (left- or right-padded); all ones by default.
+
+        Returns:
+            float32 logits [B, T, V]; undefined where attention_mask is 0.
+
+        Raises:
+            ValueError: placeholders and image features don't agree in number, or an image has several frames.
+        """
+        ids_BT = np.asarray(input_ids)
+        valid_BT = np.ones_like(ids_BT, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+        if image_grid_thw is None:
+            grids_BI2 = np.zeros((ids_BT.shape[0], 1, 2), np.int32)
+            return _text_forward(self, ids_BT, valid_BT, grids_BI2)
+        grids_I2 = _check_grids(image_grid_thw, pixel_values)
+        image_of_row = _assign_images(ids_BT == self.config.image_token_id, grids_I2 // self.config.vision.merge_size)
+        layout = vision_layout(grids_I2, self.config.vision)
+        offsets = np.concatenate([[0], np.cumsum(grids_I2.prod(-1))[:-1]])
+        flat_IP = np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)
+        feature_BF, grids_BI2 = _row_features(image_of_row, grids_I2 // self.config.vision.merge_size, layout.merged_IM.shape[1])
+        return _image_forward(self, ids_BT, valid_BT, grids_BI2, jnp.asarray(pixel_values)[flat_IP], layout, feature_BF)
+
+    def encode_views(self, views_IHWC, layout: VisionLayout, *, remat: bool = False):
+        """Merged visual tokens [I, M, D] of uint8 views (see `patchify`)."""
+        return self.vision(patchify(views_IHWC, layout.positions_IP2, self.config.vision), layout, remat=remat)
+
+    def embed(self, ids_BT, features_BFD=None):
+        """Token embeddings with image features at the placeholders.
+
+        Args:
+            ids_BT: token ids.
+            features_BFD: each row's visual tokens in order of its placeholders; None where there are no images.
+
+        Returns:
+            [B, T, D].
+        """
+        x_BTD = self.decoder.embed(ids_BT)
+        if features_BFD is None:
+            return x_BTD
+        is_image_BT = ids_BT == self.config.image_token_id
+        rank_BT = (jnp.cumsum(is_image_BT, axis=1) - 1).clip(0, features_BFD.shape[1] - 1)
+        return jnp.where(is_image_BT[..., None], take_rows(features_BFD, rank_BT).astype(x_BTD.dtype), x_BTD)
+
+    def segment(
+        self, ids_BT, valid_BT, features_BFD=None, grids_BI2=None, start_B=None, past: KVCache | None = None, *, remat=False
+    ):
+        """Runs one segment of each row after the cached segments before it.
+
+        Args:
+            ids_BT: token ids of the segment.
+            valid_BT: bool, tokens that exist.
+            features_BFD: visual tokens of the segment's images, and their merged grids_BI2; None without images.
+            start_B: position of the segment's first token; 0 by default.
+            past: cache of all earlier slots.
+
+        Returns:
+            hidden [B, T, D], the segment's own KVCache, and next_B, the position after the segment.
+        """
+        if grids_BI2 is None:
+            grids_BI2 = jnp.zeros((ids_BT.shape[0], 1, 2), jnp.int32)
+        is_image_BT = ids_BT == self.config.image_token_id
+        positions_3BT, next_B = mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B)
+        x_BTD = self.embed(ids_BT, features_BFD)
+        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past, remat=remat)
+        return hidden_BTD, cache, next_B
+
+
+@nnx.jit
+def _text_forward(model, ids_BT, valid_BT, grids_BI2):
+    return model.decoder.logits(model.segment(ids_BT, valid_BT, None, grids_BI2)[0])
+
+
+@nnx.jit
+def _image_forward(model, ids_BT, valid_BT, grids_BI2, patches_IPC, layout, feature_BF):
+    features_IMD = model.vision(patches_IPC, layout)
+    features_BFD = features_IMD.reshape(-1, features_IMD.shape[-1])[feature_BF]
+    return model.decoder.logits(model.segment(ids_BT, valid_BT, features_BFD, grids_BI2)[0])
+
+
+def _check_grids(image_grid_thw, pixel_values) -> np.ndarray:
+    grids = np.asarray(image_grid_thw)
+    if (grids[:, 0] != 1).any():
+        raise ValueError(f"images have one frame; got grids {grids.tolist()} (videos are not supported)")
+    if len(pixel_values) != grids.prod(-1).sum():
+        raise ValueError(f"{len(pixel_values)} patches for grids {grids.tolist()}, expected {grids.prod(-1).sum()}")
+    return grids[:, 1:]
+
+
+def _assign_images(is_image_BT, merged_I2) -> list[list[int]]:
+    """Images of each row, in order: HF gives images to placeholders in reading order over the flattened batch."""
+    counts, image, rows = merged_I2.prod(-1), 0, []
+    for row, left in enumerate(is_image_BT.sum(1).tolist()):
+        rows.append([])
+        while left > 0 and image < len(counts):
+            rows[-1].append(image)
+            left -= counts[image]
+            image += 1
+        if left != 0:
+            raise ValueError(f"row {row}: placeholders and features of the images {rows[-1]} differ by {left}")
+    if image != len(counts):
+        raise ValueError(f"{len(counts)} images given, placeholders for {image}")
+    return rows
+
+
+def _row_features(rows: list[list[int]], merged_I2, budget: int):
+    """Index [B, F] of each row's visual tokens into the flattened [I x M], and merged grids [B, I', 2]."""
+    index = [np.concatenate([np.arange(merged_I2[i].prod()) + i * budget for i in row] or [np.zeros(0, int)]) for row in rows]
+    feature_BF = np.zeros((len(rows), max(map(len, index))), np.int32)
+    grids_BI2 = np.zeros((len(rows), max(map(len, rows)), 2), np.int32)
+    for b, row in enumerate(rows):
+        feature_BF[b, : len(index[b])] = index[b]
+        grids_BI2[b, : len(row)] = merged_I2[row]
+    return feature_BF, grids_BI2
+
+
+def abstract_model(config: ModelConfig, dtype=jnp.float32) -> Qwen2_5_VL:
+    """The model with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: Qwen2_5_VL(config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def param_count(model: Qwen2_5_VL) -> int:
+    """Number of parameters."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
