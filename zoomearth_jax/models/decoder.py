@@ -7,7 +7,7 @@ from flax import nnx
 
 from zoomearth_jax.configs.model import TextConfig
 from zoomearth_jax.models.attention import KVCache, decoder_attention
-from zoomearth_jax.models.layers import SwiGLU, rms_norm, scan_layers, stack
+from zoomearth_jax.models.layers import Linear, SwiGLU, rms_norm, scan_layers, stack
 from zoomearth_jax.models.rope import apply_rope, text_angles
 
 
@@ -19,10 +19,10 @@ class DecoderLayer(nnx.Module):
         kv_width = config.num_kv_heads * config.head_dim
         self.input_norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
         self.post_attention_norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
-        self.q_proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.k_proj = nnx.Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
-        self.v_proj = nnx.Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
-        self.o_proj = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.q_proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD, angles_BTH, valid_BT, past: KVCache | None):
@@ -46,7 +46,7 @@ class Decoder(nnx.Module):
         self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.num_layers, rngs)
         self.norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
         if not config.tie_embeddings:
-            self.lm_head = nnx.Linear(config.width, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+            self.lm_head = Linear(config.width, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD, positions_3BT, valid_BT, past: KVCache | None = None, *, remat: bool = False):
         """Runs the layers over a segment.

@@ -17,7 +17,7 @@ from flax import nnx
 
 from zoomearth_jax.configs.model import ModelConfig, VisionConfig
 from zoomearth_jax.models.attention import masked_attention
-from zoomearth_jax.models.layers import SwiGLU, gelu, rms_norm, scan_layers, stack, take_rows
+from zoomearth_jax.models.layers import Linear, SwiGLU, gelu, rms_norm, scan_layers, stack, take_rows
 from zoomearth_jax.models.rope import apply_rope, vision_angles
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, as in Qwen's preprocessor_config.json
@@ -45,7 +45,7 @@ class VisionLayout(NamedTuple):
 
 def num_windows(side_px: int, config: VisionConfig) -> int:
     """Windows that cover a square of the given side."""
-    return -(-side_px // config.window_px) ** 2
+    return (-(-side_px // config.window_px)) ** 2
 
 
 @functools.lru_cache(maxsize=4096)
@@ -138,8 +138,8 @@ class VisionBlock(nnx.Module):
         self.num_heads = config.num_heads
         self.norm1 = rms_norm(config.width, 1e-6, dtype=dtype, rngs=rngs)
         self.norm2 = rms_norm(config.width, 1e-6, dtype=dtype, rngs=rngs)
-        self.qkv = nnx.Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-        self.proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+        self.proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_IPD, angles_IPH, layout: VisionLayout, is_full):
@@ -171,12 +171,12 @@ class VisionEncoder(nnx.Module):
 
     def __init__(self, model_config: ModelConfig, *, dtype, rngs: nnx.Rngs):
         config = self.config = model_config.vision
-        self.patch_embed = nnx.Linear(config.patch_dim, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.patch_embed = Linear(config.patch_dim, config.width, use_bias=False, dtype=dtype, rngs=rngs)
         self.blocks = stack(lambda r: VisionBlock(config, dtype=dtype, rngs=r), config.depth, rngs)
         merged_width = config.width * config.merge_size**2
         self.merger_norm = rms_norm(config.width, 1e-6, dtype=dtype, rngs=rngs)
-        self.merger_in = nnx.Linear(merged_width, merged_width, dtype=dtype, rngs=rngs)
-        self.merger_out = nnx.Linear(merged_width, config.out_dim, dtype=dtype, rngs=rngs)
+        self.merger_in = Linear(merged_width, merged_width, dtype=dtype, rngs=rngs)
+        self.merger_out = Linear(merged_width, config.out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, patches_IPC, layout: VisionLayout, *, remat: bool = False):
         """Encodes images.

@@ -1,0 +1,1 @@
+"""Frozen dataclasses of settings, presets, and YAML in and out."""

@@ -1,0 +1,59 @@
+"""What an episode looks like: the views, the row's slots and the words of the prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from zoomearth_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeConfig:
+    """Fixed slots `[prompt | stage 1 | crop | stage 2]` of a row, and the views in it.
+
+    Attributes:
+        view_px: longest side of the overview and of a crop as the model sees them.
+        min_window_px: a crop's shortest side in px of the original (paper: 512).
+        prompt_len: slots for the prompt with the overview's tokens.
+        stage1_len: slots for what the policy says before the crop, with its stop token.
+        stage2_len: slots for what it says after the crop, with its stop token.
+        merged_px: side of the square that one visual token covers.
+        system: the system message; none if empty.
+        instruction: appended to every question.
+    """
+
+    view_px: int = 512
+    min_window_px: int = 512
+    prompt_len: int = 640
+    stage1_len: int = 256
+    stage2_len: int = 192
+    merged_px: int = 28
+    system: str = ""
+    instruction: str = ""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type == "int" and getattr(self, field.name) <= 0:
+                raise UserError(f"episode config: {field.name} must be positive")
+        if self.prompt_len <= self.view_tokens:
+            raise UserError(f"episode config: prompt_len must exceed the {self.view_tokens} tokens of an overview")
+
+    @property
+    def view_side(self) -> int:
+        """Side in px of the canvas that holds any view: view_px rounded down to whole tokens."""
+        return self.view_px // self.merged_px * self.merged_px
+
+    @property
+    def view_tokens(self) -> int:
+        """Most visual tokens a view has (324 at 512 px)."""
+        return (self.view_side // self.merged_px) ** 2
+
+    @property
+    def crop_len(self) -> int:
+        """Slots for a crop with its start and end tokens."""
+        return self.view_tokens + 2
+
+    @property
+    def reply_len(self) -> int:
+        """Slots after the prompt."""
+        return self.stage1_len + self.crop_len + self.stage2_len

@@ -1,0 +1,1 @@
+"""Images, boxes, prompts, questions and rows. Knows nothing of the model."""

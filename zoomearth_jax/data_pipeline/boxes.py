@@ -1,0 +1,78 @@
+"""Boxes that carry their frame. One place converts, clamps and grows them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A coordinate frame: a picture of an image that is width x height px, x to the right, y down."""
+
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Corners x1 <= x2, y1 <= y2 in px of `frame`."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    frame: Frame
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """(x1, y1, x2, y2)."""
+        return self.x1, self.y1, self.x2, self.y2
+
+    def to(self, frame: Frame) -> Box:
+        """The same part of the image in another frame; each axis has its own scale (views are rounded to patches)."""
+        sx, sy = frame.width / self.frame.width, frame.height / self.frame.height
+        return Box(self.x1 * sx, self.y1 * sy, self.x2 * sx, self.y2 * sy, frame)
+
+
+def _grow(low: float, high: float, minimum: int, limit: int) -> tuple[int, int]:
+    start, stop = max(math.floor(low), 0), min(math.ceil(high), limit)
+    missing = min(minimum, limit) - (stop - start)
+    if missing > 0:
+        start -= missing // 2
+        stop += missing - missing // 2
+        shift = max(-start, 0) - max(stop - limit, 0)
+        start, stop = start + shift, stop + shift
+    return start, stop
+
+
+def crop_window(box: Box, min_side: int) -> Box:
+    """The window that is read for a box: the one that the policy sees.
+
+    Whole pixels; each side shorter than `min_side` grows around the centre, then the window moves inside the image.
+    The box is never cut, other than at the image's border. (The released code cuts long boxes to 512 px instead.)
+    """
+    x1, x2 = _grow(box.x1, box.x2, min_side, box.frame.width)
+    y1, y2 = _grow(box.y1, box.y2, min_side, box.frame.height)
+    return Box(x1, y1, x2, y2, box.frame)
+
+
+def view_size(width: float, height: float, view_px: int, unit: int, min_tokens: int = 4) -> Frame:
+    """Size of the picture that the model sees of width x height px.
+
+    The longer side shrinks to at most `view_px` (images are enlarged only to reach min_tokens), then each side is rounded
+    to a multiple of `unit`, as Qwen's smart_resize does. Very elongated images are clamped to the view, so that every
+    view fits the budget of (view_px // unit)^2 tokens; their aspect ratio then changes.
+
+    Args:
+        unit: side of a merged visual token, 28 px.
+        min_tokens: tokens that a view has at least; Qwen's min_pixels of 3136 is 4.
+    """
+    scale = min(1.0, view_px / max(width, height))
+    width, height = width * scale, height * scale
+    tokens = [max(1, round(side / unit)) for side in (width, height)]
+    if tokens[0] * tokens[1] < min_tokens:
+        enlarge = math.sqrt(min_tokens * unit * unit / (width * height))
+        tokens = [math.ceil(side * enlarge / unit) for side in (width, height)]
+    limit = view_px // unit
+    return Frame(*(min(side, limit) * unit for side in tokens))

@@ -1,0 +1,67 @@
+"""Model directories: an HF checkpoint with its tokenizer, and `episode.json` beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import AutoTokenizer
+
+from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.io import from_dict
+from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+
+class LoadedModel(NamedTuple):
+    """A model and what turns questions into its rows."""
+
+    model: Qwen2_5_VL
+    rows: RowBuilder
+
+
+def save_model(directory: Path, model: Qwen2_5_VL, tokenizer, episode: EpisodeConfig) -> None:
+    """Writes config.json, model.safetensors, the tokenizer's files and episode.json."""
+    directory = Path(directory)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_episode(directory, episode)
+
+
+def write_episode(directory: Path, episode: EpisodeConfig) -> None:
+    """Writes episode.json."""
+    (Path(directory) / "episode.json").write_text(json.dumps(dataclasses.asdict(episode), indent=2) + "\n", encoding="utf-8")
+
+
+def load_rows(directory: Path) -> RowBuilder:
+    """The tokenizer and the episode's layout of a model directory (the defaults of EpisodeConfig without episode.json)."""
+    file = Path(directory) / "episode.json"
+    try:
+        episode = from_dict(EpisodeConfig, json.loads(file.read_text(encoding="utf-8")), str(file)) if file.exists() else EpisodeConfig()
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
+    return RowBuilder(tokenizer, episode)
+
+
+def resolve(name: str | Path) -> Path:
+    """The directory of a model: `nano` is the one in the package, everything else is a path."""
+    return Path(str(files("zoomearth_jax.models") / "nano")) if str(name) == "nano" else Path(name)
+
+
+def load_model(name: str | Path) -> LoadedModel:
+    """Loads `nano` or a model directory.
+
+    Raises:
+        UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
+    """
+    directory = resolve(name)
+    model = Qwen2_5_VL.from_pretrained(directory)
+    rows = load_rows(directory)
+    if len(rows.tokenizer) > model.config.text.vocab_size:
+        raise UserError(f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}")
+    return LoadedModel(model, rows)

@@ -1,0 +1,1 @@
+"""Rollout, rewards, objective and learner."""

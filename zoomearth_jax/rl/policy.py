@@ -1,0 +1,128 @@
+"""The policy's view of rows: segments with their images, and log-probabilities of what was written."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoomearth_jax.configs.model import VisionConfig
+from zoomearth_jax.data_pipeline.rows import Views
+from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.layers import take_rows
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.vision import VisionLayout, num_windows, vision_layout
+
+
+class Images(NamedTuple):
+    """One picture a row, as the device takes it: uint8 pixels [B, side, side, 3], its layout, merged grids [B, 1, 2]."""
+
+    pixels: jax.Array
+    layout: VisionLayout
+    grids: jax.Array
+
+
+class Segment(NamedTuple):
+    """A segment of each row: ids and valid [B, T], visual tokens [B, M, D] and merged grids [B, 1, 2] (None without)."""
+
+    ids: jax.Array
+    valid: jax.Array
+    features: jax.Array | None = None
+    grids: jax.Array | None = None
+
+
+def device_images(views: Views, config: VisionConfig) -> Images:
+    """Adds the layout of fixed budget to a batch of views."""
+    side = views.pixels.shape[1]
+    budget = (side // config.patch_size) ** 2
+    layout = vision_layout(views.grids * config.merge_size, config, budget, num_windows(side, config))
+    return Images(views.pixels, layout, views.grids[:, None])
+
+
+def repeat_rows(tree, times: int):
+    """Repeats each row (first dimension) for the samples of its group."""
+    return tree if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
+
+
+def repeat_cache(cache: KVCache, times: int) -> KVCache:
+    """Broadcasts a prompt's cache to the samples of its group."""
+    if times == 1:
+        return cache
+    return KVCache(*(jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v)), jnp.repeat(cache.valid_BS, times, axis=0))
+
+
+def last_valid(hidden_BTD, valid_BT):
+    """Hidden state [B, D] of each row's last valid token."""
+    index_B1 = (valid_BT.shape[1] - 1 - jnp.argmax(valid_BT[:, ::-1], axis=1))[:, None]
+    return take_rows(hidden_BTD, index_B1)[:, 0]
+
+
+def masked_logits(logits, banned_ids: tuple[int, ...]):
+    """Logits of the distribution that is sampled from: ids placed by us alone (vision, turn starts) are impossible."""
+    return logits.at[..., np.array(banned_ids, np.int32)].set(-jnp.inf) if banned_ids else logits
+
+
+def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banned_ids=(), chunk: int = 4096):
+    """Log-probabilities of targets, chunked over tokens and recomputed in the backward pass.
+
+    No [B, T, V] array exists: one chunk's logits at a time, float32.
+
+    Args:
+        hidden_BTD: the states that predict the targets.
+        temperature: logits are divided by it, as in sampling.
+
+    Returns:
+        log-probabilities and entropies, float32 [B, T].
+    """
+    hidden, targets = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
+    count = targets.shape[0]
+    chunk = min(chunk, count)
+    padding = -count % chunk
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
+
+    @jax.checkpoint
+    def one(hidden, targets):
+        logp = jax.nn.log_softmax(masked_logits(model.decoder.logits(hidden) / temperature, banned_ids))
+        entropy = -jnp.sum(jnp.where(jnp.isfinite(logp), jnp.exp(logp) * logp, 0.0), axis=-1)
+        return jnp.take_along_axis(logp, targets[:, None], axis=-1)[:, 0], entropy
+
+    if hidden.shape[0] == 1:
+        logp, entropy = one(hidden[0], targets[0])
+    else:
+        logp, entropy = jax.lax.map(lambda x: one(*x), (hidden, targets))
+    return tuple(x.reshape(-1)[:count].reshape(targets_BT.shape) for x in (logp, entropy))
+
+
+def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, *, remat: bool = False):
+    """For each slot of the reply, the hidden state that predicts its token.
+
+    Prompts run once a group: with N prompts and B = N x G replies, replies i G … (i + 1) G - 1 follow prompt i.
+
+    Returns:
+        [B, T, D]: at a slot, the state of the nearest valid token before it (the prompt's last one at first).
+    """
+    group = reply.ids.shape[0] // prompt.ids.shape[0]
+    hidden_NTD, cache, next_N = model.segment(prompt.ids, prompt.valid, prompt.features, prompt.grids, remat=remat)
+    first_BD = repeat_rows(last_valid(hidden_NTD, prompt.valid), group)
+    hidden_BTD, _, _ = model.segment(
+        reply.ids,
+        reply.valid,
+        reply.features,
+        reply.grids,
+        repeat_rows(next_N, group),
+        repeat_cache(cache, group),
+        remat=remat,
+    )
+    # 0 is the prompt's last token, i + 1 is slot i
+    seen_BT = jax.lax.cummax(jnp.where(reply.valid, jnp.arange(1, reply.ids.shape[1] + 1), 0), axis=1)
+    source_BT = jnp.pad(seen_BT[:, :-1], ((0, 0), (1, 0)))
+    return take_rows(jnp.concatenate([first_BD[:, None], hidden_BTD], axis=1), source_BT)
+
+
+def reply_logprobs(model, prompt: Segment, reply: Segment, scored, temperature, banned_ids=(), *, remat=False):
+    """Log-probabilities and entropies of the reply's tokens at the slots `scored` (a static index array): [B, scored]."""
+    hidden_BTD = reply_hidden(model, prompt, reply, remat=remat)
+    return token_logprobs(model, hidden_BTD[:, scored], reply.ids[:, scored], temperature, banned_ids)

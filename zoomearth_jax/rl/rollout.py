@@ -1,0 +1,253 @@
+"""The one engine that plays episodes: look at the overview, name a box, see the crop, answer.
+
+`ask`, `evaluate` and GRPO all run it. The prompt is prefilled once a group and its cache broadcast to the samples; each
+stage is one jitted decode loop; crops are read on the host, encoded in one batch and appended to the same caches. Ids
+that were sampled are the ids that are returned and trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from zoomearth_jax.data_pipeline.boxes import Box
+from zoomearth_jax.data_pipeline.protocol import parse_answer, parse_box, wants_crop
+from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.rows import Prompts, Replies, RowBuilder
+from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.rl.policy import Images, device_images, last_valid, masked_logits, repeat_cache, repeat_rows
+
+MASK_LEVEL = 128  # grey of a masked crop
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What one sample did.
+
+    Attributes:
+        stage1, stage2: its texts; stage2 is None without a crop.
+        box: the box it named, in px of the view; None without a valid one.
+        box_reason: why there is none (see `ParsedBox`).
+        window: what was read, in px of the original.
+        answer: its final answer; None without one.
+        truncated: a stage ran out of its slot.
+    """
+
+    stage1: str
+    stage2: str | None
+    box: Box | None
+    box_reason: str
+    window: Box | None
+    answer: str | None
+    truncated: bool
+
+    @property
+    def zoomed(self) -> bool:
+        """Whether it saw a crop."""
+        return self.stage2 is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectories:
+    """A batch of N x G episodes with what the learner needs.
+
+    Attributes:
+        prompts: N prompt slots. replies: N x G reply slots. logprobs: of the sampled tokens, float32
+            [N x G, stage1_len + stage2_len], under the distribution they were sampled from.
+        overview_features, crop_features: visual tokens [N, M, D] and [N x G, M, D], on the device.
+        episodes: in the order of replies. overviews, crops: what was seen, uint8.
+    """
+
+    prompts: Prompts
+    replies: Replies
+    logprobs: np.ndarray
+    overview_features: jax.Array
+    crop_features: jax.Array
+    episodes: list[Episode]
+    overviews: list[np.ndarray]
+    crops: list[np.ndarray | None]
+
+
+def _write(cache: KVCache, own: KVCache, offset) -> KVCache:
+    """Puts a segment's keys and values into the cache's slots from `offset` on."""
+    k = jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=2)
+    v = jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=2)
+    return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.valid_BS, own.valid_BS, offset, axis=1))
+
+
+def _grow(cache: KVCache, slots: int) -> KVCache:
+    """Appends empty slots."""
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))) for x in (cache.k, cache.v))
+    return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
+
+
+def _sample(logits_BV, key, temperature, banned_ids):
+    """A token a row and its log-probability; temperature 0 is greedy, with log-probabilities at 1."""
+    greedy = temperature == 0
+    logits_BV = masked_logits(logits_BV / jnp.where(greedy, 1.0, temperature), banned_ids)
+    noise_BV = jnp.where(greedy, 0.0, jax.random.gumbel(key, logits_BV.shape))
+    ids_B = jnp.argmax(logits_BV + noise_BV, axis=-1)
+    logp_BV = jax.nn.log_softmax(logits_BV)
+    return ids_B, jnp.take_along_axis(logp_BV, ids_B[:, None], axis=-1)[:, 0]
+
+
+def decode(model: Qwen2_5_VL, cache: KVCache, offset: int, length: int, hidden_BD, start_B, active_B, key, temperature, rows: RowBuilder):
+    """Samples up to `length` tokens a row into the cache's slots from `offset` on; stops when every row has.
+
+    Args:
+        hidden_BD: the state that predicts the first token.
+        start_B: its position.
+        active_B: rows that write at all.
+
+    Returns:
+        cache, ids [B, length], log-probabilities [B, length], written [B, length] (stop tokens included), and next_B.
+    """
+    batch = hidden_BD.shape[0]
+    stop_ids = jnp.array(rows.stop_ids)
+
+    def write_token(step, state, hidden_BD):
+        ids, logps, written, alive_B, position_B = state
+        token_B, logp_B = _sample(model.decoder.logits(hidden_BD), jax.random.fold_in(key, step), temperature, rows.banned_ids)
+        ids = ids.at[:, step].set(jnp.where(alive_B, token_B, rows.pad_id))
+        logps = logps.at[:, step].set(jnp.where(alive_B, logp_B, 0.0))
+        written = written.at[:, step].set(alive_B)
+        alive_B = alive_B & ~jnp.isin(token_B, stop_ids)
+        return ids, logps, written, alive_B, position_B
+
+    def body(loop):
+        step, state, cache = loop
+        ids, _, _, alive_B, position_B = state
+        previous_B1 = jax.lax.dynamic_slice_in_dim(ids, step - 1, 1, axis=1)
+        hidden, own, next_B = model.segment(previous_B1, alive_B[:, None], start_B=position_B, past=cache)
+        cache = _write(cache, own, offset + step - 1)
+        state = (*state[:4], next_B)
+        return step + 1, write_token(step, state, hidden[:, 0]), cache
+
+    def going(loop):
+        step, state, _ = loop
+        return (step < length) & state[3].any()
+
+    empty = jnp.full((batch, length), rows.pad_id, jnp.int32)
+    state = (empty, jnp.zeros((batch, length)), jnp.zeros((batch, length), bool), active_B, start_B)
+    state = write_token(0, state, hidden_BD)
+    _, (ids, logps, written, alive_B, position_B), cache = jax.lax.while_loop(going, body, (1, state, cache))
+    # A row that filled its slot has its last token still outside the cache; for all others this adds nothing valid.
+    _, own, next_B = model.segment(ids[:, length - 1 :], alive_B[:, None], start_B=position_B, past=cache)
+    return _write(cache, own, offset + length - 1), ids, logps, written, next_B
+
+
+class RolloutEngine:
+    """Plays episodes with one compiled program for each stage and batch shape."""
+
+    def __init__(self, model: Qwen2_5_VL, rows: RowBuilder):
+        """Takes the model's structure; parameters come with each call."""
+        self.rows = rows
+        self._vision = model.config.vision
+        self._graph = nnx.graphdef(model)
+        self._look = jax.jit(self._look_step, static_argnames="group")
+        self._zoom = jax.jit(self._zoom_step, donate_argnums=1)
+        self._readers = ThreadPoolExecutor(8, thread_name_prefix="crop-reader")
+
+    def _look_step(self, params, ids, valid, images: Images, key, temperature, group: int):
+        model, episode = nnx.merge(self._graph, params), self.rows.episode
+        features = model.encode_views(images.pixels, images.layout)
+        hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
+        first = repeat_rows(last_valid(hidden, valid), group)
+        cache = _grow(repeat_cache(cache, group), episode.stage1_len)
+        start = repeat_rows(next_N, group)
+        active = jnp.ones(first.shape[:1], bool)
+        out = decode(
+            model, cache, episode.prompt_len, episode.stage1_len, first, start, active, key, temperature, self.rows
+        )
+        return features, *out
+
+    def _zoom_step(self, params, cache, start, ids, valid, images: Images, active, key, temperature):
+        model, episode = nnx.merge(self._graph, params), self.rows.episode
+        features = model.encode_views(images.pixels, images.layout)
+        hidden, own, next_B = model.segment(ids, valid, features, images.grids, start, cache)
+        offset = episode.prompt_len + episode.stage1_len
+        cache = _write(_grow(cache, episode.crop_len + episode.stage2_len), own, offset)
+        last = last_valid(hidden, valid)
+        offset += episode.crop_len
+        _, written_ids, logps, written, _ = decode(
+            model, cache, offset, episode.stage2_len, last, next_B, active, key, temperature, self.rows
+        )
+        return features, written_ids, logps, written
+
+    def __call__(
+        self, params, questions: Sequence[Question], key, *, temperature: float = 0.0, group: int = 1, mask_crop: bool = False
+    ) -> Trajectories:
+        """Plays `group` episodes of each question.
+
+        Args:
+            params: the model's state.
+            key: random key; unused draws at temperature 0, which is greedy.
+            mask_crop: show grey instead of the crop's pixels, to measure what the crop is worth.
+
+        Raises:
+            UserError: a question that doesn't fit the prompt slot, or an image that can't be read. What the model writes
+                never raises.
+        """
+        rows = self.rows
+        overviews = list(self._readers.map(rows.overview, questions))
+        prompts = rows.prompts(questions, overviews)
+        look_key, zoom_key = jax.random.split(key)
+        images = device_images(prompts.views, self._vision)
+        overview_features, cache, ids1, logps1, written1, start = self._look(
+            params, prompts.ids, prompts.valid, images, look_key, temperature, group=group
+        )
+        stage1 = _tokens(ids1, written1)
+        texts1 = [rows.decode(ids) for ids in stage1]
+        asked = [q for q in questions for _ in range(group)]
+        views = [rows.view_frame(view) for view in overviews for _ in range(group)]
+        parsed = [parse_box(text, view) for text, view in zip(texts1, views, strict=True)]
+        zooms = [p.box is not None and wants_crop(text) for p, text in zip(parsed, texts1, strict=True)]
+        windows = [rows.window(p.box, q.image.frame) if z else None for p, q, z in zip(parsed, asked, zooms, strict=True)]
+        crops = list(self._readers.map(lambda q, w: None if w is None else rows.crop(q.image, w), asked, windows))
+        shown = [c if c is None or not mask_crop else np.full_like(c, MASK_LEVEL) for c in crops]
+        crop_views = rows.views(shown)
+        crop_ids, crop_valid = rows.crop_slots(crop_views.grids)
+        images = device_images(crop_views, self._vision)
+        crop_features, ids2, logps2, written2 = self._zoom(
+            params, cache, start, crop_ids, crop_valid, images, np.array(zooms), zoom_key, temperature
+        )
+        stage2 = _tokens(ids2, written2)
+        texts2 = [rows.decode(ids) if z else None for ids, z in zip(stage2, zooms, strict=True)]
+        episodes = [
+            Episode(
+                stage1=text1,
+                stage2=text2,
+                box=p.box,
+                box_reason=p.reason,
+                window=window,
+                answer=parse_answer(text1 if text2 is None else text2),
+                truncated=not self._stopped(one) or (text2 is not None and not self._stopped(two)),
+            )
+            for text1, text2, p, window, one, two in zip(texts1, texts2, parsed, windows, stage1, stage2, strict=True)
+        ]
+        return Trajectories(
+            prompts=prompts,
+            replies=rows.replies(stage1, stage2, crop_views),
+            logprobs=np.concatenate([logps1, logps2], axis=1),
+            overview_features=overview_features,
+            crop_features=crop_features,
+            episodes=episodes,
+            overviews=overviews,
+            crops=shown,
+        )
+
+    def _stopped(self, ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] in self.rows.stop_ids
+
+
+def _tokens(ids, written) -> list[list[int]]:
+    """The ids that each row wrote."""
+    ids, written = np.asarray(ids), np.asarray(written)
+    return [row[mask].tolist() for row, mask in zip(ids, written, strict=True)]
