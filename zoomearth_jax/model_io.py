@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer
 
+from zoomearth_jax.checkpoint import load_run_model, write_episode
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict
 from zoomearth_jax.data_pipeline.rows import RowBuilder
@@ -32,11 +32,6 @@ def save_model(directory: Path, model: Qwen2_5_VL, tokenizer, episode: EpisodeCo
     write_episode(directory, episode)
 
 
-def write_episode(directory: Path, episode: EpisodeConfig) -> None:
-    """Writes episode.json."""
-    (Path(directory) / "episode.json").write_text(json.dumps(dataclasses.asdict(episode), indent=2) + "\n", encoding="utf-8")
-
-
 def load_rows(directory: Path) -> RowBuilder:
     """The tokenizer and the episode's layout of a model directory (the defaults of EpisodeConfig without episode.json)."""
     file = Path(directory) / "episode.json"
@@ -54,13 +49,14 @@ def resolve(name: str | Path) -> Path:
 
 
 def load_model(name: str | Path) -> LoadedModel:
-    """Loads `nano` or a model directory.
+    """Loads `nano`, an HF directory, or the last checkpoint of a run.
 
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
     """
     directory = resolve(name)
-    model = Qwen2_5_VL.from_pretrained(directory)
+    is_run = (directory / "checkpoints").is_dir() and not any(directory.glob("*.safetensors"))
+    model = load_run_model(directory) if is_run else Qwen2_5_VL.from_pretrained(directory)
     rows = load_rows(directory)
     if len(rows.tokenizer) > model.config.text.vocab_size:
         raise UserError(f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}")

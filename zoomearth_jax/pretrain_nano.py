@@ -1,8 +1,9 @@
 """`zoomearth pretrain-nano`: trains the nano base model that ships with the package.
 
 Binding a colour's name to a place has a long plateau under plain fine-tuning. What gets over it: all sites of a scene are
-asked about from one shared image prefix, beside counting, season and stripe-reading questions, with an auxiliary loss on
-the merged visual tokens through a head that is thrown away. The base doesn't speak the episode protocol; SFT teaches that.
+asked about from one shared image prefix, beside counting, season and stripe-reading questions, with auxiliary losses
+through heads that are thrown away: visual tokens tell their sites' colours, corners and stripes, and the question's tokens
+the corners of the site that they name. The base doesn't speak the episode protocol; SFT teaches that.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from zoomearth_jax.data_pipeline.images import global_view
 from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.questions import SPLITS
 from zoomearth_jax.data_pipeline.rows import RowBuilder
-from zoomearth_jax.data_pipeline.scenes import COLORS, UNITS, Scene, Site, random_scene
+from zoomearth_jax.data_pipeline.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import save_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl.policy import Segment, device_images, reply_logprobs
+from zoomearth_jax.rl.policy import Segment, device_images, reply_hidden, token_logprobs
 
 QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
 READINGS = 2  # per crop: stripes, colour
 REPLY_LEN = 32
+_NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PretrainNanoConfig:
         lr: peak learning rate of AdamW.
         warmup: steps of linear warm-up.
         first_number_weight: weight of a box's first number in the loss.
-        aux_weight: weight of the auxiliary loss on visual tokens.
+        aux_weight: weight of the auxiliary losses.
         seed: of parameters and scenes.
     """
 
@@ -77,7 +79,7 @@ def _replies(rows: RowBuilder, pairs, first_number_weight: float):
     """Rows of "question, turn change, answer" with loss weights on the answer; None gives an empty row."""
     ids = np.full((len(pairs), REPLY_LEN), rows.pad_id, np.int32)
     valid, weight = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.float32)
-    first = np.zeros(ids.shape, bool)
+    first, named = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
     for i, pair in enumerate(pairs):
         if pair is None:
             continue
@@ -89,7 +91,8 @@ def _replies(rows: RowBuilder, pairs, first_number_weight: float):
         if "bbox" in answer:
             first[i, len(asked) + 1] = True
             weight[i, len(asked) + 1] = first_number_weight
-    return ids, valid, weight, first
+            named[i, _NAMED_FROM : len(asked) + 1] = True
+    return ids, valid, weight, first, named
 
 
 def _scene_pairs(rng, scene: Scene, view) -> list:
@@ -101,6 +104,12 @@ def _scene_pairs(rng, scene: Scene, view) -> list:
     pairs += [("How many sites are there?", str(len(scene.sites))), ("Which season is it?", scene.season)]
     pairs += [None] * (QUERIES - len(pairs))
     return [pairs[i] for i in rng.permutation(QUERIES)]
+
+
+def _named_corners(scene: Scene, pair) -> tuple[float, float, float, float]:
+    """Corners in units of the site that a question names; zeros for other questions."""
+    named = [s for s in scene.sites if pair and f"the {s.color} site?" in pair[0]]
+    return (named[0].x1, named[0].y1, named[0].x2, named[0].y2) if named else (0.0, 0.0, 0.0, 0.0)
 
 
 def _loose_crop(rng, rows: RowBuilder, scene: Scene, site: Site) -> np.ndarray:
@@ -125,6 +134,10 @@ def _token_targets(scene: Scene, tokens_per_side: int):
     return present.reshape(-1, len(COLORS)), corners.reshape(-1, len(COLORS), 4)
 
 
+def _chunks(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
 def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) -> dict:
     """The data of one step, from the seed and the step's number alone."""
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
@@ -138,6 +151,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) 
         for _, site in read
         for pair in [("Which way do the stripes run?", site.orientation), ("Which color is the site?", site.color)]
     ]
+    named = [_named_corners(scene, pair) for scene, asked in zip(scenes, _chunks(pairs, QUERIES), strict=True) for pair in asked]
     targets = [_token_targets(scene, rows.episode.view_side // rows.episode.merged_px) for scene in scenes]
     batch = {}
     for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
@@ -146,36 +160,56 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) 
             "prompt": (ids, valid, device_images(views, vision)),
             "reply": _replies(rows, asked, config.first_number_weight),
         }
+    stripes = np.array([list(ORIENTATIONS).index(site.orientation) for _, site in read], np.int32)
+    batch |= {"named_corners": np.array(named, np.float32) / UNITS, "stripes": stripes}
     return {**batch, "present": np.stack([t[0] for t in targets]), "corners": np.stack([t[1] for t in targets])}
 
 
 def _group_loss(model, part):
-    """Weighted cross-entropy sum, weight sum, and the mean loss of first numbers."""
+    """Visual tokens, states that predict each slot, the weighted cross-entropy, and that of first numbers alone."""
     ids, valid, images = part["prompt"]
-    reply_ids, reply_valid, weight, first = part["reply"]
+    reply_ids, reply_valid, weight, first, _ = part["reply"]
     features = model.encode_views(images.pixels, images.layout)
-    prompt, reply = Segment(ids, valid, features, images.grids), Segment(reply_ids, reply_valid)
-    logp, _ = reply_logprobs(model, prompt, reply, np.arange(REPLY_LEN), 1.0)
-    return features, -(logp * weight).sum(), weight.sum(), -(logp * first).sum() / jnp.maximum(first.sum(), 1)
+    hidden = reply_hidden(model, Segment(ids, valid, features, images.grids), Segment(reply_ids, reply_valid))
+    logp, _ = token_logprobs(model, hidden, reply_ids, 1.0)
+    first_loss = -(logp * first).sum() / jnp.maximum(first.sum(), 1)
+    return features, hidden, -(logp * weight).sum() / weight.sum(), first_loss
 
 
 def _loss(state, graph, batch, aux_weight):
-    model, head = nnx.merge(graph, state)
-    features, scene_loss, scene_weight, x1_loss = _group_loss(model, batch["scenes"])
-    _, crop_loss, crop_weight, _ = _group_loss(model, batch["crops"])
-    out = head(features).reshape(*batch["present"].shape, 5)
+    model, heads = nnx.merge(graph, state)
+    features, hidden, scene_loss, x1_loss = _group_loss(model, batch["scenes"])
+    crop_features, _, crop_loss, _ = _group_loss(model, batch["crops"])
+
+    out = heads["sites"](features).reshape(*batch["present"].shape, 5)
     present_loss = optax.sigmoid_binary_cross_entropy(out[..., 0], batch["present"]).sum((-1, -2)).mean()
     corner_error = jnp.abs(out[..., 1:] - batch["corners"]).sum(-1) * batch["present"]
     corner_loss = corner_error.sum() / batch["present"].sum()
-    text_loss = scene_loss / scene_weight + crop_loss / crop_weight
+    named = batch["scenes"]["reply"][-1]
+    named_error = jnp.abs(heads["named"](hidden) - batch["named_corners"][:, None]).sum(-1)
+    named_loss = (named_error * named).sum() / named.sum()
+    stripe_logits = heads["stripes"](crop_features)
+    seen = jnp.arange(stripe_logits.shape[1]) < batch["crops"]["prompt"][2].grids.prod(-1)
+    stripe_loss = optax.softmax_cross_entropy_with_integer_labels(stripe_logits, batch["stripes"][:, None])
+    stripe_loss = (stripe_loss * seen).sum() / seen.sum()
+
     metrics = {
-        "loss": text_loss,
+        "loss": scene_loss + crop_loss,
         "x1_loss": x1_loss,
-        "crop_loss": crop_loss / crop_weight,
+        "crop_loss": crop_loss,
         "present_loss": present_loss,
         "corner_loss": corner_loss,
+        "named_loss": named_loss,
+        "stripe_loss": stripe_loss,
     }
-    return text_loss + aux_weight * (present_loss + corner_loss), metrics
+    return scene_loss + crop_loss + aux_weight * (0.1 * present_loss + corner_loss + named_loss + stripe_loss), metrics
+
+
+def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
+    """Scales what each layer adds to the residual stream at the start, so that a colour's word stays readable in it."""
+    layers = model.decoder.layers
+    for linear in (layers.o_proj, layers.mlp.down_proj, model.vision.merger_out):
+        linear.kernel[...] = linear.kernel[...] * scale
 
 
 def pretrain_nano(config: PretrainNanoConfig) -> Path:
@@ -184,10 +218,12 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     rows = RowBuilder(build_nano_tokenizer(), episode)
     rngs = nnx.Rngs(config.seed)
     model = Qwen2_5_VL(model_config, rngs=rngs)
-    head = nnx.Linear(model_config.text.width, 5 * len(COLORS), rngs=rngs)
-    graph, state = nnx.split((model, head))
+    _quiet_branches(model)
+    sizes = {"sites": 5 * len(COLORS), "named": 4, "stripes": len(ORIENTATIONS)}
+    heads = nnx.Dict({name: nnx.Linear(model_config.text.width, size, rngs=rngs) for name, size in sizes.items()})
+    graph, state = nnx.split((model, heads))
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, config.lr / 10)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
     opt_state = optimizer.init(state)
 
     @jax.jit

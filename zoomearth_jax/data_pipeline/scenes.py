@@ -18,8 +18,7 @@ from zoomearth_jax.data_pipeline.images import MAX_PIXELS
 from zoomearth_jax.errors import UserError
 
 UNITS = 2048.0  # a scene is UNITS x UNITS, whatever its size in px
-# Two stripes to each overview pixel of a 112 px view: their average over the pixel is exactly zero.
-STRIPE_PERIOD = UNITS / 112 / 2
+STRIPE_PERIOD = UNITS / 112  # units along an axis: over a pixel of a 112 px overview the stripes average to exactly zero
 SITE_SIDE = (160, 280)  # units
 STRIPE_AMPLITUDE = 60.0
 

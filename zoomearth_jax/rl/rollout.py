@@ -152,7 +152,7 @@ class RolloutEngine:
         self._vision = model.config.vision
         self._graph = nnx.graphdef(model)
         self._look = jax.jit(self._look_step, static_argnames="group")
-        self._zoom = jax.jit(self._zoom_step, donate_argnums=1)
+        self._zoom = jax.jit(self._zoom_step)
         self._readers = ThreadPoolExecutor(8, thread_name_prefix="crop-reader")
 
     def _look_step(self, params, ids, valid, images: Images, key, temperature, group: int):

@@ -1,0 +1,44 @@
+# Every target makes its own environment in .venv; only python3 and make are needed.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test parity lint setup nano goldens clean
+
+demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
+	$(BIN)/zoomearth demo
+
+test: .venv/installed   ## the core suite: no torch, no network, no accelerator
+	$(BIN)/python -m pytest
+
+parity: .venv/parity    ## live comparison with HF transformers in torch
+	$(BIN)/python -m pytest -m parity tests
+
+lint: .venv/dev         ## ruff's checks and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: .venv/installed  ## the environment alone
+
+nano: .venv/installed   ## trains the base model that ships with the package anew
+	$(BIN)/zoomearth pretrain-nano --out runs/nano
+
+goldens: .venv/parity   ## writes the committed goldens anew from HF transformers
+	$(BIN)/python tests/make_goldens.py
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+
+.venv/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv/parity: .venv/installed
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	touch $@
+
+.venv/dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

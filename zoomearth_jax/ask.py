@@ -1,0 +1,87 @@
+"""`zoomearth ask IMAGE QUESTION`: one episode on one image file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+from flax import nnx
+from PIL import Image
+
+from zoomearth_jax.data_pipeline.images import RawImage
+from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import load_model
+from zoomearth_jax.pictures import annotate
+from zoomearth_jax.rl.rollout import RolloutEngine
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig:
+    """A question to a model.
+
+    Attributes:
+        image: any TIFF, PNG, JPEG or WebP file, however large.
+        question: what to ask.
+        model: `nano`, a model directory or a run; `nano-sft` … are made by `zoomearth demo`.
+        save: write a picture of the overview with the box, and the crop, to this PNG file.
+        temperature: of sampling; 0 is greedy.
+        seed: of sampling.
+        json: print JSON.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional]
+    question: Annotated[str, tyro.conf.Positional]
+    model: str = "nano"
+    save: Path | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    json: bool = False
+
+
+def ask(config: AskConfig) -> dict:
+    """Plays the episode, prints it and returns it."""
+    if config.save is not None and config.save.suffix.lower() != ".png":
+        raise UserError(f"{config.save}: --save writes PNG; use a name that ends in .png")
+    image = RawImage(config.image)
+    model, rows = load_model(config.model)
+    engine = RolloutEngine(model, rows)
+    question = Question(image, config.question, answer="", level="global")
+    key = jax.random.key(config.seed)
+    played = engine(nnx.state(model, nnx.Param), [question], key, temperature=config.temperature)
+    episode = played.episodes[0]
+    corners = None if episode.box is None else [round(c) for c in episode.box.to(image.frame).corners]
+    result = {
+        "answer": episode.answer,
+        "box": corners,
+        "window": None if episode.window is None else list(episode.window.corners),
+        "stage1": episode.stage1,
+        "stage2": episode.stage2,
+        "truncated": episode.truncated,
+    }
+    if config.save is not None:
+        picture = annotate(played.overviews[0], played.crops[0], [(episode.box, "predicted")])
+        _save(picture, config.save)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
+    return result
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    picture.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def _text(result: dict, reason: str) -> str:
+    lines = [f"look    {result['stage1']}"]
+    if result["stage2"] is not None:
+        lines += [f"box     {result['box']} px of the original; read {result['window']}", f"crop    {result['stage2']}"]
+    elif reason not in ("", "absent"):
+        lines.append(f"box     none: {reason}")
+    answer = result["answer"] if result["answer"] is not None else "(the model gave no answer)"
+    return "\n".join([*lines, f"answer  {answer}"])

@@ -1,0 +1,107 @@
+"""The `zoomearth` command. Bad input ends with one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Union
+
+import tyro
+
+from zoomearth_jax.errors import UserError
+
+_HELP = "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look."
+
+
+def _verbs() -> dict:
+    """Verb -> (config class, function). Imported late, so that --version and a typo stay fast."""
+    from zoomearth_jax.ask import AskConfig, ask
+    from zoomearth_jax.demo import DemoConfig, demo
+    from zoomearth_jax.evaluate import EvaluateConfig, evaluate
+    from zoomearth_jax.grpo import GRPOConfig, grpo
+    from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
+    from zoomearth_jax.pretrain_nano import PretrainNanoConfig, pretrain_nano
+    from zoomearth_jax.sft import SFTConfig, sft
+
+    return {
+        "ask": (AskConfig, ask),
+        "demo": (DemoConfig, demo),
+        "evaluate": (EvaluateConfig, evaluate),
+        "grpo": (GRPOConfig, grpo),
+        "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
+        "scenes": (ScenesConfig, write_scenes),
+        "sft": (SFTConfig, sft),
+    }
+
+
+def _quiet() -> None:
+    """Keeps the libraries' chatter off the terminal, and turns XLA's compilation cache on."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import absl.logging
+    import jax
+
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    cache = os.environ.get("ZOOMEARTH_CACHE", str(Path.home() / ".cache" / "zoomearth_jax"))
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _parse(args: list[str], verbs: dict):
+    """The config that the arguments describe; tyro's boxed complaints become one line."""
+    choices = tuple(
+        Annotated[config, tyro.conf.subcommand(name, description=config.__doc__.splitlines()[0])]
+        for name, (config, _) in verbs.items()
+    )
+    settings = (tyro.conf.OmitSubcommandPrefixes,)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Union[choices], prog="zoomearth", description=_HELP, args=args, config=settings)  # noqa: UP007
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def _one_line(boxed: str) -> str:
+    """What is wrong, and tyro's first suggestion, out of its box of several lines."""
+    lines = [line for line in (re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()) if line]
+    title, detail = lines[0].rstrip(":"), lines[1] if len(lines) > 1 else ""
+    detail += f" {lines[2]}" if detail.endswith(":") else ""
+    parts = [detail if detail.startswith(title) or title == "Value error" else f"{title}: {detail}"]
+    if "Perhaps you meant:" in lines:
+        parts.append("perhaps you meant " + lines[lines.index("Perhaps you meant:") + 1])
+    return "; ".join([*parts, "see --help"])
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code."""
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
+        from zoomearth_jax import __version__
+
+        print(__version__)
+        return 0
+    _quiet()
+    try:
+        verbs = _verbs()
+        config = _parse(args, verbs)
+        next(function for kind, function in verbs.values() if isinstance(config, kind))(config)
+    except UserError as error:
+        print(f"zoomearth: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("zoomearth: interrupted; --resume goes on from the last checkpoint of a training run", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""`zoomearth evaluate`: accuracy per level, box IoU and zoom rate, with the crop shown and masked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from zoomearth_jax.data_pipeline.protocol import is_correct
+from zoomearth_jax.data_pipeline.questions import LEVELS, Question, read_questions, scene_questions
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import load_model
+from zoomearth_jax.rl.rewards import box_arrays, box_iou
+from zoomearth_jax.rl.rollout import Episode, RolloutEngine
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of an evaluation.
+
+    Attributes:
+        model: `nano`, a model directory or a run.
+        data: `scenes`, or a folder with questions.jsonl and images.
+        questions: how many procedural questions, or at most how many of a folder's.
+        global_share: share of procedural questions that need no crop.
+        temperature: of sampling; 0 is greedy.
+        masked: evaluate a second time with grey crops.
+        batch_size: questions played at once.
+        seed: of the procedural questions and of sampling.
+        samples: write one JSON object per question to this file.
+        json: print the summary as JSON.
+    """
+
+    model: str = "nano"
+    data: str = "scenes"
+    questions: int = 1024
+    global_share: float = 0.15
+    temperature: float = 0.0
+    masked: bool = True
+    batch_size: int = 256
+    seed: int = 0
+    samples: Path | None = None
+    json: bool = False
+
+    def __post_init__(self):
+        if self.questions < 1 or self.batch_size < 1:
+            raise UserError("evaluate: questions and batch_size must be positive")
+
+
+def play(
+    engine: RolloutEngine, params, questions: Sequence[Question], key, *, temperature: float, mask_crop: bool, batch_size: int
+) -> list[Episode]:
+    """One episode of each question, in batches of one shape; the last is filled up and cut."""
+    episodes: list[Episode] = []
+    batch_size = min(batch_size, len(questions))
+    for number, start in enumerate(
+        tqdm(range(0, len(questions), batch_size), desc="evaluate", disable=not sys.stderr.isatty(), leave=False)
+    ):
+        batch = list(questions[start : start + batch_size])
+        full = batch + batch[:1] * (batch_size - len(batch))
+        batch_key = jax.random.fold_in(key, number)
+        played = engine(params, full, batch_key, temperature=temperature, mask_crop=mask_crop)
+        episodes += played.episodes[: len(batch)]
+    return episodes
+
+
+def summarize(questions: Sequence[Question], episodes: Sequence[Episode]) -> dict:
+    """Accuracy over all questions and per level, APO IoU, zoom rate and the rates of what went wrong.
+
+    apo_iou is the mean IoU of raw boxes over the questions with a reference box, 0 where no valid box was named;
+    apo_iou_window the same of the windows that were read, against those of the references.
+    """
+    correct = np.array([is_correct(e.answer, q.answer) for e, q in zip(episodes, questions, strict=True)])
+    levels = np.array([q.level for q in questions])
+    has_box = np.array([q.box is not None for q in questions])
+    iou = ious(questions, [e.box if e.zoomed else None for e in episodes])
+    window_iou = ious(questions, [e.window for e in episodes])
+    zoomed = np.array([e.zoomed for e in episodes])
+    return {
+        "questions": len(questions),
+        "accuracy": float(correct.mean()),
+        "accuracy_by_level": {level: float(correct[levels == level].mean()) for level in LEVELS if (levels == level).any()},
+        "apo_iou": float(iou[has_box].mean()) if has_box.any() else None,
+        "apo_iou_window": float(window_iou[has_box].mean()) if has_box.any() else None,
+        "zoom_rate": float(zoomed.mean()),
+        "zoom_rate_without_reference": float(zoomed[~has_box].mean()) if not has_box.all() else None,
+        "no_answer": float(np.mean([e.answer is None for e in episodes])),
+        "broken_box": float(np.mean([e.box_reason not in ("", "absent") for e in episodes])),
+        "truncated": float(np.mean([e.truncated for e in episodes])),
+    }
+
+
+def ious(questions: Sequence[Question], boxes) -> np.ndarray:
+    """IoU of each box with its question's reference; 0 where either is missing."""
+    predicted, reference, applies = box_arrays(questions, boxes)
+    return np.asarray(box_iou(predicted, reference)) * applies
+
+
+def sample_record(question: Question, episode: Episode) -> dict:
+    """What is kept of one episode."""
+    return {
+        "question": question.text,
+        "level": question.level,
+        "reference": question.answer,
+        "reference_box": None if question.box is None else [round(c, 1) for c in question.box.corners],
+        "answer": episode.answer,
+        "correct": is_correct(episode.answer, question.answer),
+        "iou": float(ious([question], [episode.box if episode.zoomed else None])[0]),
+        "box": None if episode.box is None else [round(c, 1) for c in episode.box.to(question.image.frame).corners],
+        "box_reason": episode.box_reason,
+        "window": None if episode.window is None else list(episode.window.corners),
+        "stage1": episode.stage1,
+        "stage2": episode.stage2,
+        "truncated": episode.truncated,
+    }
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Runs the evaluation and prints a table or JSON; returns the summaries, `shown` and `masked`."""
+    model, rows = load_model(config.model)
+    if config.data == "scenes":
+        questions = scene_questions("test", config.seed, 0, config.questions, config.global_share)
+    else:
+        questions = read_questions(config.data)[: config.questions]
+    engine, params = RolloutEngine(model, rows), nnx.state(model, nnx.Param)
+    key = jax.random.key(config.seed)
+    results = {}
+    for name in ("shown", "masked") if config.masked else ("shown",):
+        episodes = play(
+            engine,
+            params,
+            questions,
+            key,
+            temperature=config.temperature,
+            mask_crop=name == "masked",
+            batch_size=config.batch_size,
+        )
+        results[name] = summarize(questions, episodes)
+        if name == "shown" and config.samples is not None:
+            config.samples.parent.mkdir(parents=True, exist_ok=True)
+            with open(config.samples, "w", encoding="utf-8") as file:
+                for question, episode in zip(questions, episodes, strict=True):
+                    file.write(json.dumps(sample_record(question, episode), ensure_ascii=False) + "\n")
+    print(json.dumps(results, indent=2) if config.json else _table(results))
+    return results
+
+
+def _table(results: dict) -> str:
+    shown = results["shown"]
+    lines = [f"{'':28}" + "".join(f"{name:>10}" for name in results)]
+    for key in shown:
+        if key == "accuracy_by_level":
+            for level in shown[key]:
+                lines.append(f"{'  accuracy ' + level:28}" + "".join(f"{r[key][level]:10.3f}" for r in results.values()))
+        elif shown[key] is not None:
+            form = "10d" if key == "questions" else "10.3f"
+            lines.append(f"{key:28}" + "".join(f"{r[key]:{form}}" for r in results.values()))
+    return "\n".join(lines)

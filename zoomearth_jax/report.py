@@ -1,0 +1,67 @@
+"""`report.html`: results, training curves and episodes in one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from zoomearth_jax.metrics import read_metrics
+from zoomearth_jax.pictures import COLORS, enlarged, with_boxes
+
+CURVES = {
+    "sft": ("loss", "entropy"),
+    "grpo": ("reward_total", "reward_answer", "reward_iou", "reward_region", "entropy", "zoom_rate", "flat_groups", "kl"),
+}
+
+
+def data_url(picture: Image.Image) -> str:
+    """A PNG as a data URL."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def curve(name: str, steps: list[int], values: list[float]) -> dict:
+    """A line chart's labels and points (in the template's 260 x 110 view box)."""
+    low, high = min(values), max(values)
+    spread = (high - low) or 1.0
+    across = max(steps[-1] - steps[0], 1)
+    points = " ".join(
+        f"{34 + 222 * (s - steps[0]) / across:.1f},{96 - 90 * (v - low) / spread:.1f}" for s, v in zip(steps, values, strict=True)
+    )
+    return {"name": name, "low": f"{low:.3g}", "high": f"{high:.3g}", "last_step": steps[-1], "points": points}
+
+
+def run_curves(runs: dict[str, Path]) -> list[dict]:
+    """The curves of stages, by the stage's name and run directory."""
+    curves = []
+    for stage, directory in runs.items():
+        rows = read_metrics(Path(directory) / "metrics.jsonl")
+        for key in CURVES[stage]:
+            kept = [(row["step"], row[key]) for row in rows if key in row]
+            if kept:
+                curves.append(curve(f"{stage}: {key}", *map(list, zip(*kept, strict=True))))
+    return curves
+
+
+def episode_card(record: dict, rewards: dict, overview: np.ndarray, crop: np.ndarray | None, boxes) -> dict:
+    """One episode for the template."""
+    return {
+        "record": record,
+        "rewards": [(name, f"{value:.2f}") for name, value in rewards.items()],
+        "overview": data_url(with_boxes(overview, boxes)),
+        "crop": None if crop is None else data_url(enlarged(crop, 224)),
+    }
+
+
+def write_report(path: Path, **values) -> None:
+    """Fills the template; everything the model wrote is escaped."""
+    source = (files("zoomearth_jax") / "report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    Path(path).write_text(environment.from_string(source).render(colors=COLORS, **values), encoding="utf-8")

@@ -1,0 +1,47 @@
+"""What every training run does at its start, and the check on what comes out."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from zoomearth_jax.checkpoint import write_run_header
+from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
+from zoomearth_jax.errors import UserError
+
+
+def open_run(config, model, rows) -> None:
+    """Prepares `config.out`: header files and the settings in run.yaml.
+
+    Raises:
+        UserError: a run is there and neither `resume` nor `overwrite` is set, or nothing is there to resume, or what is
+            there had other settings.
+    """
+    out = Path(config.out)
+    settings = out / "run.yaml"
+    exists = settings.exists()
+    if config.resume:
+        if not exists:
+            raise UserError(f"{out}: no run to resume; leave --resume out to start one")
+        before, now = to_dict(read_yaml(settings, type(config))), to_dict(config)
+        changed = [key for key in now if before[key] != now[key] and key not in ("resume", "overwrite", "out")]
+        if changed:
+            key = changed[0]
+            raise UserError(f"{out}: the run to resume has {key}={before[key]!r}, not {now[key]!r}; use its own settings")
+        return
+    if exists and not config.overwrite:
+        raise UserError(f"{out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out")
+    if exists:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    write_run_header(out, model, rows)
+    write_yaml(settings, config)
+
+
+def finite(metrics: Mapping, step: int) -> dict[str, float]:
+    """The metrics as floats; stops the run where the loss is not finite."""
+    values = {name: float(value) for name, value in metrics.items()}
+    if not math.isfinite(values["loss"]):
+        raise UserError(f"step {step}: the loss is {values['loss']}; lower the learning rate")
+    return values
