@@ -17,9 +17,7 @@ from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.hf import read_config
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
-
-_PARAMS = ("trainable", "frozen")
-
+from zoomearth_jax.rl.learner import TrainState
 
 def _flat(tree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
@@ -40,13 +38,19 @@ def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> No
 
 
 class Checkpoints:
-    """The checkpoints of a run; keeps the last `keep`. Use as a context manager: leaving it waits for pending writes."""
+    """The checkpoints of a run; keeps the last `keep`. Use as a context manager: leaving it waits for pending writes.
+
+    Each has two items: `params`, all parameters under their paths in the model, and `training`, the rest of the state.
+    """
 
     def __init__(self, directory: Path, keep: int = 2):
         """Opens `directory`/checkpoints, which need not exist."""
         self.directory = Path(directory).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("params", "training")},
+        )
 
     def __enter__(self):
         return self
@@ -60,36 +64,38 @@ class Checkpoints:
         """The last complete step."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state) -> None:
-        """Writes a state (a NamedTuple of pytrees) in the background; a step appears whole or not at all."""
-        self._manager.save(step, args=ocp.args.StandardSave({name: _flat(part) for name, part in state._asdict().items()}))
+    def save(self, step: int, state: TrainState) -> None:
+        """Writes a state in the background; a step appears whole or not at all."""
+        items = {name: ocp.args.StandardSave(flat) for name, flat in _items(state).items()}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, state):
+    def restore(self, state: TrainState) -> TrainState:
         """The last checkpoint in the form of `state`; UserError where names or shapes differ."""
-        saved = self._metadata()
-        wanted = {name: _flat(part) for name, part in state._asdict().items()}
-        for part, leaves in wanted.items():
-            _check_same(self.directory, saved.get(part) or {}, leaves)
-        restored = self._manager.restore(self.latest, args=ocp.args.StandardRestore(_abstract(wanted)))
-        return type(state)(*(_unflatten(getattr(state, name), restored[name]) for name in state._fields))
+        restored = self._restore(_items(state))
+        training = _unflatten({"opt_state": state.opt_state, "step": state.step}, restored["training"])
+        parts = (_unflatten(part, restored["params"]) for part in (state.trainable, state.frozen))
+        return TrainState(*parts, training["opt_state"], training["step"])
 
     def restore_params(self, model: Qwen2_5_VL) -> None:
         """Puts the last checkpoint's parameters into a (possibly abstract) model."""
-        state = nnx.state(model, nnx.Param)
-        saved = self._metadata()
-        merged = {key: leaf for part in _PARAMS for key, leaf in (saved.get(part) or {}).items()}
-        _check_same(self.directory, merged, _flat(state))
-        wanted = {part: {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved[part].items()} for part in _PARAMS if saved.get(part)}
-        restored = ocp.PyTreeCheckpointer().restore(
-            self._manager.directory / str(self.latest) / "default",
-            args=ocp.args.PyTreeRestore(item=wanted, partial_restore=True),
-        )
-        nnx.update(model, _unflatten(state, {k: x for part in wanted for k, x in restored[part].items()}))
+        params = nnx.state(model, nnx.Param)
+        nnx.update(model, _unflatten(params, self._restore({"params": _flat(params)})["params"]))
 
-    def _metadata(self) -> dict:
+    def _restore(self, items: dict[str, dict]) -> dict[str, dict]:
         if self.latest is None:
             raise UserError(f"{self.directory}: no complete checkpoint")
-        return self._manager.item_metadata(self.latest).tree
+        saved = self._manager.item_metadata(self.latest)
+        for name, wanted in items.items():
+            _check_same(self.directory, saved[name].tree, wanted)
+        args = {name: ocp.args.StandardRestore(_abstract(wanted)) for name, wanted in items.items()}
+        return self._manager.restore(self.latest, args=ocp.args.Composite(**args))
+
+
+def _items(state: TrainState) -> dict[str, dict]:
+    return {
+        "params": _flat(state.trainable) | _flat(state.frozen),
+        "training": _flat({"opt_state": state.opt_state, "step": state.step}),
+    }
 
 
 def _abstract(tree):

@@ -54,8 +54,8 @@ class PretrainNanoConfig:
 
     out: Path = Path("runs/nano")
     steps: int = 1500
-    stop_x1_loss: float = 1.5
-    scenes: int = 32
+    stop_x1_loss: float = 1.8
+    scenes: int = 16
     lr: float = 2e-3
     warmup: int = 50
     first_number_weight: float = 3.0
@@ -122,7 +122,10 @@ def _loose_crop(rng, rows: RowBuilder, scene: Scene, site: Site) -> np.ndarray:
 
 
 def _token_targets(scene: Scene, tokens_per_side: int):
-    """For each visual token: which colours' sites have their centre in its square, and their corners in units of it."""
+    """For each visual token: which colours' sites have their centre in its square, and their corners in units of a square.
+
+    The corners are those in the scene, not in the square: absolute position has no other way into the features.
+    """
     present = np.zeros((tokens_per_side, tokens_per_side, len(COLORS)), np.float32)
     corners = np.zeros((tokens_per_side, tokens_per_side, len(COLORS), 4), np.float32)
     cell = UNITS / tokens_per_side
@@ -130,7 +133,7 @@ def _token_targets(scene: Scene, tokens_per_side: int):
         column, row = int((site.x1 + site.x2) / 2 // cell), int((site.y1 + site.y2) / 2 // cell)
         color = list(COLORS).index(site.color)
         present[row, column, color] = 1.0
-        corners[row, column, color] = (np.array([site.x1, site.y1, site.x2, site.y2]) / cell) - [column, row] * 2
+        corners[row, column, color] = np.array([site.x1, site.y1, site.x2, site.y2]) / cell
     return present.reshape(-1, len(COLORS)), corners.reshape(-1, len(COLORS), 4)
 
 
@@ -202,13 +205,13 @@ def _loss(state, graph, batch, aux_weight):
         "named_loss": named_loss,
         "stripe_loss": stripe_loss,
     }
-    return scene_loss + crop_loss + aux_weight * (0.1 * present_loss + corner_loss + named_loss + stripe_loss), metrics
+    return scene_loss + crop_loss + aux_weight * (0.1 * present_loss + corner_loss + named_loss + 2 * stripe_loss), metrics
 
 
 def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
     """Scales what each layer adds to the residual stream at the start, so that a colour's word stays readable in it."""
     layers = model.decoder.layers
-    for linear in (layers.o_proj, layers.mlp.down_proj, model.vision.merger_out):
+    for linear in (layers.o_proj, layers.mlp.down_proj):
         linear.kernel[...] = linear.kernel[...] * scale
 
 
@@ -217,7 +220,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     model_config, episode = preset("nano")
     rows = RowBuilder(build_nano_tokenizer(), episode)
     rngs = nnx.Rngs(config.seed)
-    model = Qwen2_5_VL(model_config, rngs=rngs)
+    model = nnx.jit(lambda rngs: Qwen2_5_VL(model_config, rngs=rngs))(rngs)
     _quiet_branches(model)
     sizes = {"sites": 5 * len(COLORS), "named": 4, "stripes": len(ORIENTATIONS)}
     heads = nnx.Dict({name: nnx.Linear(model_config.text.width, size, rngs=rngs) for name, size in sizes.items()})

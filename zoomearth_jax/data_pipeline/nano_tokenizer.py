@@ -38,7 +38,8 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
     whole = [*_PIECES, *_ROLES, *integers, *words, *(" " + word for word in words)]
     characters = [*map(chr, range(32, 127)), "\n"]
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    pieces = [(piece, 0.0) for piece in SPECIAL] + [(piece, -1.0) for piece in whole]
+    pieces = [(piece, -1000.0) for piece in SPECIAL]  # found as special tokens, never as pieces of plain text
+    pieces += [(piece, -1.0) for piece in whole]
     pieces += [(piece, -10.0) for piece in characters] + [(piece, -20.0) for piece in fallback]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=len(SPECIAL) + len(whole) + len(characters), byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])

@@ -122,6 +122,8 @@ def read_questions(directory) -> list[Question]:
         if corners and (len(corners) != 4 or not (corners[0] < corners[2] and corners[1] < corners[3])):
             raise UserError(f"{where}: box must be [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
         if name not in images:
+            if not (directory / name).resolve().is_relative_to(directory.resolve()):
+                raise UserError(f"{where}: image {name!r} is not inside the folder")
             images[name] = RawImage(directory / name)
         image = images[name]
         box = Box(*corners, image.frame) if corners else None

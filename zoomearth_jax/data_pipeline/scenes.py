@@ -22,15 +22,16 @@ STRIPE_PERIOD = UNITS / 112  # units along an axis: over a pixel of a 112 px ove
 SITE_SIDE = (160, 280)  # units
 STRIPE_AMPLITUDE = 60.0
 
+# Every colour leaves room for the stripes above and below it: nothing clips, so averages stay exact.
 COLORS = {
-    "red": (205, 45, 40),
-    "orange": (235, 140, 30),
-    "yellow": (225, 215, 60),
-    "blue": (45, 75, 200),
-    "cyan": (60, 195, 205),
-    "purple": (130, 55, 170),
-    "pink": (235, 130, 185),
-    "black": (60, 60, 60),
+    "red": (195, 62, 60),
+    "orange": (195, 128, 60),
+    "yellow": (195, 190, 72),
+    "blue": (60, 80, 195),
+    "cyan": (68, 185, 192),
+    "purple": (130, 60, 172),
+    "pink": (195, 118, 172),
+    "black": (62, 62, 62),
 }
 SEASONS = {"spring": (128, 168, 96), "summer": (66, 112, 62), "autumn": (150, 118, 72), "winter": (196, 200, 204)}
 ORIENTATIONS = {"horizontal": (0, 1), "vertical": (1, 0), "rising": (1, 1), "falling": (1, -1)}  # wave vector (x, y)
@@ -80,7 +81,7 @@ class Scene:
     def _terms(self, edges_y, edges_x):
         """Means over each pixel of all row and column factors, [terms, h] and [terms, w], and colours [terms, 3]."""
         ground = np.array(SEASONS[self.season], np.float64)
-        slope_x, slope_y = np.array([26.0, 0.0, -26.0]), np.array([-20.0, 26.0, 0.0])  # says where a pixel is
+        slope_x, slope_y = np.array([36.0, 0.0, -36.0]), np.array([-28.0, 36.0, 0.0])  # says where a pixel is
         one_x, one_y = np.ones(len(edges_x) - 1), np.ones(len(edges_y) - 1)
         ramp_x, ramp_y = (0.5 * (e[1:] + e[:-1]) / UNITS - 0.5 for e in (edges_x, edges_y))
         rows, columns, colors = [one_y, one_y, ramp_y], [one_x, ramp_x, one_x], [ground, slope_x, slope_y]

@@ -13,7 +13,7 @@ MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
 class KVCache(NamedTuple):
     """Keys and values of slots that every query of the segment may see, where valid.
 
-    k, v: [..., B, S, K, H] (a leading L while stacked over layers); valid_BS: bool.
+    k, v: [..., B, K, S, H] (a leading L while stacked over layers); valid_BS: bool.
     """
 
     k: jax.Array
@@ -21,17 +21,13 @@ class KVCache(NamedTuple):
     valid_BS: jax.Array
 
 
-def _scores(q_BTKGH, k_BSKH):
-    return jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-
-
-def decoder_attention(q_BTNH, k_BTKH, v_BTKH, valid_BT, past: KVCache | None = None):
+def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = None):
     """Causal grouped-query attention within a segment, plus all valid slots of the past.
 
     The past is read, never copied: its scores are computed apart and joined before the softmax.
 
     Args:
-        q_BTNH, k_BTKH, v_BTKH: rotated queries and keys, and values, of the segment.
+        q_BTNH, k_BKTH, v_BKTH: rotated queries and keys, and values, of the segment.
         valid_BT: bool, which of the segment's tokens may be attended to.
         past: one layer's cache of the slots before the segment.
 
@@ -39,18 +35,27 @@ def decoder_attention(q_BTNH, k_BTKH, v_BTKH, valid_BT, past: KVCache | None = N
         [B, T, N, H] in the type of q. The softmax is in float32.
     """
     batch, length, num_heads, head_dim = q_BTNH.shape
-    num_kv_heads = k_BTKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim) * head_dim**-0.5
+    num_kv_heads = k_BKTH.shape[1]
+    group = num_heads // num_kv_heads  # query heads that share a key-value head: one matrix product with its keys
+    q = q_BTNH.reshape(batch, length, num_kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4) * head_dim**-0.5
+    q = q.reshape(batch, num_kv_heads, group * length, head_dim)
+
+    def scores(k_BKSH, visible):
+        """float32 [B, K, group x T, S]; visible broadcasts against [B, 1, T, S]."""
+        out = jnp.einsum("BKQH,BKSH->BKQS", q, k_BKSH, preferred_element_type=jnp.float32)
+        return jnp.where(jnp.tile(visible, (1, 1, group, 1)), out, MASKED)
+
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
-    scores = jnp.where((causal_TT & valid_BT[:, None, :])[:, None, None], _scores(q_BTKGH, k_BTKH), MASKED)
+    own = scores(k_BKTH, (causal_TT & valid_BT[:, None, :])[:, None])
     if past is None:
-        weights = jax.nn.softmax(scores, axis=-1).astype(v_BTKH.dtype)
-        out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BTKH)
-        return out.reshape(q_BTNH.shape)
-    past_scores = jnp.where(past.valid_BS[:, None, None, None, :], _scores(q_BTKGH, past.k), MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([past_scores, scores], axis=-1), axis=-1).astype(v_BTKH.dtype)
-    past_weights, own_weights = jnp.split(weights, [past.k.shape[1]], axis=-1)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", past_weights, past.v) + jnp.einsum("BKGTS,BSKH->BTKGH", own_weights, v_BTKH)
+        out = jnp.einsum("BKQS,BKSH->BKQH", jax.nn.softmax(own, axis=-1).astype(v_BKTH.dtype), v_BKTH)
+    else:
+        slots = past.k.shape[2]
+        before = scores(past.k, jnp.broadcast_to(past.valid_BS[:, None, None, :], (batch, 1, length, slots)))
+        weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1).astype(v_BKTH.dtype)
+        past_weights, own_weights = jnp.split(weights, [slots], axis=-1)
+        out = jnp.einsum("BKQS,BKSH->BKQH", past_weights, past.v) + jnp.einsum("BKQS,BKSH->BKQH", own_weights, v_BKTH)
+    out = out.reshape(batch, num_kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(q_BTNH.shape)
 
 

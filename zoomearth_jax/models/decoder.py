@@ -26,12 +26,13 @@ class DecoderLayer(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD, angles_BTH, valid_BT, past: KVCache | None):
-        """Returns the layer's output and its own rotated keys and values, [B, T, K, H] each."""
+        """Returns the layer's output and its own rotated keys and values, [B, K, T, H] each."""
         y_BTD = self.input_norm(x_BTD)
         q, k, v = (
             proj(y_BTD).reshape(*y_BTD.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rope(q, angles_BTH), apply_rope(k, angles_BTH)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         out = decoder_attention(q, k, v, valid_BT, past)
         x_BTD = x_BTD + self.o_proj(out.reshape(x_BTD.shape))
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD)), (k, v)
@@ -55,10 +56,10 @@ class Decoder(nnx.Module):
             x_BTD: embeddings, image features merged in.
             positions_3BT: multimodal positions.
             valid_BT: bool, tokens that may be attended to; outputs at other tokens are undefined but finite.
-            past: cache of all earlier slots, k and v [L, B, S, K, H].
+            past: cache of all earlier slots, k and v [L, B, K, S, H].
 
         Returns:
-            normed hidden states [B, T, D], and the segment's KVCache with k and v [L, B, T, K, H].
+            normed hidden states [B, T, D], and the segment's KVCache with k and v [L, B, K, T, H].
         """
         config = self.config
         angles = text_angles(positions_3BT, config.head_dim, config.rope_theta, config.mrope_section)

@@ -83,7 +83,8 @@ def init_state(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, *, fr
         return freeze_vision and path[0] == "vision"
 
     graph, frozen, trainable = nnx.split(model, is_frozen, ...)
-    return graph, TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+    state = TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+    return graph, jax.device_put(state, jax.devices()[0])  # all committed, as a step's results are: one compilation
 
 
 def _features(model, images: Images | jax.Array):

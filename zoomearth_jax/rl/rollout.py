@@ -77,14 +77,14 @@ class Trajectories:
 
 def _write(cache: KVCache, own: KVCache, offset) -> KVCache:
     """Puts a segment's keys and values into the cache's slots from `offset` on."""
-    k = jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=2)
-    v = jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=2)
+    k = jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3)
+    v = jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3)
     return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.valid_BS, own.valid_BS, offset, axis=1))
 
 
 def _grow(cache: KVCache, slots: int) -> KVCache:
     """Appends empty slots."""
-    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))) for x in (cache.k, cache.v))
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))) for x in (cache.k, cache.v))
     return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
 
 

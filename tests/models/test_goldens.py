@@ -1,0 +1,153 @@
+"""The port against committed outputs of HF transformers: no torch needed. `make parity` compares live, and more widely."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny_inputs import IMAGE, VIDEO, batch
+from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, _assign_images, _row_features
+from zoomearth_jax.models.rope import mrope_positions
+from zoomearth_jax.models.vision import vision_layout
+from zoomearth_jax.rl.policy import last_valid
+from zoomearth_jax.rl.rollout import _grow, decode
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+TOLERANCE = 1e-4  # absolute, fp32
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def golden(request):
+    directory = GOLDENS / request.param
+    return Qwen2_5_VL.from_pretrained(directory), np.load(directory / "expected.npz")
+
+
+def row_inputs(model, ids, grids):
+    """Row-wise feature indices and merged grids of a batch."""
+    merged = grids[:, 1:] // 2
+    rows = _assign_images(ids == IMAGE, merged)
+    return _row_features(rows, merged, merged.prod(-1).max())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_equal_hf(golden, side):
+    model, expected = golden
+    ids, mask, pixels, grids = batch(side)
+    ours = np.asarray(model(ids, pixels, grids, mask))
+    theirs = expected[f"{side}_logits"]
+    assert np.abs(ours - theirs)[mask > 0].max() < TOLERANCE
+    assert np.abs(theirs[mask > 0]).max() > 1  # the tolerance means something
+
+
+def test_visual_tokens_equal_hf(golden):
+    model, expected = golden
+    _, _, pixels, grids = batch("left")
+    layout = vision_layout(grids[:, 1:], model.config.vision)
+    offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
+    features = model.vision(jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout)
+    ours = np.concatenate([f[: h * w // 4] for f, (_, h, w) in zip(np.asarray(features), grids, strict=True)])
+    assert np.abs(ours - expected["features"]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_equal_hf(golden, side):
+    model, expected = golden
+    ids, mask, _, grids = batch(side)
+    _, grids_BI2 = row_inputs(model, ids, grids)
+    positions, following = mrope_positions(jnp.asarray(ids == IMAGE), jnp.asarray(mask > 0), jnp.asarray(grids_BI2))
+    theirs = expected[f"{side}_positions"]
+    np.testing.assert_array_equal(np.asarray(positions)[:, mask > 0], theirs[:, mask > 0])
+    np.testing.assert_array_equal(following, np.where(mask > 0, theirs.max(0), 0).max(1) + 1)
+
+
+def test_greedy_generation_equals_hf_token_for_token(golden):
+    model, expected = golden
+    ids, mask, pixels, grids = batch("left")
+    feature_BF, grids_BI2 = row_inputs(model, ids, grids)
+    layout = vision_layout(grids[:, 1:], model.config.vision)
+    offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
+    features = model.vision(jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout)
+    features_BFD = features.reshape(-1, features.shape[-1])[feature_BF]
+    hidden, cache, following = model.segment(jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2))
+    rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=(IMAGE, VIDEO))
+    first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
+    _, written_ids, _, written, _ = decode(
+        model, _grow(cache, 12), ids.shape[1], 12, first, following, active, jax.random.key(0), 0.0, rows
+    )
+    assert np.asarray(written).all()
+    np.testing.assert_array_equal(written_ids, expected["greedy"])
+
+
+def test_cache_equals_full_forward(golden):
+    model, _ = golden
+    ids, mask, _, _ = batch("right")
+    text, valid = jnp.where(ids == IMAGE, 5, jnp.asarray(ids)), jnp.asarray(mask > 0)
+    full, _, _ = model.segment(text, valid)
+    cut = 9
+    first, cache, following = model.segment(text[:, :cut], valid[:, :cut])
+    rest, _, _ = model.segment(text[:, cut:], valid[:, cut:], start_B=following, past=cache)
+    both = np.concatenate([first, rest], axis=1)
+    assert np.abs(both - np.asarray(full))[mask > 0].max() < 1e-5
+
+
+def test_cache_slots_that_are_not_valid_change_nothing(golden):
+    model, _ = golden
+    ids = jnp.arange(2, 14)[None]
+    valid = jnp.ones_like(ids, bool)
+    _, cache, following = model.segment(ids[:, :8], valid[:, :8])
+    want, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=cache)
+    noisy = KVCache(*(jnp.concatenate([x, 100 * x[:, :, :3]], axis=2) for x in cache[:2]), jnp.pad(cache.valid_BS, ((0, 0), (0, 3))))
+    got, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_padding_changes_nothing(golden):
+    model, _ = golden
+    ids, mask, pixels, grids = batch("right")
+    alone = np.asarray(model(ids[:1, : mask[0].sum()], pixels[: grids[:2].prod(-1).sum()], grids[:2]))
+    padded = np.asarray(model(ids, pixels, grids, mask))[:1, : mask[0].sum()]
+    np.testing.assert_allclose(padded, alone, atol=2e-5)
+
+
+def test_no_token_sees_a_later_one(golden):
+    model, _ = golden
+    ids = jnp.arange(2, 12)[None]
+    embedded = model.embed(ids)
+    positions = jnp.broadcast_to(jnp.arange(10), (3, 1, 10))
+
+    def score(x):
+        return model.decoder(x, positions, jnp.ones((1, 10), bool))[0][0, 4].sum()
+
+    by_position = np.abs(jax.grad(score)(embedded))[0].sum(-1)
+    assert (by_position[:5] > 0).all()
+    assert (by_position[5:] == 0).all()
+
+
+def test_remat_gives_the_same_gradients(golden):
+    model, _ = golden
+    ids = jnp.arange(2, 12)[None]
+    positions = jnp.broadcast_to(jnp.arange(10), (3, 1, 10))
+
+    def score(x, remat):
+        return model.decoder(x, positions, jnp.ones((1, 10), bool), remat=remat)[0].std()
+
+    plain, remat = (jax.grad(score)(model.embed(ids), flag) for flag in (False, True))
+    assert np.abs(plain).max() > 1e-3
+    np.testing.assert_allclose(plain, remat, atol=1e-6)
+
+
+def test_placeholders_must_match_features(golden):
+    model, _ = golden
+    ids, mask, pixels, grids = batch("left")
+    ids = ids.copy()
+    ids[1, np.flatnonzero(ids[1] == IMAGE)[0]] = 5
+    with pytest.raises(ValueError, match="row 1: placeholders and features"):
+        model(ids, pixels, grids, mask)
+    with pytest.raises(ValueError, match="patches for grids"):
+        model(ids, pixels[:-1], grids, mask)
+    with pytest.raises(ValueError, match="one frame"):
+        model(ids, pixels, grids * [2, 1, 1], mask)

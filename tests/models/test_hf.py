@@ -1,0 +1,104 @@
+"""HF directories: what is refused, by name, and that a round trip changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+GOLDEN = Path(__file__).parents[1] / "goldens" / "untied"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDEN / name, tmp_path / name)
+    return tmp_path
+
+
+def edit_config(directory, **changes):
+    file = directory / "config.json"
+    raw = json.loads(file.read_text())
+    raw["text_config"] |= changes
+    file.write_text(json.dumps(raw))
+
+
+def edit_tensors(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_round_trip(checkpoint, tmp_path):
+    model = Qwen2_5_VL.from_pretrained(checkpoint)
+    model.save_pretrained(tmp_path / "again")
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert Qwen2_5_VL.from_pretrained(tmp_path / "again").config == model.config
+
+
+def test_both_key_layouts_and_several_files(checkpoint, tmp_path):
+    want = nnx.to_flat_state(nnx.state(Qwen2_5_VL.from_pretrained(checkpoint)))
+    tensors = load_file(checkpoint / "model.safetensors")
+
+    def rename(key):
+        if key.startswith("visual."):
+            return f"model.{key}"
+        return key.replace("model.", "model.language_model.", 1)
+
+    keys = sorted(tensors)
+    for part, chosen in enumerate((keys[::2], keys[1::2])):
+        save_file({rename(key): tensors[key] for key in chosen}, checkpoint / f"model-{part}-of-2.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    got = nnx.to_flat_state(nnx.state(Qwen2_5_VL.from_pretrained(checkpoint)))
+    assert all(np.array_equal(a[1][...], b[1][...]) for a, b in zip(want, got, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "model.norm.weight is missing"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), "unknown tensors extra"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(5, np.float32)}), r"model.norm.weight has shape \(5,\)"),
+    ],
+)
+def test_wrong_tensors_are_named(checkpoint, change, message):
+    edit_tensors(checkpoint, change)
+    with pytest.raises(UserError, match=message):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "mrope_section": [1, 1, 2], "factor": 2.0}}, "rope scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default"}}, "no mrope_section"),
+    ],
+)
+def test_what_the_port_cannot_represent_is_refused(checkpoint, changes, message):
+    edit_config(checkpoint, **changes)
+    with pytest.raises(UserError, match=message):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+def test_broken_directories(checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+    (checkpoint / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="model_type is 'llama'"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+    with pytest.raises(UserError, match="no such directory"):
+        Qwen2_5_VL.from_pretrained(tmp_path / "nothing")

@@ -1,0 +1,169 @@
+"""The engine: one compilation, the same samples for the same seed, log-probabilities that the trainer reproduces."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoomearth_jax.data_pipeline.questions import scene_questions
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.rl.learner import init_state, make_grpo_step, make_sft_step, row_batch, row_logprobs, written_slots
+from zoomearth_jax.rl.objective import group_advantages
+from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
+from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.grpo import learner_batch
+from zoomearth_jax.configs.train import OptimizerConfig
+from zoomearth_jax.sft import SFTConfig, SFTData, load_sft_questions
+
+GROUP = 4
+
+
+@pytest.fixture(scope="module")
+def tuned(nano):
+    """The shipped model after a few steps of fine-tuning: it zooms, mostly."""
+    config = SFTConfig(questions=64, steps=30, batch_size=32)
+    data = SFTData(load_sft_questions(config), nano.rows, nano.model.config.vision, config.batch_size, config.seed)
+    optimizer = config.optimizer.build(config.steps)
+    graph, state = init_state(nnx.clone(nano.model), optimizer, freeze_vision=True)
+    step = make_sft_step(graph, optimizer, nano.rows.episode)
+    for number in range(config.steps):
+        state, metrics = step(state, data.batch(number))
+    assert metrics["loss"] < 1.5
+    return graph, state
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return scene_questions("test", 1, 0, 6, global_share=0.3)
+
+
+@pytest.fixture(scope="module")
+def played(tuned, engine, questions):
+    return engine(tuned[1].params, questions, jax.random.key(0), temperature=1.0, group=GROUP)
+
+
+def test_episodes_zoom_and_answer(played, questions, nano):
+    assert len(played.episodes) == len(questions) * GROUP
+    zoomed = [e for e in played.episodes if e.zoomed]
+    assert len(zoomed) > 6
+    for e in zoomed:
+        assert e.window is not None
+        assert e.box.frame == nano.rows.view_frame(played.overviews[0])
+    assert any(e.answer for e in played.episodes)
+
+
+def test_same_seed_same_samples(played, tuned, engine, questions):
+    again = engine(tuned[1].params, questions, jax.random.key(0), temperature=1.0, group=GROUP)
+    np.testing.assert_array_equal(again.replies.ids, played.replies.ids)
+    np.testing.assert_array_equal(again.logprobs, played.logprobs)
+    other = engine(tuned[1].params, questions, jax.random.key(1), temperature=1.0, group=GROUP)
+    assert (other.replies.ids != played.replies.ids).any()
+
+
+def test_nothing_recompiles_after_warm_up(tuned, engine, nano):
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compilations.append(name) if "backend_compile" in name else None
+    )
+    jax.jit(lambda x: x + 1.5)(jnp.ones(3)).block_until_ready()
+    assert compilations  # the listener counts
+    spec = RewardSpec()
+
+    def play(start, key, temperature):
+        questions = scene_questions("test", 2, start, 6, global_share=0.5)
+        played = engine(tuned[1].params, questions, jax.random.key(key), temperature=temperature, group=GROUP)
+        episode_rewards(spec, questions, played, nano.rows)
+
+    play(0, 0, 1.0)
+    compilations.clear()
+    for number in range(1, 5):  # other scenes, other crops' shapes, other lengths, sampled and greedy
+        play(6 * number, number, float(number % 2))
+    assert not compilations
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, nano, temperature):
+    graph, state = tuned
+    played = engine(state.params, questions, jax.random.key(3), temperature=temperature, group=GROUP)
+    model = nnx.merge(graph, state.trainable, state.frozen)
+    mask = played.replies.target[:, written_slots(nano.rows.episode)]
+    # from the rollout's visual tokens, and from the pixels anew
+    for tokens in ((played.overview_features, played.crop_features), (None, None)):
+        batch = row_batch(played.prompts, played.replies, nano.model.config.vision, *tokens)
+        logp, _ = row_logprobs(model, batch, nano.rows.episode, temperature, nano.rows.banned_ids)
+        assert np.abs(np.asarray(logp) - played.logprobs)[mask].max() < 1e-5
+    assert (played.logprobs[~mask] == 0).all()
+
+
+def test_group_shared_prompt_equals_one_prompt_each(tuned, played, nano):
+    """Gradients of the grouped batch equal those of a batch that repeats each prompt."""
+    graph, state = tuned
+    vision, episode = nano.model.config.vision, nano.rows.episode
+    repeated = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), played.prompts)
+    mask = played.replies.target[:, written_slots(episode)]
+
+    def loss(trainable, prompts):
+        batch = row_batch(prompts, played.replies, vision)
+        logp, _ = row_logprobs(nnx.merge(graph, trainable, state.frozen), batch, episode, 1.0, ())
+        return (logp * mask).sum() / mask.sum()
+
+    shared, single = (jax.grad(loss)(state.trainable, prompts) for prompts in (played.prompts, repeated))
+    for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(single), strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5
+
+
+def test_vision_ids_are_never_sampled(played, nano):
+    written = played.replies.ids[played.replies.target]
+    assert not np.isin(written, nano.rows.banned_ids).any()
+
+
+def test_masked_crop_changes_only_what_follows_it(tuned, engine, questions):
+    shown, masked = (engine(tuned[1].params, questions, jax.random.key(0), mask_crop=mask) for mask in (False, True))
+    assert [e.stage1 for e in shown.episodes] == [e.stage1 for e in masked.episodes]
+    zoomed = [i for i, e in enumerate(shown.episodes) if e.zoomed]
+    assert zoomed
+    assert all(len(np.unique(masked.crops[i])) == 1 for i in zoomed)
+
+
+def test_an_untrained_model_is_an_outcome_not_an_exception(nano, questions):
+    """Random parameters write gibberish: no valid box, no answer, truncated. Rewards are zero, nothing raises."""
+    model = Qwen2_5_VL(nano.model.config, rngs=nnx.Rngs(7))
+    played = RolloutEngine(model, nano.rows)(nnx.state(model, nnx.Param), questions, jax.random.key(0), temperature=1.0)
+    rewards = episode_rewards(RewardSpec(), questions, played, nano.rows)
+    assert all(e.answer is None and not e.zoomed for e in played.episodes)
+    assert any(e.truncated for e in played.episodes)
+    assert (rewards["total"] == 0).all()
+
+
+def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
+    """One step against fixed advantages makes the better half of the samples likelier and the other half less so."""
+    graph, state = tuned
+    optimizer = OptimizerConfig(lr=1e-3, warmup=0, decay=False).build(1)
+    state = state._replace(opt_state=optimizer.init(state.trainable), trainable=jax.tree.map(jnp.copy, state.trainable))
+    episode = nano.rows.episode
+    rewards = np.tile([0.0, 1.0, 0.0, 1.0], len(questions))
+    batch = learner_batch(played, group_advantages(rewards, GROUP), nano.model.config.vision, freeze_vision=True)
+    reference = jax.tree.map(jnp.copy, state.trainable)
+    step = make_grpo_step(
+        graph, optimizer, episode, temperature=1.0, banned_ids=nano.rows.banned_ids, clip=0.2, kl_weight=0.1
+    )
+    frozen_before = jax.tree.map(np.array, state.frozen)
+    after, metrics = step(state, reference, batch)
+    assert metrics["sampler_gap"] < 1e-5
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)  # the policy is still the reference
+    assert jax.tree.all(jax.tree.map(np.array_equal, frozen_before, after.frozen))
+    model = nnx.merge(graph, after.trainable, after.frozen)
+    logp, _ = row_logprobs(model, batch.rows, episode, 1.0, nano.rows.banned_ids)
+    mask = played.replies.target[:, written_slots(episode)]
+    gain = ((np.asarray(logp) - played.logprobs) * mask).sum(1) / mask.sum(1)
+    assert gain[rewards == 1].mean() > 0 > gain[rewards == 0].mean()
+
+
+def test_a_question_that_does_not_fit_stops_before_anything_runs(tuned, engine, questions):
+    long = dataclasses.replace(questions[0], text="why " * 200)
+    with pytest.raises(UserError, match="prompt slot"):
+        engine(tuned[1].params, [long], jax.random.key(0))

@@ -1,0 +1,145 @@
+"""Whole stages, small: a run repeats itself, resumes bit-exactly, and feeds the next stage."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from zoomearth_jax.ask import AskConfig, ask
+from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.demo import DemoConfig
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluate import EvaluateConfig, evaluate
+from zoomearth_jax.grpo import GRPOConfig, grpo
+from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
+from zoomearth_jax.metrics import read_metrics
+from zoomearth_jax.model_io import load_model
+from zoomearth_jax.sft import SFTConfig, sft
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def sft_run(folder):
+    config = SFTConfig(out=folder / "sft", questions=48, steps=4, batch_size=16, checkpoint_every=2)
+    sft(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def grpo_run(folder, sft_run):
+    config = GRPOConfig(
+        model=str(sft_run.out), out=folder / "grpo", steps=4, prompts=4, group=4, checkpoint_every=2, updates=2
+    )
+    grpo(config)
+    return config
+
+
+def params(directory):
+    return nnx.to_flat_state(nnx.state(load_model(directory).model, nnx.Param))
+
+
+def assert_same(a, b):
+    assert all(np.array_equal(x[1][...], y[1][...]) for x, y in zip(a, b, strict=True))
+
+
+def losses(config):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(config.out / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_seeded_run_repeats_itself_exactly(stage, request, folder):
+    config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
+    again = dataclasses.replace(config, out=folder / f"{stage}_again")
+    run(again)
+    assert losses(again) == losses(config)
+    assert_same(params(again.out), params(config.out))
+    assert_differs = dataclasses.replace(config, out=folder / f"{stage}_other", seed=1)
+    run(assert_differs)
+    assert losses(assert_differs) != losses(config)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_resume_is_bit_exact(stage, request, folder):
+    config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
+    out = folder / f"{stage}_cut"
+    run(dataclasses.replace(config, out=out))
+    with Checkpoints(out) as checkpoints:
+        checkpoints._manager.delete(4)  # as if the run had died after step 2
+        assert checkpoints.latest == 2
+    run(dataclasses.replace(config, out=out, resume=True))
+    assert losses(dataclasses.replace(config, out=out)) == losses(config)
+    assert_same(params(out), params(config.out))
+
+
+def test_training_moves_text_and_leaves_frozen_vision(sft_run, nano_params):
+    before, after = dict(nnx.to_flat_state(nano_params)), dict(params(sft_run.out))
+    for path in before:
+        same = np.array_equal(before[path][...], after[path][...])
+        assert same == (path[0] == "vision"), path
+
+
+def test_unfrozen_vision_trains(folder):
+    config = SFTConfig(out=folder / "open", questions=16, steps=1, batch_size=8, freeze_vision=False)
+    sft(config)
+    before, after = dict(params("nano")), dict(params(config.out))
+    assert not np.array_equal(before["vision", "merger_out", "kernel"][...], after["vision", "merger_out", "kernel"][...])
+
+
+def test_runs_are_not_overwritten_or_resumed_by_accident(sft_run, folder):
+    with pytest.raises(UserError, match="holds a run; pass --resume"):
+        sft(sft_run)
+    with pytest.raises(UserError, match="no run to resume"):
+        sft(dataclasses.replace(sft_run, out=folder / "nothing", resume=True))
+    with pytest.raises(UserError, match="has batch_size=16, not 8"):
+        sft(dataclasses.replace(sft_run, resume=True, batch_size=8))
+    assert not (folder / "nothing").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(sft_run, tmp_path):
+    for file in sft_run.out.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "checkpoints").symlink_to(sft_run.out / "checkpoints")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"intermediate_size": 64}))
+    with pytest.raises(UserError, match="a checkpoint of another model"):
+        load_model(tmp_path)
+
+
+def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
+    scenes = write_scenes(ScenesConfig(out=folder / "scenes", count=2, side=600))
+    results = evaluate(EvaluateConfig(model=str(grpo_run.out), data=str(scenes), samples=folder / "s.jsonl", batch_size=8))
+    records = [json.loads(line) for line in (folder / "s.jsonl").read_text().splitlines()]
+    assert len(records) == results["shown"]["questions"] == len((scenes / "questions.jsonl").read_text().splitlines())
+    assert np.mean([r["correct"] for r in records]) == pytest.approx(results["shown"]["accuracy"])
+    assert set(results["shown"]["accuracy_by_level"]) == {"global", "object"}
+    capsys.readouterr()
+    image = next(scenes.glob("*.tif"))
+    ask(AskConfig(image, "Which season is it?", model=str(grpo_run.out), save=folder / "a" / "out.png", json=True))
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"answer", "box", "window", "stage1", "stage2", "truncated"}
+    with Image.open(folder / "a" / "out.png") as picture:
+        assert picture.height >= 448
+
+
+def test_demo_settings_are_checked():
+    with pytest.raises(UserError, match="demo: questions"):
+        DemoConfig(questions=3)
+
+
+def test_data_of_a_step_depends_on_seed_and_step_alone(nano):
+    from zoomearth_jax.grpo import GRPOData
+
+    config = GRPOConfig(prompts=3)
+    first = [GRPOData(config).questions(step) for step in (0, 1)]
+    again = GRPOData(config)
+    assert again.questions(1) == first[1]
+    assert again.questions(0) == first[0]
+    assert first[0] != first[1]
