@@ -19,7 +19,11 @@ MAY_IMPORT = {
 def imported(path: Path) -> set[str]:
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", []) if isinstance(node, ast.Import)]
+        names = (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in getattr(node, "names", []) if isinstance(node, ast.Import)]
+        )
         modules |= {name.split(".")[1] for name in names if name.startswith("zoomearth_jax.")}
     return modules
 

@@ -89,7 +89,9 @@ def test_unfrozen_vision_trains(folder):
     config = SFTConfig(out=folder / "open", questions=16, steps=1, batch_size=8, freeze_vision=False)
     sft(config)
     before, after = dict(params("nano")), dict(params(config.out))
-    assert not np.array_equal(before["vision", "merger_out", "kernel"][...], after["vision", "merger_out", "kernel"][...])
+    assert not np.array_equal(
+        before["vision", "merger_out", "kernel"][...], after["vision", "merger_out", "kernel"][...]
+    )
 
 
 def test_runs_are_not_overwritten_or_resumed_by_accident(sft_run, folder):
@@ -115,7 +117,9 @@ def test_a_checkpoint_of_another_model_is_refused(sft_run, tmp_path):
 
 def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
     scenes = write_scenes(ScenesConfig(out=folder / "scenes", count=2, side=600))
-    results = evaluate(EvaluateConfig(model=str(grpo_run.out), data=str(scenes), samples=folder / "s.jsonl", batch_size=8))
+    results = evaluate(
+        EvaluateConfig(model=str(grpo_run.out), data=str(scenes), samples=folder / "s.jsonl", batch_size=8)
+    )
     records = [json.loads(line) for line in (folder / "s.jsonl").read_text().splitlines()]
     assert len(records) == results["shown"]["questions"] == len((scenes / "questions.jsonl").read_text().splitlines())
     assert np.mean([r["correct"] for r in records]) == pytest.approx(results["shown"]["accuracy"])

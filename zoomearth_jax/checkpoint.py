@@ -19,13 +19,16 @@ from zoomearth_jax.models.hf import read_config
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from zoomearth_jax.rl.learner import TrainState
 
+
 def _flat(tree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def write_episode(directory: Path, episode: EpisodeConfig) -> None:
     """Writes episode.json."""
-    (Path(directory) / "episode.json").write_text(json.dumps(dataclasses.asdict(episode), indent=2) + "\n", encoding="utf-8")
+    (Path(directory) / "episode.json").write_text(
+        json.dumps(dataclasses.asdict(episode), indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> None:
@@ -104,7 +107,9 @@ def _abstract(tree):
 
 
 def _unflatten(template, flat: dict):
-    leaves = [flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in jax.tree.leaves_with_path(template)]
+    leaves = [
+        flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in jax.tree.leaves_with_path(template)
+    ]
     return jax.tree.unflatten(jax.tree.structure(template), [jax.numpy.asarray(x) for x in leaves])
 
 
@@ -112,7 +117,9 @@ def _check_same(directory, saved: dict, wanted: dict) -> None:
     different = sorted(set(saved) ^ set(wanted))
     different += [key for key in sorted(set(saved) & set(wanted)) if tuple(saved[key].shape) != np.shape(wanted[key])]
     if different:
-        raise UserError(f"{directory}: a checkpoint of another model or optimizer; they differ in {', '.join(different[:3])}")
+        raise UserError(
+            f"{directory}: a checkpoint of another model or optimizer; they differ in {', '.join(different[:3])}"
+        )
 
 
 def load_run_model(directory: Path) -> Qwen2_5_VL:

@@ -165,7 +165,9 @@ def _write(config: DemoConfig, results: dict, cards: list[dict], runs: dict[str,
 
 def _table(results: dict) -> str:
     lines = [f"\n{'':28}" + "".join(f"{stage:>9}" for stage in STAGES)]
-    lines += [f"{label:28}" + "".join(f"{results[stage][key]:9.3f}" for stage in STAGES) for key, label in _ROWS.items()]
+    lines += [
+        f"{label:28}" + "".join(f"{results[stage][key]:9.3f}" for stage in STAGES) for key, label in _ROWS.items()
+    ]
     seconds = results["seconds"]
     lines.append(f"{results['grpo']['questions']} questions that need a crop; {seconds['total']:.0f} s in all")
     return "\n".join(lines)

@@ -55,7 +55,14 @@ class EvaluateConfig:
 
 
 def play(
-    engine: RolloutEngine, params, questions: Sequence[Question], key, *, temperature: float, mask_crop: bool, batch_size: int
+    engine: RolloutEngine,
+    params,
+    questions: Sequence[Question],
+    key,
+    *,
+    temperature: float,
+    mask_crop: bool,
+    batch_size: int,
 ) -> list[Episode]:
     """One episode of each question, in batches of one shape; the last is filled up and cut."""
     episodes: list[Episode] = []
@@ -86,7 +93,9 @@ def summarize(questions: Sequence[Question], episodes: Sequence[Episode]) -> dic
     return {
         "questions": len(questions),
         "accuracy": float(correct.mean()),
-        "accuracy_by_level": {level: float(correct[levels == level].mean()) for level in LEVELS if (levels == level).any()},
+        "accuracy_by_level": {
+            level: float(correct[levels == level].mean()) for level in LEVELS if (levels == level).any()
+        },
         "apo_iou": float(iou[has_box].mean()) if has_box.any() else None,
         "apo_iou_window": float(window_iou[has_box].mean()) if has_box.any() else None,
         "zoom_rate": float(zoomed.mean()),
@@ -158,7 +167,9 @@ def _table(results: dict) -> str:
     for key in shown:
         if key == "accuracy_by_level":
             for level in shown[key]:
-                lines.append(f"{'  accuracy ' + level:28}" + "".join(f"{r[key][level]:10.3f}" for r in results.values()))
+                lines.append(
+                    f"{'  accuracy ' + level:28}" + "".join(f"{r[key][level]:10.3f}" for r in results.values())
+                )
         elif shown[key] is not None:
             form = "10d" if key == "questions" else "10.3f"
             lines.append(f"{key:28}" + "".join(f"{r[key]:{form}}" for r in results.values()))

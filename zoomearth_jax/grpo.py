@@ -51,8 +51,8 @@ class GRPOConfig:
     out: Path = Path("runs/grpo")
     data: str = "scenes"
     global_share: float = 0.15
-    steps: int = 100
-    prompts: int = 32
+    steps: int = 120
+    prompts: int = 16
     group: int = 8
     updates: int = 1
     temperature: float = 1.0
@@ -87,7 +87,10 @@ class GRPOData:
         if self._finite is None:
             return scene_questions("grpo", config.seed, first, config.prompts, config.global_share)
         count = len(self._finite)
-        order = {e: np.random.default_rng([config.seed, e]).permutation(count) for e in range(first // count, (first + config.prompts) // count + 1)}
+        order = {
+            e: np.random.default_rng([config.seed, e]).permutation(count)
+            for e in range(first // count, (first + config.prompts) // count + 1)
+        }
         return [self._finite[order[i // count][i % count]] for i in range(first, first + config.prompts)]
 
 

@@ -12,7 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from zoomearth_jax.data_pipeline.images import MAX_PIXELS
-from zoomearth_jax.data_pipeline.questions import SPLITS, count_question, season_question, site_question, write_questions
+from zoomearth_jax.data_pipeline.questions import (
+    SPLITS,
+    count_question,
+    season_question,
+    site_question,
+    write_questions,
+)
 from zoomearth_jax.data_pipeline.scenes import random_scene
 from zoomearth_jax.errors import UserError
 
@@ -48,7 +54,10 @@ def write_scenes(config: ScenesConfig) -> Path:
         scene = random_scene(np.random.default_rng([len(SPLITS), config.seed, index]), config.side)
         name = f"scene_{config.seed}_{index:04d}.{config.format}"
         scene.write(config.out / name)
-        questions = [site_question(scene, site) for site in scene.sites] + [count_question(scene), season_question(scene)]
+        questions = [site_question(scene, site) for site in scene.sites] + [
+            count_question(scene),
+            season_question(scene),
+        ]
         rows += [(name, question) for question in questions]
     write_questions(config.out / "questions.jsonl", rows)
     print(json.dumps({"folder": str(config.out), "images": config.count, "questions": len(rows)}))

@@ -39,7 +39,11 @@ class MetricsLog:
     def write(self, step: int, metrics: Mapping) -> None:
         """Logs scalars of step number `step` (1 is the first) with the seconds since the last call."""
         now = time.perf_counter()
-        row = {"step": step, **{k: round(float(v), 6) for k, v in metrics.items()}, "seconds": round(now - self._last, 4)}
+        row = {
+            "step": step,
+            **{k: round(float(v), 6) for k, v in metrics.items()},
+            "seconds": round(now - self._last, 4),
+        }
         self._last = now
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()

@@ -36,7 +36,11 @@ def load_rows(directory: Path) -> RowBuilder:
     """The tokenizer and the episode's layout of a model directory (the defaults of EpisodeConfig without episode.json)."""
     file = Path(directory) / "episode.json"
     try:
-        episode = from_dict(EpisodeConfig, json.loads(file.read_text(encoding="utf-8")), str(file)) if file.exists() else EpisodeConfig()
+        episode = (
+            from_dict(EpisodeConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
+            if file.exists()
+            else EpisodeConfig()
+        )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
@@ -59,5 +63,7 @@ def load_model(name: str | Path) -> LoadedModel:
     model = load_run_model(directory) if is_run else Qwen2_5_VL.from_pretrained(directory)
     rows = load_rows(directory)
     if len(rows.tokenizer) > model.config.text.vocab_size:
-        raise UserError(f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}")
+        raise UserError(
+            f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}"
+        )
     return LoadedModel(model, rows)

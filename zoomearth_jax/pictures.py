@@ -15,7 +15,9 @@ COLORS = {"predicted": (255, 0, 200), "reference": (255, 255, 255)}
 def enlarged(picture: np.ndarray, side: int) -> Image.Image:
     """A uint8 picture with its longer side enlarged to at least `side` px, pixels kept square."""
     factor = max(1, round(side / max(picture.shape[:2])))
-    return Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), Image.Resampling.NEAREST)
+    return Image.fromarray(picture).resize(
+        (picture.shape[1] * factor, picture.shape[0] * factor), Image.Resampling.NEAREST
+    )
 
 
 def with_boxes(overview: np.ndarray, boxes: Sequence[tuple[Box | None, str]], side: int = 448) -> Image.Image:

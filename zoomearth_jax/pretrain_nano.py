@@ -9,6 +9,7 @@ the corners of the site that they name. The base doesn't speak the episode proto
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -17,17 +18,21 @@ import numpy as np
 import optax
 from flax import nnx
 
+from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.boxes import Box
+from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images import global_view
 from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
-from zoomearth_jax.data_pipeline.questions import SPLITS
+from zoomearth_jax.data_pipeline.protocol import is_correct
+from zoomearth_jax.data_pipeline.questions import SPLITS, Question, scene_questions
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.data_pipeline.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import save_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl.policy import Segment, device_images, reply_hidden, token_logprobs
+from zoomearth_jax.rl.rewards import box_arrays, box_iou
+from zoomearth_jax.rl.rollout import RolloutEngine
 
 QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
 READINGS = 2  # per crop: stripes, colour
@@ -154,7 +159,11 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) 
         for _, site in read
         for pair in [("Which way do the stripes run?", site.orientation), ("Which color is the site?", site.color)]
     ]
-    named = [_named_corners(scene, pair) for scene, asked in zip(scenes, _chunks(pairs, QUERIES), strict=True) for pair in asked]
+    named = [
+        _named_corners(scene, pair)
+        for scene, asked in zip(scenes, _chunks(pairs, QUERIES), strict=True)
+        for pair in asked
+    ]
     targets = [_token_targets(scene, rows.episode.view_side // rows.episode.merged_px) for scene in scenes]
     batch = {}
     for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
@@ -205,7 +214,55 @@ def _loss(state, graph, batch, aux_weight):
         "named_loss": named_loss,
         "stripe_loss": stripe_loss,
     }
-    return scene_loss + crop_loss + aux_weight * (0.1 * present_loss + corner_loss + named_loss + 2 * stripe_loss), metrics
+    return scene_loss + crop_loss + aux_weight * (
+        0.1 * present_loss + corner_loss + named_loss + 2 * stripe_loss
+    ), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A window of a scene as an image of its own."""
+
+    scene: Scene
+    box: Box
+
+    @property
+    def frame(self) -> Frame:
+        return Frame(round(self.box.x2 - self.box.x1), round(self.box.y2 - self.box.y1))
+
+    def window(self, box: Box, size: Frame) -> np.ndarray:
+        x, y = self.box.x1, self.box.y1
+        return self.scene.window(Box(box.x1 + x, box.y1 + y, box.x2 + x, box.y2 + y, self.scene.frame), size)
+
+
+def score_base(model: Qwen2_5_VL, rows: RowBuilder, seed: int = 0, count: int = 512) -> dict[str, float]:
+    """Greedy scores on held-out scenes in the form of pre-training: location IoU, and accuracy of the other questions."""
+    scenes = [q.image for q in scene_questions("test", seed, 0, count)]
+    sites = [scene.sites[0] for scene in scenes]
+    cuts = [_Cut(scene, rows.window(scene.box(site), scene.frame)) for scene, site in zip(scenes, sites, strict=True)]
+    asked = {
+        "stripes": [("Which way do the stripes run?", site.orientation) for site in sites],
+        "color": [("Which color is the site?", site.color) for site in sites],
+        "count": [("How many sites are there?", str(len(scene.sites))) for scene in scenes],
+        "season": [("Which season is it?", scene.season) for scene in scenes],
+    }
+    engine, params, key = RolloutEngine(model, rows), nnx.state(model, nnx.Param), jax.random.key(seed)
+    scores = {}
+    for name, pairs in asked.items():
+        images = cuts if name in ("stripes", "color") else scenes
+        questions = [Question(image, *pair, "global") for image, pair in zip(images, pairs, strict=True)]
+        episodes = engine(params, questions, key).episodes
+        scores[name] = float(
+            np.mean([is_correct(e.stage1, q.answer) for e, q in zip(episodes, questions, strict=True)])
+        )
+    questions = [
+        Question(scene, f"Where is the {site.color} site?", "", "object", scene.box(site))
+        for scene, site in zip(scenes, sites, strict=True)
+    ]
+    episodes = engine(params, questions, key).episodes
+    predicted, reference, applies = box_arrays(questions, [e.box for e in episodes])
+    scores["location_iou"] = float((np.asarray(box_iou(predicted, reference)) * applies).mean())
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
@@ -247,4 +304,8 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
                 break
     nnx.update(model, nnx.state(nnx.merge(graph, state)[0]))
     save_model(config.out, model, rows.tokenizer, episode)
+    write_yaml(config.out / "run.yaml", config)
+    scores = {"steps": step + 1, **score_base(model, rows, config.seed)}
+    (config.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(scores))
     return config.out

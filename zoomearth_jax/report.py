@@ -16,7 +16,16 @@ from zoomearth_jax.pictures import COLORS, enlarged, with_boxes
 
 CURVES = {
     "sft": ("loss", "entropy"),
-    "grpo": ("reward_total", "reward_answer", "reward_iou", "reward_region", "entropy", "zoom_rate", "flat_groups", "kl"),
+    "grpo": (
+        "reward_total",
+        "reward_answer",
+        "reward_iou",
+        "reward_region",
+        "entropy",
+        "zoom_rate",
+        "flat_groups",
+        "kl",
+    ),
 }
 
 
@@ -33,7 +42,8 @@ def curve(name: str, steps: list[int], values: list[float]) -> dict:
     spread = (high - low) or 1.0
     across = max(steps[-1] - steps[0], 1)
     points = " ".join(
-        f"{34 + 222 * (s - steps[0]) / across:.1f},{96 - 90 * (v - low) / spread:.1f}" for s, v in zip(steps, values, strict=True)
+        f"{34 + 222 * (s - steps[0]) / across:.1f},{96 - 90 * (v - low) / spread:.1f}"
+        for s, v in zip(steps, values, strict=True)
     )
     return {"name": name, "low": f"{low:.3g}", "high": f"{high:.3g}", "last_step": steps[-1], "points": points}
 

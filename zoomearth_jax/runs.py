@@ -29,7 +29,9 @@ def open_run(config, model, rows) -> None:
         changed = [key for key in now if before[key] != now[key] and key not in ("resume", "overwrite", "out")]
         if changed:
             key = changed[0]
-            raise UserError(f"{out}: the run to resume has {key}={before[key]!r}, not {now[key]!r}; use its own settings")
+            raise UserError(
+                f"{out}: the run to resume has {key}={before[key]!r}, not {now[key]!r}; use its own settings"
+            )
         return
     if exists and not config.overwrite:
         raise UserError(f"{out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out")

@@ -41,7 +41,7 @@ class SFTConfig:
     data: str = "scenes"
     questions: int = 512
     global_share: float = 0.15
-    steps: int = 40
+    steps: int = 100
     batch_size: int = 32
     optimizer: OptimizerConfig = OptimizerConfig()
     freeze_vision: bool = True

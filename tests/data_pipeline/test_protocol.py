@@ -19,7 +19,12 @@ VIEW = Frame(504, 336)
 
 
 @given(
-    st.integers(0, 500), st.integers(0, 330), st.integers(1, 500), st.integers(1, 330), st.text(max_size=20), st.text(max_size=20)
+    st.integers(0, 500),
+    st.integers(0, 330),
+    st.integers(1, 500),
+    st.integers(1, 330),
+    st.text(max_size=20),
+    st.text(max_size=20),
 )
 def test_rendered_boxes_parse_back(x, y, w, h, thought, label):
     box = Box(x, y, min(x + w, 504), min(y + h, 336), VIEW)

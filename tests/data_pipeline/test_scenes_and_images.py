@@ -50,7 +50,9 @@ def test_stripes_show_in_the_crop_and_not_in_the_overview(scene):
     site = scene.sites[0]
     overviews = [global_view(s, 112, 28).astype(int) for s in (scene, turned)]
     crops = [view_of(s, s.box(site), 112, 28).astype(int) for s in (scene, turned)]
-    inside = tuple(slice(int(a / 2048 * 112) + 1, int(b / 2048 * 112)) for a, b in ((site.y1, site.y2), (site.x1, site.x2)))
+    inside = tuple(
+        slice(int(a / 2048 * 112) + 1, int(b / 2048 * 112)) for a, b in ((site.y1, site.y2), (site.x1, site.x2))
+    )
     assert np.abs(overviews[0] - overviews[1])[inside].max() <= 1
     assert np.abs(crops[0] - crops[1]).mean() > 15
 
@@ -73,7 +75,12 @@ def test_questions_round_trip(scene, tmp_path):
     write_questions(tmp_path / "questions.jsonl", [("ä b.png", q) for q in questions])
     again = read_questions(tmp_path)
     for before, after in zip(questions, again, strict=True):
-        assert (before.text, before.answer, before.level, before.thoughts) == (after.text, after.answer, after.level, after.thoughts)
+        assert (before.text, before.answer, before.level, before.thoughts) == (
+            after.text,
+            after.answer,
+            after.level,
+            after.thoughts,
+        )
         assert after.box.corners == pytest.approx(before.box.corners, abs=0.01)
         assert after.box.frame == Frame(512, 512)
 

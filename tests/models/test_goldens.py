@@ -48,7 +48,9 @@ def test_visual_tokens_equal_hf(golden):
     _, _, pixels, grids = batch("left")
     layout = vision_layout(grids[:, 1:], model.config.vision)
     offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
-    features = model.vision(jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout)
+    features = model.vision(
+        jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
+    )
     ours = np.concatenate([f[: h * w // 4] for f, (_, h, w) in zip(np.asarray(features), grids, strict=True)])
     assert np.abs(ours - expected["features"]).max() < TOLERANCE
 
@@ -70,9 +72,13 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
     feature_BF, grids_BI2 = row_inputs(model, ids, grids)
     layout = vision_layout(grids[:, 1:], model.config.vision)
     offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
-    features = model.vision(jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout)
+    features = model.vision(
+        jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
+    )
     features_BFD = features.reshape(-1, features.shape[-1])[feature_BF]
-    hidden, cache, following = model.segment(jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2))
+    hidden, cache, following = model.segment(
+        jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2)
+    )
     rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=(IMAGE, VIDEO))
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
     _, written_ids, _, written, _ = decode(
@@ -100,7 +106,9 @@ def test_cache_slots_that_are_not_valid_change_nothing(golden):
     valid = jnp.ones_like(ids, bool)
     _, cache, following = model.segment(ids[:, :8], valid[:, :8])
     want, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=cache)
-    noisy = KVCache(*(jnp.concatenate([x, 100 * x[:, :, :3]], axis=2) for x in cache[:2]), jnp.pad(cache.valid_BS, ((0, 0), (0, 3))))
+    noisy = KVCache(
+        *(jnp.concatenate([x, 100 * x[:, :, :3]], axis=2) for x in cache[:2]), jnp.pad(cache.valid_BS, ((0, 0), (0, 3)))
+    )
     got, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
     np.testing.assert_allclose(got, want, atol=1e-6)
 

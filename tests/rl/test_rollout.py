@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.grpo import learner_batch
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl.learner import init_state, make_grpo_step, make_sft_step, row_batch, row_logprobs, written_slots
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine
-from zoomearth_jax.grpo import learner_batch
-from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.sft import SFTConfig, SFTData, load_sft_questions
 
 GROUP = 4

@@ -25,7 +25,10 @@ def from_dict(cls, data: Any, where: str):
     for key, value in data.items():
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
-            raise UserError(f"{where}: unknown key {key!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"))
+            raise UserError(
+                f"{where}: unknown key {key!r}; "
+                + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}")
+            )
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     return cls(**values)
 

@@ -81,7 +81,10 @@ class ModelConfig:
             (text.num_heads % text.num_kv_heads == 0, "text.num_heads must be a multiple of text.num_kv_heads"),
             (2 * sum(text.mrope_section) == text.head_dim, "text.mrope_section must sum to half the head width"),
             (vision.width % (4 * vision.num_heads) == 0, "vision.width must be a multiple of 4 x vision.num_heads"),
-            (vision.window_px % vision.merged_px == 0, "vision.window_px must be a multiple of patch_size x merge_size"),
+            (
+                vision.window_px % vision.merged_px == 0,
+                "vision.window_px must be a multiple of patch_size x merge_size",
+            ),
             (vision.out_dim == text.width, "vision.out_dim must equal text.width"),
         ]
         for ok, message in checks:

@@ -31,7 +31,9 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if not (self.lr > 0 and self.clip_norm > 0 and self.warmup >= 0 and 0 < self.b2 < 1):
-            raise UserError("optimizer config: lr and clip_norm must be positive, warmup not negative, b2 inside (0, 1)")
+            raise UserError(
+                "optimizer config: lr and clip_norm must be positive, warmup not negative, b2 inside (0, 1)"
+            )
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optimizer for a run of `steps` steps."""

@@ -60,7 +60,9 @@ def count_question(scene: Scene) -> Question:
 
 def season_question(scene: Scene) -> Question:
     """Global level: the overview is enough."""
-    return Question(scene, "Which season is it?", scene.season, "global", thoughts=(f"it looks like {scene.season}", ""))
+    return Question(
+        scene, "Which season is it?", scene.season, "global", thoughts=(f"it looks like {scene.season}", "")
+    )
 
 
 # Streams of independent scenes: (stream, seed, index) seeds one question, so no question of one split is in another.
@@ -90,7 +92,14 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for name, q in rows:
             box = None if q.box is None else [round(c, 2) for c in q.box.corners]
-            row = {"image": name, "question": q.text, "answer": q.answer, "level": q.level, "box": box, "label": q.label}
+            row = {
+                "image": name,
+                "question": q.text,
+                "answer": q.answer,
+                "level": q.level,
+                "box": box,
+                "label": q.label,
+            }
             file.write(json.dumps({**row, "thoughts": list(q.thoughts)}, ensure_ascii=False) + "\n")
 
 

@@ -51,16 +51,29 @@ class RowBuilder:
     def __init__(self, tokenizer, episode: EpisodeConfig):
         """Looks the special tokens up; UserError if the tokenizer lacks one."""
         self.tokenizer, self.episode = tokenizer, episode
-        names = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+        names = (
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|endoftext|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+        )
         vocabulary = tokenizer.get_vocab()
         missing = [name for name in names if name not in vocabulary]
         if missing:
             raise UserError(f"tokenizer: no {', '.join(missing)}; it is not a Qwen2.5-VL tokenizer")
-        start, self.stop_id, self.pad_id, self.look_id, self.seen_id, self.image_id, video = (vocabulary[name] for name in names)
+        start, self.stop_id, self.pad_id, self.look_id, self.seen_id, self.image_id, video = (
+            vocabulary[name] for name in names
+        )
         self.stop_ids = (self.stop_id, self.pad_id)
         self.banned_ids = (start, self.look_id, self.seen_id, self.image_id, video)
         system = f"system\n{episode.system}" if episode.system else ""
-        self.head_ids = ([start, *self.encode(system), self.stop_id, *self.encode("\n")] if system else []) + [start, *self.encode("user\n")]
+        self.head_ids = ([start, *self.encode(system), self.stop_id, *self.encode("\n")] if system else []) + [
+            start,
+            *self.encode("user\n"),
+        ]
         self.tail_ids = [self.stop_id, *self.encode("\n"), start, *self.encode("assistant\n")]
 
     def encode(self, text: str) -> list[int]:
@@ -155,7 +168,9 @@ class RowBuilder:
         stage1, stage2, crops = [], [], []
         for question, overview in zip(questions, overviews, strict=True):
             if question.box is None:
-                stage1.append(self._written(render_answer(question.thoughts[0], question.answer), self.episode.stage1_len))
+                stage1.append(
+                    self._written(render_answer(question.thoughts[0], question.answer), self.episode.stage1_len)
+                )
                 stage2.append([])
                 crops.append(None)
                 continue

@@ -18,7 +18,9 @@ from zoomearth_jax.data_pipeline.images import MAX_PIXELS
 from zoomearth_jax.errors import UserError
 
 UNITS = 2048.0  # a scene is UNITS x UNITS, whatever its size in px
-STRIPE_PERIOD = UNITS / 112  # units along an axis: over a pixel of a 112 px overview the stripes average to exactly zero
+STRIPE_PERIOD = (
+    UNITS / 112
+)  # units along an axis: over a pixel of a 112 px overview the stripes average to exactly zero
 SITE_SIDE = (160, 280)  # units
 STRIPE_AMPLITUDE = 60.0
 
@@ -85,9 +87,15 @@ class Scene:
         one_x, one_y = np.ones(len(edges_x) - 1), np.ones(len(edges_y) - 1)
         ramp_x, ramp_y = (0.5 * (e[1:] + e[:-1]) / UNITS - 0.5 for e in (edges_x, edges_y))
         rows, columns, colors = [one_y, one_y, ramp_y], [one_x, ramp_x, one_x], [ground, slope_x, slope_y]
-        inside = (s for s in self.sites if s.x1 < edges_x[-1] and s.x2 > edges_x[0] and s.y1 < edges_y[-1] and s.y2 > edges_y[0])
+        inside = (
+            s
+            for s in self.sites
+            if s.x1 < edges_x[-1] and s.x2 > edges_x[0] and s.y1 < edges_y[-1] and s.y2 > edges_y[0]
+        )
         for site in inside:
-            in_x, ramp_in_x, cos_x, sin_x = _factors(edges_x, site.x1, site.x2, ORIENTATIONS[site.orientation][0], site.phase)
+            in_x, ramp_in_x, cos_x, sin_x = _factors(
+                edges_x, site.x1, site.x2, ORIENTATIONS[site.orientation][0], site.phase
+            )
             in_y, ramp_in_y, cos_y, sin_y = _factors(edges_y, site.y1, site.y2, ORIENTATIONS[site.orientation][1], 0.0)
             stripe = np.full(3, STRIPE_AMPLITUDE)
             rows += [in_y, in_y, ramp_in_y, cos_y, sin_y]
@@ -126,7 +134,12 @@ def _factors(edges, low, high, wave: int, phase: float):
     if wave == 0:
         return inside, ramp, inside * np.cos(phase), inside * np.sin(phase)
     k = 2 * np.pi * wave / STRIPE_PERIOD
-    return inside, ramp, np.diff(np.sin(k * clipped + phase)) / k / width, -np.diff(np.cos(k * clipped + phase)) / k / width
+    return (
+        inside,
+        ramp,
+        np.diff(np.sin(k * clipped + phase)) / k / width,
+        -np.diff(np.cos(k * clipped + phase)) / k / width,
+    )
 
 
 def random_scene(rng: np.random.Generator, side: int = 2048) -> Scene:

@@ -61,6 +61,8 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = N
 
 def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
     """Bidirectional attention over the valid keys of each row, softmax in float32; the vision encoder's blocks."""
-    scores = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32
+    )
     weights = jax.nn.softmax(jnp.where(valid_BS[:, None, None, :], scores, MASKED), axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(v_BSNH.dtype), v_BSNH)

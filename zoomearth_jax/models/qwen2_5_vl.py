@@ -15,7 +15,7 @@ from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.models.vision import VisionEncoder, VisionLayout, patchify, vision_layout
 
 
-class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's own name)
+class Qwen2_5_VL(nnx.Module):
     """Qwen2.5-VL of any size.
 
     Attributes:
@@ -68,7 +68,9 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's own name)
         layout = vision_layout(grids_I2, self.config.vision)
         offsets = np.concatenate([[0], np.cumsum(grids_I2.prod(-1))[:-1]])
         flat_IP = np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)
-        feature_BF, grids_BI2 = _row_features(image_of_row, grids_I2 // self.config.vision.merge_size, layout.merged_IM.shape[1])
+        feature_BF, grids_BI2 = _row_features(
+            image_of_row, grids_I2 // self.config.vision.merge_size, layout.merged_IM.shape[1]
+        )
         return _image_forward(self, ids_BT, valid_BT, grids_BI2, jnp.asarray(pixel_values)[flat_IP], layout, feature_BF)
 
     def encode_views(self, views_IHWC, layout: VisionLayout, *, remat: bool = False):
@@ -93,7 +95,15 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's own name)
         return jnp.where(is_image_BT[..., None], take_rows(features_BFD, rank_BT).astype(x_BTD.dtype), x_BTD)
 
     def segment(
-        self, ids_BT, valid_BT, features_BFD=None, grids_BI2=None, start_B=None, past: KVCache | None = None, *, remat=False
+        self,
+        ids_BT,
+        valid_BT,
+        features_BFD=None,
+        grids_BI2=None,
+        start_B=None,
+        past: KVCache | None = None,
+        *,
+        remat=False,
     ):
         """Runs one segment of each row after the cached segments before it.
 
@@ -155,7 +165,9 @@ def _assign_images(is_image_BT, merged_I2) -> list[list[int]]:
 
 def _row_features(rows: list[list[int]], merged_I2, budget: int):
     """Index [B, F] of each row's visual tokens into the flattened [I x M], and merged grids [B, I', 2]."""
-    index = [np.concatenate([np.arange(merged_I2[i].prod()) + i * budget for i in row] or [np.zeros(0, int)]) for row in rows]
+    index = [
+        np.concatenate([np.arange(merged_I2[i].prod()) + i * budget for i in row] or [np.zeros(0, int)]) for row in rows
+    ]
     feature_BF = np.zeros((len(rows), max(map(len, index))), np.int32)
     grids_BI2 = np.zeros((len(rows), max(map(len, rows)), 2), np.int32)
     for b, row in enumerate(rows):

@@ -53,7 +53,9 @@ def _grid_layout(grid_h: int, grid_w: int, budget: int, windows: int, config: Vi
     merge, side = config.merge_size, config.window_merged
     merged_h, merged_w = grid_h // merge, grid_w // merge
     raster = np.arange(merged_h * merged_w).reshape(merged_h, merged_w)
-    tiles = [raster[r : r + side, c : c + side].ravel() for r in range(0, merged_h, side) for c in range(0, merged_w, side)]
+    tiles = [
+        raster[r : r + side, c : c + side].ravel() for r in range(0, merged_h, side) for c in range(0, merged_w, side)
+    ]
     order = np.concatenate(tiles)
     area = merge * merge
     source = (order[:, None] * area + np.arange(area)).ravel()
@@ -83,7 +85,9 @@ def _grid_layout(grid_h: int, grid_w: int, budget: int, windows: int, config: Vi
     )
 
 
-def vision_layout(grids_I2, config: VisionConfig, budget: int | None = None, windows: int | None = None) -> VisionLayout:
+def vision_layout(
+    grids_I2, config: VisionConfig, budget: int | None = None, windows: int | None = None
+) -> VisionLayout:
     """Layout of a batch of images.
 
     Args:
@@ -103,7 +107,9 @@ def vision_layout(grids_I2, config: VisionConfig, budget: int | None = None, win
     windows = windows or max(-(-h // side) * -(-w // side) for h, w in grids)
     if any(h * w > budget for h, w in grids):
         raise ValueError(f"a grid among {grids} exceeds the budget of {budget} patches")
-    absent = VisionLayout(*(np.zeros_like(x) for x in _grid_layout(config.merge_size, config.merge_size, budget, windows, config)))
+    absent = VisionLayout(
+        *(np.zeros_like(x) for x in _grid_layout(config.merge_size, config.merge_size, budget, windows, config))
+    )
     rows = [_grid_layout(h, w, budget, windows, config) if h * w else absent for h, w in grids]
     return VisionLayout(*(np.stack(column) for column in zip(*rows, strict=True)))
 

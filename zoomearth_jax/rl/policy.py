@@ -50,7 +50,9 @@ def repeat_cache(cache: KVCache, times: int) -> KVCache:
     """Broadcasts a prompt's cache to the samples of its group."""
     if times == 1:
         return cache
-    return KVCache(*(jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v)), jnp.repeat(cache.valid_BS, times, axis=0))
+    return KVCache(
+        *(jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v)), jnp.repeat(cache.valid_BS, times, axis=0)
+    )
 
 
 def last_valid(hidden_BTD, valid_BT):

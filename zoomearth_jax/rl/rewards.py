@@ -111,9 +111,12 @@ def episode_rewards(
     rewards = {
         "iou": np.asarray(iou),
         "region": np.asarray(region),
-        "answer": np.array([is_correct(e.answer, q.answer) for e, q in zip(played.episodes, asked, strict=True)], np.float32),
+        "answer": np.array(
+            [is_correct(e.answer, q.answer) for e, q in zip(played.episodes, asked, strict=True)], np.float32
+        ),
         "pattern": np.array(
-            [follows_protocol(e.stage1, e.stage2, view) for e, view in zip(played.episodes, views, strict=True)], np.float32
+            [follows_protocol(e.stage1, e.stage2, view) for e, view in zip(played.episodes, views, strict=True)],
+            np.float32,
         ),
     }
     rewards["total"] = sum(getattr(spec, f"{name}_weight") * values for name, values in rewards.items())

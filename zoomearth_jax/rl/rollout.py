@@ -98,7 +98,18 @@ def _sample(logits_BV, key, temperature, banned_ids):
     return ids_B, jnp.take_along_axis(logp_BV, ids_B[:, None], axis=-1)[:, 0]
 
 
-def decode(model: Qwen2_5_VL, cache: KVCache, offset: int, length: int, hidden_BD, start_B, active_B, key, temperature, rows: RowBuilder):
+def decode(
+    model: Qwen2_5_VL,
+    cache: KVCache,
+    offset: int,
+    length: int,
+    hidden_BD,
+    start_B,
+    active_B,
+    key,
+    temperature,
+    rows: RowBuilder,
+):
     """Samples up to `length` tokens a row into the cache's slots from `offset` on; stops when every row has.
 
     Args:
@@ -114,7 +125,9 @@ def decode(model: Qwen2_5_VL, cache: KVCache, offset: int, length: int, hidden_B
 
     def write_token(step, state, hidden_BD):
         ids, logps, written, alive_B, position_B = state
-        token_B, logp_B = _sample(model.decoder.logits(hidden_BD), jax.random.fold_in(key, step), temperature, rows.banned_ids)
+        token_B, logp_B = _sample(
+            model.decoder.logits(hidden_BD), jax.random.fold_in(key, step), temperature, rows.banned_ids
+        )
         ids = ids.at[:, step].set(jnp.where(alive_B, token_B, rows.pad_id))
         logps = logps.at[:, step].set(jnp.where(alive_B, logp_B, 0.0))
         written = written.at[:, step].set(alive_B)
@@ -182,7 +195,14 @@ class RolloutEngine:
         return features, written_ids, logps, written
 
     def __call__(
-        self, params, questions: Sequence[Question], key, *, temperature: float = 0.0, group: int = 1, mask_crop: bool = False
+        self,
+        params,
+        questions: Sequence[Question],
+        key,
+        *,
+        temperature: float = 0.0,
+        group: int = 1,
+        mask_crop: bool = False,
     ) -> Trajectories:
         """Plays `group` episodes of each question.
 
@@ -209,7 +229,9 @@ class RolloutEngine:
         views = [rows.view_frame(view) for view in overviews for _ in range(group)]
         parsed = [parse_box(text, view) for text, view in zip(texts1, views, strict=True)]
         zooms = [p.box is not None and wants_crop(text) for p, text in zip(parsed, texts1, strict=True)]
-        windows = [rows.window(p.box, q.image.frame) if z else None for p, q, z in zip(parsed, asked, zooms, strict=True)]
+        windows = [
+            rows.window(p.box, q.image.frame) if z else None for p, q, z in zip(parsed, asked, zooms, strict=True)
+        ]
         crops = list(self._readers.map(lambda q, w: None if w is None else rows.crop(q.image, w), asked, windows))
         shown = [c if c is None or not mask_crop else np.full_like(c, MASK_LEVEL) for c in crops]
         crop_views = rows.views(shown)

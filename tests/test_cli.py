@@ -1,0 +1,92 @@
+"""The command itself, in its own process: bad input ends with one line and exit code 2, and writes nothing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from zoomearth_jax import __version__, cli
+from zoomearth_jax.errors import UserError
+
+
+def run(*args, cwd):
+    """Exit code, standard output and standard error of a verb in a new process."""
+    env = os.environ | {"ZOOMEARTH_CACHE": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "zoomearth_jax.cli", *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["ask", "nothing.tif", "Why?"], "nothing.tif: no such image file"),
+        (["ask", "text.png", "Why?"], "text.png: not a readable image"),
+        (["ask", "image.png", "Why?", "--model", "nowhere"], "nowhere: no such directory"),
+        (["ask", "image.png", "Why? " * 100], "the prompt slot holds"),
+        (["ask", "image.png", "Why?", "--save", "out.gif"], "--save writes PNG"),
+        (["evaluate", "--model", "empty"], "no config.json"),
+        (["evaluate", "--data", "empty"], "questions.jsonl: no such file"),
+        (["evaluate", "--questions", "0"], "must be positive"),
+        (["grpo", "--model", "nano", "--group", "1"], "group must be at least 2"),
+        (["sft", "--optimizer.lrr", "1"], "perhaps you meant --optimizer.lr"),
+        (["sft", "--steps", "many"], "--steps"),
+        (["sft", "--resume"], "no run to resume"),
+        (["scenes", "--side", "99999"], "side between"),
+        (["scenes", "--format", "gif"], "invalid choice 'gif'"),
+        (["dance"], "dance"),
+        ([], "subcommand"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOOMEARTH_CACHE", "")
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(args) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert said.startswith("zoomearth: ")
+    assert "\n" not in said
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_the_process_exits_with_2(tmp_path):
+    code, out, err = run("ask", "nothing.tif", "Why?", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.strip().splitlines()[-1].startswith("zoomearth: nothing.tif")
+
+
+def test_version_and_help(capsys, monkeypatch):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    for verb in cli._verbs():
+        with pytest.raises(SystemExit) as stop:
+            cli.main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "--help" in capsys.readouterr().out
+
+
+def test_interruption_is_not_a_traceback(monkeypatch, capsys):
+    from zoomearth_jax.make_scenes import ScenesConfig
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_verbs", lambda: {"scenes": (ScenesConfig, interrupted), "again": (UserErrorConfig, failing)})
+    assert cli.main(["scenes"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+class UserErrorConfig:
+    """A second verb: tyro needs two for subcommands."""
+
+
+def failing(_):
+    raise UserError("never run")
