@@ -15,7 +15,12 @@ def run(*args, cwd):
     """Exit code, standard output and standard error of a verb in a new process."""
     env = os.environ | {"ZOOMEARTH_CACHE": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "zoomearth_jax.cli", *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "zoomearth_jax.cli", *map(str, args)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -79,7 +84,9 @@ def test_interruption_is_not_a_traceback(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_verbs", lambda: {"scenes": (ScenesConfig, interrupted), "again": (UserErrorConfig, failing)})
+    monkeypatch.setattr(
+        cli, "_verbs", lambda: {"scenes": (ScenesConfig, interrupted), "again": (UserErrorConfig, failing)}
+    )
     assert cli.main(["scenes"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

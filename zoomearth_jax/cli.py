@@ -72,7 +72,8 @@ def _parse(args: list[str], verbs: dict):
 
 def _one_line(boxed: str) -> str:
     """What is wrong, and tyro's first suggestion, out of its box of several lines."""
-    lines = [line for line in (re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()) if line]
+    bare = (re.sub(r"^[╭╮╰╯│─|+\s]*(- )?|[╭╮╰╯│─|+\s-]+$", "", line) for line in boxed.splitlines())
+    lines = [line for line in bare if line]
     title, detail = lines[0].rstrip(":"), lines[1] if len(lines) > 1 else ""
     detail += f" {lines[2]}" if detail.endswith(":") else ""
     parts = [detail if detail.startswith(title) or title == "Value error" else f"{title}: {detail}"]

@@ -129,20 +129,24 @@ def demo(config: DemoConfig) -> dict:
     local = scene_questions("test", config.seed, 0, config.questions, global_share=0.0)
     whole = scene_questions("test", config.seed, config.questions, config.global_questions, global_share=1.0)
     models = {"base": "nano", "sft": runs["sft"], "grpo": runs["grpo"]}
-    results: dict = {}
+    results: dict = {"seconds": clock.seconds}
+
+    def save():
+        (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
     base, rows = load_model(models["base"])
     engine = RolloutEngine(base, rows)
     with clock.phase("evaluation"):
         for stage in STAGES:
             params = nnx.state(load_model(models[stage]).model, nnx.Param)
             results[stage] = _evaluate_stage(engine, params, local, whole, config)
+    save()
     with clock.phase("report"):
         shown = local[: config.episodes * 3 // 4] + whole[: config.episodes - config.episodes * 3 // 4]
         cards = _episode_cards(engine, params, shown, rows, grpo_config.reward)
-        results["seconds"] = clock.seconds
         _write(config, results, cards, runs)
     clock.seconds["total"] = round(sum(clock.seconds.values()), 1)
-    (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    save()
     print(_table(results))
     print(f"report: {config.out / 'report.html'}")
     return results

@@ -36,16 +36,24 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def curve(name: str, steps: list[int], values: list[float]) -> dict:
-    """A line chart's labels and points (in the template's 260 x 110 view box)."""
+def curve(name: str, steps: list[int], values: list[float], smoothing: float = 0.9) -> dict:
+    """A line chart's labels and points (in the template's 260 x 110 view box): the values and their running mean."""
     low, high = min(values), max(values)
     spread = (high - low) or 1.0
     across = max(steps[-1] - steps[0], 1)
-    points = " ".join(
-        f"{34 + 222 * (s - steps[0]) / across:.1f},{96 - 90 * (v - low) / spread:.1f}"
-        for s, v in zip(steps, values, strict=True)
-    )
-    return {"name": name, "low": f"{low:.3g}", "high": f"{high:.3g}", "last_step": steps[-1], "points": points}
+    mean, means = 0.0, []
+    for count, value in enumerate(values, 1):  # an exponential mean without the pull of its start
+        mean = smoothing * mean + (1 - smoothing) * value
+        means.append(mean / (1 - smoothing**count))
+
+    def points(ys):
+        pairs = zip(steps, ys, strict=True)
+        return " ".join(
+            f"{34 + 222 * (s - steps[0]) / across:.1f},{96 - 90 * (y - low) / spread:.1f}" for s, y in pairs
+        )
+
+    labels = {"low": f"{low:.3g}", "high": f"{high:.3g}", "last_step": steps[-1]}
+    return {"name": name, **labels, "points": points(values), "mean_points": points(means)}
 
 
 def run_curves(runs: dict[str, Path]) -> list[dict]:

@@ -106,9 +106,8 @@ def test_cache_slots_that_are_not_valid_change_nothing(golden):
     valid = jnp.ones_like(ids, bool)
     _, cache, following = model.segment(ids[:, :8], valid[:, :8])
     want, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=cache)
-    noisy = KVCache(
-        *(jnp.concatenate([x, 100 * x[:, :, :3]], axis=2) for x in cache[:2]), jnp.pad(cache.valid_BS, ((0, 0), (0, 3)))
-    )
+    noise = [jnp.concatenate([x, 100 * x[:, :, :, :3]], axis=3) for x in (cache.k, cache.v)]
+    noisy = KVCache(*noise, jnp.pad(cache.valid_BS, ((0, 0), (0, 3))))
     got, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
     np.testing.assert_allclose(got, want, atol=1e-6)
 

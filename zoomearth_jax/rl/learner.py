@@ -102,7 +102,7 @@ def _update(state: TrainState, optimizer, loss_fn) -> tuple[TrainState, dict[str
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(trainable, state.frozen, opt_state, state.step + 1), metrics
 
 
