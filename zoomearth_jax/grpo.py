@@ -50,8 +50,8 @@ class GRPOConfig:
     model: str = "runs/sft"
     out: Path = Path("runs/grpo")
     data: str = "scenes"
-    global_share: float = 0.15
-    steps: int = 120
+    global_share: float = 0.25
+    steps: int = 130
     prompts: int = 16
     group: int = 8
     updates: int = 1

@@ -40,7 +40,7 @@ class SFTConfig:
     out: Path = Path("runs/sft")
     data: str = "scenes"
     questions: int = 512
-    global_share: float = 0.15
+    global_share: float = 0.3
     steps: int = 100
     batch_size: int = 32
     optimizer: OptimizerConfig = OptimizerConfig()
