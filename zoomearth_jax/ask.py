@@ -27,7 +27,7 @@ class AskConfig:
     Attributes:
         image: any TIFF, PNG, JPEG or WebP file, however large.
         question: what to ask.
-        model: `nano`, a model directory or a run; `nano-sft` … are made by `zoomearth demo`.
+        model: `nano-grpo`, a model directory or a run. (`nano` is the base, which doesn't speak the protocol.)
         save: write a picture of the overview with the box, and the crop, to this PNG file.
         temperature: of sampling; 0 is greedy.
         seed: of sampling.
@@ -36,7 +36,7 @@ class AskConfig:
 
     image: Annotated[Path, tyro.conf.Positional]
     question: Annotated[str, tyro.conf.Positional]
-    model: str = "nano"
+    model: str = "nano-grpo"
     save: Path | None = None
     temperature: float = 0.0
     seed: int = 0

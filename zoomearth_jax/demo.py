@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from zoomearth_jax.data_pipeline.questions import Question, scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import play, sample_record, summarize
 from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.model_io import load_model
+from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.report import episode_card, run_curves, write_report
 from zoomearth_jax.rl.rewards import episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine
@@ -49,6 +50,7 @@ class DemoConfig:
         episodes: in the report.
         seed: of everything.
         batch_size: of the evaluation.
+        export: write the final policy to this directory too, as an HF checkpoint in bfloat16.
     """
 
     out: Path = Path("runs/demo")
@@ -57,6 +59,7 @@ class DemoConfig:
     episodes: int = 24
     seed: int = 0
     batch_size: int = 256
+    export: Path | None = None
 
     def __post_init__(self):
         if self.questions < self.episodes or min(self.questions, self.global_questions, self.batch_size) < 1:
@@ -138,9 +141,12 @@ def demo(config: DemoConfig) -> dict:
     engine = RolloutEngine(base, rows)
     with clock.phase("evaluation"):
         for stage in STAGES:
-            params = nnx.state(load_model(models[stage]).model, nnx.Param)
+            model = load_model(models[stage]).model
+            params = nnx.state(model, nnx.Param)
             results[stage] = _evaluate_stage(engine, params, local, whole, config)
     save()
+    if config.export is not None:
+        save_model(config.export, model, rows, jnp.bfloat16)
     with clock.phase("report"):
         shown = local[: config.episodes * 3 // 4] + whole[: config.episodes - config.episodes * 3 // 4]
         cards = _episode_cards(engine, params, shown, rows, grpo_config.reward)

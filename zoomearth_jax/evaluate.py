@@ -26,7 +26,7 @@ class EvaluateConfig:
     """Settings of an evaluation.
 
     Attributes:
-        model: `nano`, a model directory or a run.
+        model: `nano-grpo`, a model directory or a run.
         data: `scenes`, or a folder with questions.jsonl and images.
         questions: how many procedural questions, or at most how many of a folder's.
         global_share: share of procedural questions that need no crop.
@@ -38,7 +38,7 @@ class EvaluateConfig:
         json: print the summary as JSON.
     """
 
-    model: str = "nano"
+    model: str = "nano-grpo"
     data: str = "scenes"
     questions: int = 1024
     global_share: float = 0.15

@@ -24,12 +24,15 @@ class LoadedModel(NamedTuple):
     rows: RowBuilder
 
 
-def save_model(directory: Path, model: Qwen2_5_VL, tokenizer, episode: EpisodeConfig) -> None:
-    """Writes config.json, model.safetensors, the tokenizer's files and episode.json."""
+SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
+
+
+def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype=None) -> None:
+    """Writes config.json, model.safetensors (rounded to `dtype`), the tokenizer's files and episode.json."""
     directory = Path(directory)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    write_episode(directory, episode)
+    model.save_pretrained(directory, dtype=dtype)
+    rows.tokenizer.save_pretrained(directory)
+    write_episode(directory, rows.episode)
 
 
 def load_rows(directory: Path) -> RowBuilder:
@@ -48,12 +51,12 @@ def load_rows(directory: Path) -> RowBuilder:
 
 
 def resolve(name: str | Path) -> Path:
-    """The directory of a model: `nano` is the one in the package, everything else is a path."""
-    return Path(str(files("zoomearth_jax.models") / "nano")) if str(name) == "nano" else Path(name)
+    """The directory of a model: the names in SHIPPED are in the package, everything else is a path."""
+    return Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)])) if str(name) in SHIPPED else Path(name)
 
 
 def load_model(name: str | Path) -> LoadedModel:
-    """Loads `nano`, an HF directory, or the last checkpoint of a run.
+    """Loads a shipped model, an HF directory, or the last checkpoint of a run.
 
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.

@@ -28,7 +28,7 @@ from zoomearth_jax.data_pipeline.questions import SPLITS, Question, scene_questi
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.data_pipeline.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
 from zoomearth_jax.metrics import MetricsLog
-from zoomearth_jax.model_io import save_model
+from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl.policy import Segment, device_images, reply_hidden, token_logprobs
 from zoomearth_jax.rl.rewards import box_arrays, box_iou
@@ -303,7 +303,8 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
             if smoothed < config.stop_x1_loss:
                 break
     nnx.update(model, nnx.state(nnx.merge(graph, state)[0]))
-    save_model(config.out, model, rows.tokenizer, episode)
+    save_model(config.out, model, rows, jnp.bfloat16)
+    model = load_model(config.out).model  # what was written is what is scored
     write_yaml(config.out / "run.yaml", config)
     scores = {"steps": step + 1, **score_base(model, rows, config.seed)}
     (config.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

@@ -144,13 +144,13 @@ def load_pretrained(cls, directory, dtype=jnp.float32):
     return model
 
 
-def save_pretrained(model, directory) -> None:
+def save_pretrained(model, directory, dtype=None) -> None:
     """See `Qwen2_5_VL.save_pretrained`. The files appear whole or not at all."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for _, module, leaf, param in _params(model):
-        array = np.asarray(jax.device_get(param[...]))
+        array = np.asarray(jax.device_get(param[...] if dtype is None else param[...].astype(dtype)))
         if array.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
             raise ValueError(f"{module}.{leaf} is {array.dtype}")
         stacked = "{}" in _NAMES[module]

@@ -37,11 +37,11 @@ class Qwen2_5_VL(nnx.Module):
 
         return load_pretrained(cls, directory, dtype)
 
-    def save_pretrained(self, directory) -> None:
-        """Writes config.json and model.safetensors as HF transformers reads them."""
+    def save_pretrained(self, directory, *, dtype=None) -> None:
+        """Writes config.json and model.safetensors as HF transformers reads them; `dtype` rounds, e.g. to bfloat16."""
         from zoomearth_jax.models.hf import save_pretrained
 
-        save_pretrained(self, directory)
+        save_pretrained(self, directory, dtype)
 
     def __call__(self, input_ids, pixel_values=None, image_grid_thw=None, attention_mask=None):
         """Logits, from exactly the arrays that HF's model takes.
