@@ -30,10 +30,17 @@ def run(*args, cwd):
     [
         (["ask", "nothing.tif", "Why?"], "nothing.tif: no such image file"),
         (["ask", "text.png", "Why?"], "text.png: not a readable image"),
-        (["ask", "image.png", "Why?", "--model", "nowhere"], "nowhere: no such directory"),
+        (
+            ["ask", "image.png", "Why?", "--model", "nowhere"],
+            "nowhere: no such model; give a model directory, a run, or one of",
+        ),
         (["ask", "image.png", "Why? " * 100], "the prompt slot holds"),
         (["ask", "image.png", "Why?", "--save", "out.gif"], "--save writes PNG"),
+        (["ask", "image.png", "Why?", "--model", "nanno"], "did you mean 'nano'?"),
         (["evaluate", "--model", "empty"], "no config.json"),
+        (["sft", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["sft", "--config", "bad.yaml"], "bad.yaml: unknown key 'stepz'; did you mean 'steps'?"),
+        (["sft", "--config"], "give a YAML file"),
         (["evaluate", "--data", "empty"], "questions.jsonl: no such file"),
         (["evaluate", "--questions", "0"], "must be positive"),
         (["grpo", "--model", "nano", "--group", "1"], "group must be at least 2"),
@@ -51,6 +58,7 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypa
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.yaml").write_text("stepz: 3")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOOMEARTH_CACHE", "")
     before = sorted(tmp_path.rglob("*"))
@@ -66,6 +74,15 @@ def test_the_process_exits_with_2(tmp_path):
     code, out, err = run("ask", "nothing.tif", "Why?", cwd=tmp_path)
     assert (code, out) == (2, "")
     assert err.strip().splitlines()[-1].startswith("zoomearth: nothing.tif")
+
+
+def test_settings_from_a_file_are_defaults(tmp_path):
+    from zoomearth_jax.configs.io import write_yaml
+    from zoomearth_jax.sft import SFTConfig
+
+    write_yaml(tmp_path / "run.yaml", SFTConfig(steps=7, seed=3))
+    parsed = cli._parse(["sft", "--config", str(tmp_path / "run.yaml"), "--seed", "4"], cli._verbs())
+    assert parsed == SFTConfig(steps=7, seed=4)
 
 
 def test_version_and_help(capsys, monkeypatch):

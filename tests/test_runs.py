@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,13 +11,15 @@ from PIL import Image
 
 from zoomearth_jax.ask import AskConfig, ask
 from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.data_pipeline.questions import read_questions
 from zoomearth_jax.demo import DemoConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import EvaluateConfig, evaluate
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
 from zoomearth_jax.metrics import read_metrics
-from zoomearth_jax.model_io import load_model
+from zoomearth_jax.model_io import SHIPPED, load_model, resolve
+from zoomearth_jax.rl.rewards import box_iou
 from zoomearth_jax.sft import SFTConfig, sft
 
 
@@ -131,6 +134,41 @@ def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
     assert set(said) == {"answer", "box", "window", "stage1", "stage2", "truncated"}
     with Image.open(folder / "a" / "out.png") as picture:
         assert picture.height >= 448
+
+
+@pytest.mark.parametrize("side", [2048, 5000])
+def test_shipped_policy_answers_about_a_file(side, folder, capsys):
+    """On real TIFFs: right answers about most sites, and boxes that lie on them."""
+    scenes = write_scenes(ScenesConfig(out=folder / f"tiff{side}", count=2, side=side, seed=5))
+    questions = [q for q in read_questions(scenes) if q.level == "object"]
+    right, ious = 0, []
+    for question in questions:
+        capsys.readouterr()
+        ask(AskConfig(question.image.path, question.text, json=True))
+        said = json.loads(capsys.readouterr().out)
+        right += said["answer"] == question.answer
+        ious.append(float(box_iou(np.array(said["box"], np.float32), np.array(question.box.corners, np.float32))))
+    assert right >= len(questions) - 1
+    assert np.mean(ious) > 0.3
+
+
+def test_shipped_models_stay_small():
+    total = sum(file.stat().st_size for name in SHIPPED for file in resolve(name).iterdir())
+    assert total < 3e6
+
+
+def test_training_compiles_once(folder, sft_run):
+    """Started from a checkpoint, whose arrays are committed to a device, and from fresh optimizer state, whose aren't."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    config = GRPOConfig(model=str(sft_run.out), out=folder / "once", steps=1, prompts=5, group=2)
+    grpo(config)
+    one_step = len(compiled)
+    compiled.clear()
+    grpo(dataclasses.replace(config, out=folder / "thrice", steps=3))
+    assert 0 < len(compiled) <= one_step
 
 
 def test_demo_settings_are_checked():

@@ -12,9 +12,13 @@ from typing import Annotated, Union
 
 import tyro
 
+from zoomearth_jax.configs.io import read_yaml
 from zoomearth_jax.errors import UserError
 
-_HELP = "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look."
+_HELP = (
+    "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look. "
+    "VERB --config FILE.yaml takes settings from a file, such as a run's run.yaml."
+)
 
 
 def _verbs() -> dict:
@@ -55,8 +59,16 @@ def _quiet() -> None:
 
 def _parse(args: list[str], verbs: dict):
     """The config that the arguments describe; tyro's boxed complaints become one line."""
+    args, defaults = _read_defaults(args, verbs)
     choices = tuple(
-        Annotated[config, tyro.conf.subcommand(name, description=config.__doc__.splitlines()[0])]
+        Annotated[
+            config,
+            tyro.conf.subcommand(
+                name,
+                description=config.__doc__.splitlines()[0],
+                **({"default": defaults[name]} if name in defaults else {}),
+            ),
+        ]
         for name, (config, _) in verbs.items()
     )
     settings = (tyro.conf.OmitSubcommandPrefixes,)
@@ -68,6 +80,16 @@ def _parse(args: list[str], verbs: dict):
         if not stop.code:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+
+
+def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:
+    """Takes `--config FILE` out of a verb's arguments: a YAML file whose settings replace the verb's defaults."""
+    if "--config" not in args[1:] or args[0] not in verbs:
+        return args, {}
+    place = args.index("--config")
+    if place + 1 == len(args):
+        raise UserError("--config: give a YAML file, such as a run's run.yaml")
+    return args[:place] + args[place + 2 :], {args[0]: read_yaml(Path(args[place + 1]), verbs[args[0]][0])}
 
 
 def _one_line(boxed: str) -> str:

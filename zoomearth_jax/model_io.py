@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -62,6 +63,12 @@ def load_model(name: str | Path) -> LoadedModel:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
     """
     directory = resolve(name)
+    if not directory.exists():
+        close = difflib.get_close_matches(str(name), SHIPPED, n=1)
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
+        )
+        raise UserError(f"{name}: no such model; {hint}")
     is_run = (directory / "checkpoints").is_dir() and not any(directory.glob("*.safetensors"))
     model = load_run_model(directory) if is_run else Qwen2_5_VL.from_pretrained(directory)
     rows = load_rows(directory)
