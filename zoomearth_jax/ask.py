@@ -83,5 +83,7 @@ def _text(result: dict, reason: str) -> str:
         lines += [f"box     {result['box']} px of the original; read {result['window']}", f"crop    {result['stage2']}"]
     elif reason not in ("", "absent"):
         lines.append(f"box     none: {reason}")
+    if result["truncated"]:
+        lines.append("note    the model ran out of room for its text")
     answer = result["answer"] if result["answer"] is not None else "(the model gave no answer)"
     return "\n".join([*lines, f"answer  {answer}"])

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from zoomearth_jax.checkpoint import load_run_model, write_episode
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict
+from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -37,17 +38,15 @@ def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype=None)
 
 
 def load_rows(directory: Path) -> RowBuilder:
-    """The tokenizer and the episode's layout of a model directory (the defaults of EpisodeConfig without episode.json)."""
+    """The tokenizer and the episode's layout of a model directory; a published checkpoint, which has no episode.json,
+    gets the layout and the words of the preset qwen2_5_vl_3b."""
     file = Path(directory) / "episode.json"
     try:
-        episode = (
-            from_dict(EpisodeConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
-            if file.exists()
-            else EpisodeConfig()
-        )
+        saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
+    episode = preset("qwen2_5_vl_3b")[1] if saved is None else from_dict(EpisodeConfig, saved, str(file))
     return RowBuilder(tokenizer, episode)
 
 

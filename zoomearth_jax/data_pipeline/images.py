@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +28,7 @@ class ImageSource(Protocol):
 
 
 class RawImage:
-    """A plain image file, decoded whole on first use."""
+    """A plain image file, decoded whole when first looked at; the last two decoded images are kept."""
 
     def __init__(self, path):
         """Reads the header only.
@@ -54,18 +55,24 @@ class RawImage:
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
             raise UserError(f"{self.path}: not a readable image ({error})") from None
 
-    @functools.cached_property
-    def _pixels(self) -> Image.Image:
-        with self._open() as image:
-            try:
-                return image.convert("RGB")
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
-                raise UserError(f"{self.path}: broken image data ({error})") from None
-
     def window(self, box: Box, size: Frame) -> np.ndarray:
         """See `ImageSource.window`; Pillow's antialiased bicubic filter, as HF's slow image processor uses."""
-        resized = self._pixels.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box.corners)
+        with _DECODING:  # threads that want the same file wait for one decoding of it
+            pixels = _decode(self)
+        resized = pixels.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box.corners)
         return np.asarray(resized)
+
+
+_DECODING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=2)  # a 20,000 px image is 1.2 GB
+def _decode(image: RawImage) -> Image.Image:
+    with image._open() as file:
+        try:
+            return file.convert("RGB")
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise UserError(f"{image.path}: broken image data ({error})") from None
 
 
 def whole(source: ImageSource) -> Box:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zoomearth_jax.data_pipeline.boxes import Box
+from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.protocol import parse_answer, parse_box, wants_crop
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies, RowBuilder
@@ -224,46 +224,48 @@ class RolloutEngine:
             params, prompts.ids, prompts.valid, images, look_key, temperature, group=group
         )
         stage1 = _tokens(ids1, written1)
-        texts1 = [rows.decode(ids) for ids in stage1]
         asked = [q for q in questions for _ in range(group)]
         views = [rows.view_frame(view) for view in overviews for _ in range(group)]
-        parsed = [parse_box(text, view) for text, view in zip(texts1, views, strict=True)]
-        zooms = [p.box is not None and wants_crop(text) for p, text in zip(parsed, texts1, strict=True)]
-        windows = [
-            rows.window(p.box, q.image.frame) if z else None for p, q, z in zip(parsed, asked, zooms, strict=True)
-        ]
+        episodes = [self._looked(q, view, ids) for q, view, ids in zip(asked, views, stage1, strict=True)]
+
+        windows = [e.window for e in episodes]
         crops = list(self._readers.map(lambda q, w: None if w is None else rows.crop(q.image, w), asked, windows))
-        shown = [c if c is None or not mask_crop else np.full_like(c, MASK_LEVEL) for c in crops]
-        crop_views = rows.views(shown)
+        if mask_crop:
+            crops = [None if crop is None else np.full_like(crop, MASK_LEVEL) for crop in crops]
+        crop_views = rows.views(crops)
         crop_ids, crop_valid = rows.crop_slots(crop_views.grids)
         images = device_images(crop_views, self._vision)
+        zooms = np.array([window is not None for window in windows])
         crop_features, ids2, logps2, written2 = self._zoom(
-            params, cache, start, crop_ids, crop_valid, images, np.array(zooms), zoom_key, temperature
+            params, cache, start, crop_ids, crop_valid, images, zooms, zoom_key, temperature
         )
         stage2 = _tokens(ids2, written2)
-        texts2 = [rows.decode(ids) if z else None for ids, z in zip(stage2, zooms, strict=True)]
-        episodes = [
-            Episode(
-                stage1=text1,
-                stage2=text2,
-                box=p.box,
-                box_reason=p.reason,
-                window=window,
-                answer=parse_answer(text1 if text2 is None else text2),
-                truncated=not self._stopped(one) or (text2 is not None and not self._stopped(two)),
-            )
-            for text1, text2, p, window, one, two in zip(texts1, texts2, parsed, windows, stage1, stage2, strict=True)
-        ]
         return Trajectories(
             prompts=prompts,
             replies=rows.replies(stage1, stage2, crop_views),
             logprobs=np.concatenate([logps1, logps2], axis=1),
             overview_features=overview_features,
             crop_features=crop_features,
-            episodes=episodes,
+            episodes=[self._zoomed(e, ids) for e, ids in zip(episodes, stage2, strict=True)],
             overviews=overviews,
-            crops=shown,
+            crops=crops,
         )
+
+    def _looked(self, question: Question, view: Frame, ids: list[int]) -> Episode:
+        """The episode after its first stage; a window is set where it goes on."""
+        text = self.rows.decode(ids)
+        parsed = parse_box(text, view)
+        zooms = parsed.box is not None and wants_crop(text)
+        window = self.rows.window(parsed.box, question.image.frame) if zooms else None
+        return Episode(text, None, parsed.box, parsed.reason, window, parse_answer(text), not self._stopped(ids))
+
+    def _zoomed(self, episode: Episode, ids: list[int]) -> Episode:
+        """The whole episode; as it was where there was no second stage."""
+        if episode.window is None:
+            return episode
+        text = self.rows.decode(ids)
+        truncated = episode.truncated or not self._stopped(ids)
+        return dataclasses.replace(episode, stage2=text, answer=parse_answer(text), truncated=truncated)
 
     def _stopped(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in self.rows.stop_ids
