@@ -66,7 +66,7 @@ def test_shipped_nano_model_runs_in_transformers(nano):
 
     from zoomearth_jax.model_io import resolve
 
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("nano")).eval()
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("nano")).float().eval()
     rng = np.random.default_rng(0)
     ids = np.array([[1, 3, *[5] * 16, 4, 40, 41, 2]])
     pixels, grids = rng.normal(size=(64, 1176)).astype(np.float32), np.array([[1, 8, 8]])
