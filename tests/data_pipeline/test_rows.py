@@ -67,6 +67,10 @@ def test_slots_and_masks(rows, questions):
     assert not vision[:, : crop.start].any()
     assert not vision[:, crop.stop :].any()
     assert not replies.target[:, crop].any()
+    without = np.array([q.box is None for q in questions])
+    assert without.any()
+    assert not replies.valid[without, crop.start :].any()  # no crop, nothing to see after the answer
+    assert replies.valid[~without, crop.start].all()
     stop = replies.ids == rows.stop_id
     assert not (stop & replies.valid).any()  # stop tokens are targets, never context
     assert ((stop & replies.target).sum(1) == [1 + (q.box is not None) for q in questions]).all()
