@@ -14,7 +14,7 @@ from zoomearth_jax.data_pipeline.questions import read_questions
 from zoomearth_jax.demo import DemoConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import EvaluateConfig, evaluate
-from zoomearth_jax.grpo import GRPOConfig, grpo
+from zoomearth_jax.grpo import GRPOConfig, GRPOData, grpo
 from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
 from zoomearth_jax.metrics import read_metrics
 from zoomearth_jax.model_io import SHIPPED, load_model, resolve
@@ -170,14 +170,25 @@ def test_a_step_compiles_once(sft_run):
     assert metrics["loss"] > 0
 
 
+def test_stages_train_on_a_folder_of_files(folder):
+    scenes = write_scenes(ScenesConfig(out=folder / "own", count=2, side=500, format="png"))
+    first = SFTConfig(out=folder / "own_sft", data=str(scenes), steps=2, batch_size=4)
+    sft(first)
+    second = GRPOConfig(model=str(first.out), out=folder / "own_grpo", data=str(scenes), steps=2, prompts=3, group=2)
+    grpo(second)
+    assert [row["step"] for row in losses(second)] == [1, 2]
+    data = GRPOData(dataclasses.replace(second, prompts=5))
+    count = len(read_questions(scenes))
+    epoch = [q.text + str(q.image.path) for step in range(3) for q in data.questions(step)][:count]
+    assert len(set(epoch)) == count  # a seeded shuffle of the folder: each question once an epoch
+
+
 def test_demo_settings_are_checked():
     with pytest.raises(UserError, match="demo: questions"):
         DemoConfig(questions=3)
 
 
 def test_data_of_a_step_depends_on_seed_and_step_alone(nano):
-    from zoomearth_jax.grpo import GRPOData
-
     config = GRPOConfig(prompts=3)
     first = [GRPOData(config).questions(step) for step in (0, 1)]
     again = GRPOData(config)
