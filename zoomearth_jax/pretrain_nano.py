@@ -35,7 +35,6 @@ from zoomearth_jax.rl.rewards import box_arrays, box_iou
 from zoomearth_jax.rl.rollout import RolloutEngine
 
 QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
-READINGS = 2  # per crop: stripes, colour
 REPLY_LEN = 32
 _NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
 

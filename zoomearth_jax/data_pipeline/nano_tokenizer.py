@@ -5,8 +5,6 @@ A Unigram model of HF `tokenizers` with single characters and bytes to fall back
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
@@ -50,8 +48,3 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
     )
-
-
-def write_nano_tokenizer(directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
-    build_nano_tokenizer().save_pretrained(directory)

@@ -49,7 +49,7 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.lm_head = Linear(config.width, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_BTD, positions_3BT, valid_BT, past: KVCache | None = None, *, remat: bool = False):
+    def __call__(self, x_BTD, positions_3BT, valid_BT, past: KVCache | None = None):
         """Runs the layers over a segment.
 
         Args:
@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
             layer_past = None if past is None else KVCache(*past_kv, past.valid_BS)
             return layer(x, angles, valid_BT, layer_past)
 
-        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), remat=remat)
+        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v))
         return self.norm(x_BTD), KVCache(k, v, valid_BT)
 
     def logits(self, hidden):

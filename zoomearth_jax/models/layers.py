@@ -42,14 +42,13 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: n
     return nnx.split_rngs(splits=num_layers)(nnx.vmap(make_layer, in_axes=(0,), out_axes=0))(rngs)
 
 
-def scan_layers(layers: nnx.Module, step: Callable, carry, xs, *, remat: bool = False):
+def scan_layers(layers: nnx.Module, step: Callable, carry, xs):
     """Runs stacked layers in order as one compiled loop body.
 
     Args:
         layers: a module made by `stack`.
         step: (layer, carry, x) -> (carry, y).
         xs: a pytree with a leading layer dimension, or None leaves.
-        remat: recompute each layer's activations in the backward pass.
 
     Returns:
         the last carry, and the ys stacked by layer.
@@ -60,7 +59,7 @@ def scan_layers(layers: nnx.Module, step: Callable, carry, xs, *, remat: bool = 
         layer_params, x = inputs
         return step(nnx.merge(graph, layer_params), carry, x)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (params, xs))
+    return jax.lax.scan(body, carry, (params, xs))
 
 
 def gelu(x):

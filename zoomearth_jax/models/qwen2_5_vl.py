@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -73,9 +72,9 @@ class Qwen2_5_VL(nnx.Module):
         )
         return _image_forward(self, ids_BT, valid_BT, grids_BI2, jnp.asarray(pixel_values)[flat_IP], layout, feature_BF)
 
-    def encode_views(self, views_IHWC, layout: VisionLayout, *, remat: bool = False):
+    def encode_views(self, views_IHWC, layout: VisionLayout):
         """Merged visual tokens [I, M, D] of uint8 views (see `patchify`)."""
-        return self.vision(patchify(views_IHWC, layout.positions_IP2, self.config.vision), layout, remat=remat)
+        return self.vision(patchify(views_IHWC, layout.positions_IP2, self.config.vision), layout)
 
     def embed(self, ids_BT, features_BFD=None):
         """Token embeddings with image features at the placeholders.
@@ -102,8 +101,6 @@ class Qwen2_5_VL(nnx.Module):
         grids_BI2=None,
         start_B=None,
         past: KVCache | None = None,
-        *,
-        remat=False,
     ):
         """Runs one segment of each row after the cached segments before it.
 
@@ -122,7 +119,7 @@ class Qwen2_5_VL(nnx.Module):
         is_image_BT = ids_BT == self.config.image_token_id
         positions_3BT, next_B = mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B)
         x_BTD = self.embed(ids_BT, features_BFD)
-        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past, remat=remat)
+        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
         return hidden_BTD, cache, next_B
 
 
@@ -179,8 +176,3 @@ def _row_features(rows: list[list[int]], merged_I2, budget: int):
 def abstract_model(config: ModelConfig, dtype=jnp.float32) -> Qwen2_5_VL:
     """The model with shapes in place of arrays."""
     return nnx.eval_shape(lambda: Qwen2_5_VL(config, dtype=dtype, rngs=nnx.Rngs(0)))
-
-
-def param_count(model: Qwen2_5_VL) -> int:
-    """Number of parameters."""
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

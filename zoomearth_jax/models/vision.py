@@ -184,7 +184,7 @@ class VisionEncoder(nnx.Module):
         self.merger_in = Linear(merged_width, merged_width, dtype=dtype, rngs=rngs)
         self.merger_out = Linear(merged_width, config.out_dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, patches_IPC, layout: VisionLayout, *, remat: bool = False):
+    def __call__(self, patches_IPC, layout: VisionLayout):
         """Encodes images.
 
         Args:
@@ -202,7 +202,7 @@ class VisionEncoder(nnx.Module):
         def step(block, x, is_full):
             return block(x, angles, layout, is_full), None
 
-        x_IPD, _ = scan_layers(self.blocks, step, x_IPD, is_full_L, remat=remat)
+        x_IPD, _ = scan_layers(self.blocks, step, x_IPD, is_full_L)
         x_IPD = self.merger_norm(x_IPD)
         x_IMD = x_IPD.reshape(x_IPD.shape[0], -1, self.merger_in.in_features)
         x_IMD = self.merger_out(gelu(self.merger_in(x_IMD)))

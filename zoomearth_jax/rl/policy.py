@@ -98,7 +98,7 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
     return tuple(x.reshape(-1)[:count].reshape(targets_BT.shape) for x in (logp, entropy))
 
 
-def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, *, remat: bool = False):
+def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment):
     """For each slot of the reply, the hidden state that predicts its token.
 
     Prompts run once a group: with N prompts and B = N x G replies, replies i G … (i + 1) G - 1 follow prompt i.
@@ -107,7 +107,7 @@ def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, *, remat: b
         [B, T, D]: at a slot, the state of the nearest valid token before it (the prompt's last one at first).
     """
     group = reply.ids.shape[0] // prompt.ids.shape[0]
-    hidden_NTD, cache, next_N = model.segment(prompt.ids, prompt.valid, prompt.features, prompt.grids, remat=remat)
+    hidden_NTD, cache, next_N = model.segment(prompt.ids, prompt.valid, prompt.features, prompt.grids)
     first_BD = repeat_rows(last_valid(hidden_NTD, prompt.valid), group)
     hidden_BTD, _, _ = model.segment(
         reply.ids,
@@ -116,7 +116,6 @@ def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, *, remat: b
         reply.grids,
         repeat_rows(next_N, group),
         repeat_cache(cache, group),
-        remat=remat,
     )
     # 0 is the prompt's last token, i + 1 is slot i
     seen_BT = jax.lax.cummax(jnp.where(reply.valid, jnp.arange(1, reply.ids.shape[1] + 1), 0), axis=1)
@@ -124,7 +123,7 @@ def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, *, remat: b
     return take_rows(jnp.concatenate([first_BD[:, None], hidden_BTD], axis=1), source_BT)
 
 
-def reply_logprobs(model, prompt: Segment, reply: Segment, scored, temperature, banned_ids=(), *, remat=False):
+def reply_logprobs(model, prompt: Segment, reply: Segment, scored, temperature, banned_ids=()):
     """Log-probabilities and entropies of the reply's tokens at the slots `scored` (a static index array): [B, scored]."""
-    hidden_BTD = reply_hidden(model, prompt, reply, remat=remat)
+    hidden_BTD = reply_hidden(model, prompt, reply)
     return token_logprobs(model, hidden_BTD[:, scored], reply.ids[:, scored], temperature, banned_ids)
