@@ -21,7 +21,7 @@ class KVCache(NamedTuple):
     valid_BS: jax.Array
 
 
-def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = None):
+def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = None, backend: str = "auto"):
     """Causal grouped-query attention within a segment, plus all valid slots of the past.
 
     The past is read, never copied: its scores are computed apart and joined before the softmax.
@@ -59,7 +59,7 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = N
     return out.reshape(q_BTNH.shape)
 
 
-def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
+def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
     """Bidirectional attention over the valid keys of each row, softmax in float32; the vision encoder's blocks."""
     scores = jnp.einsum(
         "BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32

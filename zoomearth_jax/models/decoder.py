@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import TextConfig
 from zoomearth_jax.models.attention import KVCache, decoder_attention
 from zoomearth_jax.models.layers import Linear, SwiGLU, rms_norm, scan_layers, stack
@@ -14,16 +15,17 @@ from zoomearth_jax.models.rope import apply_rope, text_angles
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
-        self.head_dim = config.head_dim
+    def __init__(self, config: TextConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.head_dim, self.attention = config.head_dim, compute.attention
+        settings = {"compute": compute, "rngs": rngs}
         kv_width = config.num_kv_heads * config.head_dim
-        self.input_norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
-        self.post_attention_norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
-        self.q_proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.k_proj = Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
-        self.v_proj = Linear(config.width, kv_width, dtype=dtype, rngs=rngs)
-        self.o_proj = Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.input_norm = rms_norm(config.width, config.norm_eps, **settings)
+        self.post_attention_norm = rms_norm(config.width, config.norm_eps, **settings)
+        self.q_proj = Linear(config.width, config.width, ("embed", "heads"), **settings)
+        self.k_proj = Linear(config.width, kv_width, ("embed", "kv_heads"), **settings)
+        self.v_proj = Linear(config.width, kv_width, ("embed", "kv_heads"), **settings)
+        self.o_proj = Linear(config.width, config.width, ("heads", "embed"), use_bias=False, **settings)
+        self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, **settings)
 
     def __call__(self, x_BTD, angles_BTH, valid_BT, past: KVCache | None):
         """Returns the layer's output and its own rotated keys and values, [B, K, T, H] each."""
@@ -33,7 +35,7 @@ class DecoderLayer(nnx.Module):
         )
         q, k = apply_rope(q, angles_BTH), apply_rope(k, angles_BTH)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        out = decoder_attention(q, k, v, valid_BT, past)
+        out = decoder_attention(q, k, v, valid_BT, past, self.attention)
         x_BTD = x_BTD + self.o_proj(out.reshape(x_BTD.shape))
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD)), (k, v)
 
@@ -41,13 +43,20 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A segment of each row, given the cache of the segments before it -> hidden states and the segment's own cache."""
 
-    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
-        self.config = config
-        self.embed = nnx.Embed(config.vocab_size, config.width, dtype=dtype, rngs=rngs)
-        self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.num_layers, rngs)
-        self.norm = rms_norm(config.width, config.norm_eps, dtype=dtype, rngs=rngs)
+    def __init__(self, config: TextConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.config, self.remat = config, compute.remat
+        settings = {"compute": compute, "rngs": rngs}
+        self.embed = nnx.Embed(
+            config.vocab_size,
+            config.width,
+            embedding_metadata={"axes": ("vocab", "embed")},
+            rngs=rngs,
+            **compute.dtypes,
+        )
+        self.layers = stack(lambda r: DecoderLayer(config, compute=compute, rngs=r), config.num_layers, rngs)
+        self.norm = rms_norm(config.width, config.norm_eps, **settings)
         if not config.tie_embeddings:
-            self.lm_head = Linear(config.width, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+            self.lm_head = Linear(config.width, config.vocab_size, ("embed", "vocab"), use_bias=False, **settings)
 
     def __call__(self, x_BTD, positions_3BT, valid_BT, past: KVCache | None = None):
         """Runs the layers over a segment.
@@ -68,7 +77,7 @@ class Decoder(nnx.Module):
             layer_past = None if past is None else KVCache(*past_kv, past.valid_BS)
             return layer(x, angles, valid_BT, layer_past)
 
-        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v))
+        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
         return self.norm(x_BTD), KVCache(k, v, valid_BT)
 
     def logits(self, hidden):

@@ -118,14 +118,14 @@ def read_config(directory: Path) -> ModelConfig:
     return from_hf_config(raw, str(file))
 
 
-def load_pretrained(cls, directory, dtype=jnp.float32):
+def load_pretrained(cls, directory):
     """See `Qwen2_5_VL.from_pretrained`: parameters become float32, `dtype` is the type of the computation."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give an HF checkpoint directory")
     config = read_config(directory)
     tensors = _Tensors(directory)
-    model = nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
     flat = {}
     for path, module, leaf, param in _params(model):
         stacked = "{}" in _NAMES[module]

@@ -8,6 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.models.sharding import constrain
+
+_REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class Linear(nnx.Linear):
     """A linear layer over the last dimension, run on [tokens, width].
@@ -16,6 +25,27 @@ class Linear(nnx.Linear):
     it transposes them element by element, which doubles the time of a training step.
     """
 
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axes: tuple[str, str],
+        *,
+        use_bias: bool = True,
+        compute: ComputeConfig,
+        rngs: nnx.Rngs,
+    ):
+        """`axes` are the logical axes of the kernel (see `models.sharding`)."""
+        super().__init__(
+            in_features,
+            out_features,
+            use_bias=use_bias,
+            kernel_metadata={"axes": axes},
+            bias_metadata={"axes": axes[1:]},
+            rngs=rngs,
+            **compute.dtypes,
+        )
+
     def __call__(self, x):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
@@ -23,18 +53,20 @@ class Linear(nnx.Linear):
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)); the vision encoder's has biases, the decoder's has none."""
 
-    def __init__(self, width: int, mlp_dim: int, *, use_bias: bool, dtype, rngs: nnx.Rngs):
-        self.gate_proj = Linear(width, mlp_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
-        self.up_proj = Linear(width, mlp_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
-        self.down_proj = Linear(mlp_dim, width, use_bias=use_bias, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, mlp_dim: int, *, use_bias: bool, compute: ComputeConfig, rngs: nnx.Rngs):
+        settings = {"use_bias": use_bias, "compute": compute, "rngs": rngs}
+        self.gate_proj = Linear(width, mlp_dim, ("embed", "mlp"), **settings)
+        self.up_proj = Linear(width, mlp_dim, ("embed", "mlp"), **settings)
+        self.down_proj = Linear(mlp_dim, width, ("mlp", "embed"), **settings)
 
     def __call__(self, x_BTD):
-        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        hidden_BTF = jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+        return self.down_proj(constrain(hidden_BTF, "batch", None, "mlp"))
 
 
-def rms_norm(width: int, eps: float, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def rms_norm(width: int, eps: float, *, compute: ComputeConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     """Root-mean-square norm, statistics in float32."""
-    return nnx.RMSNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+    return nnx.RMSNorm(width, epsilon=eps, scale_metadata={"axes": (None,)}, rngs=rngs, **compute.dtypes)
 
 
 def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -42,13 +74,14 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: n
     return nnx.split_rngs(splits=num_layers)(nnx.vmap(make_layer, in_axes=(0,), out_axes=0))(rngs)
 
 
-def scan_layers(layers: nnx.Module, step: Callable, carry, xs):
+def scan_layers(layers: nnx.Module, step: Callable, carry, xs, remat: str = "none"):
     """Runs stacked layers in order as one compiled loop body.
 
     Args:
         layers: a module made by `stack`.
         step: (layer, carry, x) -> (carry, y).
         xs: a pytree with a leading layer dimension, or None leaves.
+        remat: what the backward pass recomputes, see `ComputeConfig`.
 
     Returns:
         the last carry, and the ys stacked by layer.
@@ -57,8 +90,11 @@ def scan_layers(layers: nnx.Module, step: Callable, carry, xs):
 
     def body(carry, inputs):
         layer_params, x = inputs
-        return step(nnx.merge(graph, layer_params), carry, x)
+        carry, y = step(nnx.merge(graph, layer_params), carry, x)
+        return constrain(carry, "batch", None, None), y
 
+    if remat != "none":
+        body = jax.checkpoint(body, policy=_REMAT[remat], prevent_cse=False)  # a scan's body is not merged with others
     return jax.lax.scan(body, carry, (params, xs))
 
 

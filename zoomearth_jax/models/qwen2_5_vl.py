@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import ModelConfig
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.decoder import Decoder
@@ -23,18 +24,18 @@ class Qwen2_5_VL(nnx.Module):
         decoder: the language model.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        """Random parameters in float32; `dtype` is the type of the computation."""
+    def __init__(self, config: ModelConfig, *, compute: ComputeConfig = ComputeConfig(), rngs: nnx.Rngs):
+        """Random parameters; `compute` gives their type and that of the computation."""
         self.config = config
-        self.vision = VisionEncoder(config, dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
+        self.vision = VisionEncoder(config, compute=compute, rngs=rngs)
+        self.decoder = Decoder(config.text, compute=compute, rngs=rngs)
 
     @classmethod
     def from_pretrained(cls, directory, *, dtype=jnp.float32) -> Qwen2_5_VL:
         """Loads an HF directory (config.json and safetensors); raises UserError on any mismatch, by name."""
         from zoomearth_jax.models.hf import load_pretrained
 
-        return load_pretrained(cls, directory, dtype)
+        return load_pretrained(cls, directory)
 
     def save_pretrained(self, directory, *, dtype=None) -> None:
         """Writes config.json and model.safetensors as HF transformers reads them; `dtype` rounds, e.g. to bfloat16."""
@@ -173,6 +174,6 @@ def _row_features(rows: list[list[int]], merged_I2, budget: int):
     return feature_BF, grids_BI2
 
 
-def abstract_model(config: ModelConfig, dtype=jnp.float32) -> Qwen2_5_VL:
+def abstract_model(config: ModelConfig, compute: ComputeConfig = ComputeConfig()) -> Qwen2_5_VL:
     """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: Qwen2_5_VL(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Qwen2_5_VL(config, compute=compute, rngs=nnx.Rngs(0)))

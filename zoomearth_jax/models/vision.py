@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import ModelConfig, VisionConfig
 from zoomearth_jax.models.attention import masked_attention
 from zoomearth_jax.models.layers import Linear, SwiGLU, gelu, rms_norm, scan_layers, stack, take_rows
@@ -140,13 +141,14 @@ def patchify(views_IHWC, positions_IP2, config: VisionConfig):
 class VisionBlock(nnx.Module):
     """Pre-norm attention and SwiGLU; attends inside windows or over the whole image."""
 
-    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
-        self.num_heads = config.num_heads
-        self.norm1 = rms_norm(config.width, 1e-6, dtype=dtype, rngs=rngs)
-        self.norm2 = rms_norm(config.width, 1e-6, dtype=dtype, rngs=rngs)
-        self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-        self.proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=True, dtype=dtype, rngs=rngs)
+    def __init__(self, config: VisionConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.num_heads, self.attention = config.num_heads, compute.attention
+        settings = {"compute": compute, "rngs": rngs}
+        self.norm1 = rms_norm(config.width, 1e-6, **settings)
+        self.norm2 = rms_norm(config.width, 1e-6, **settings)
+        self.qkv = Linear(config.width, 3 * config.width, ("embed", "qkv"), **settings)
+        self.proj = Linear(config.width, config.width, ("heads", "embed"), **settings)
+        self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=True, **settings)
 
     def __call__(self, x_IPD, angles_IPH, layout: VisionLayout, is_full):
         x_IPD = x_IPD + self._attend(self.norm1(x_IPD), angles_IPH, layout, is_full)
@@ -159,13 +161,13 @@ class VisionBlock(nnx.Module):
         q, k = apply_rope(q, angles_IPH), apply_rope(k, angles_IPH)
 
         def full(q, k, v):
-            return masked_attention(q, k, v, layout.valid_IP)
+            return masked_attention(q, k, v, layout.valid_IP, self.attention)
 
         def windowed(q, k, v):
             _, windows, capacity = layout.window_IWp.shape
             index = layout.window_IWp.reshape(images, -1)
             cut = (take_rows(t, index).reshape(images * windows, capacity, *t.shape[2:]) for t in (q, k, v))
-            out = masked_attention(*cut, layout.window_valid_IWp.reshape(-1, capacity))
+            out = masked_attention(*cut, layout.window_valid_IWp.reshape(-1, capacity), self.attention)
             return take_rows(out.reshape(images, windows * capacity, *out.shape[2:]), layout.slot_IP)
 
         out = jax.lax.cond(is_full, full, windowed, q, k, v)
@@ -175,14 +177,16 @@ class VisionBlock(nnx.Module):
 class VisionEncoder(nnx.Module):
     """Patches in window order -> merged visual tokens in raster order."""
 
-    def __init__(self, model_config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, model_config: ModelConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         config = self.config = model_config.vision
-        self.patch_embed = Linear(config.patch_dim, config.width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.blocks = stack(lambda r: VisionBlock(config, dtype=dtype, rngs=r), config.depth, rngs)
+        self.remat = compute.remat
+        settings = {"compute": compute, "rngs": rngs}
+        self.patch_embed = Linear(config.patch_dim, config.width, (None, "embed"), use_bias=False, **settings)
+        self.blocks = stack(lambda r: VisionBlock(config, compute=compute, rngs=r), config.depth, rngs)
         merged_width = config.width * config.merge_size**2
-        self.merger_norm = rms_norm(config.width, 1e-6, dtype=dtype, rngs=rngs)
-        self.merger_in = Linear(merged_width, merged_width, dtype=dtype, rngs=rngs)
-        self.merger_out = Linear(merged_width, config.out_dim, dtype=dtype, rngs=rngs)
+        self.merger_norm = rms_norm(config.width, 1e-6, **settings)
+        self.merger_in = Linear(merged_width, merged_width, ("embed", "mlp"), **settings)
+        self.merger_out = Linear(merged_width, config.out_dim, ("mlp", "embed"), **settings)
 
     def __call__(self, patches_IPC, layout: VisionLayout):
         """Encodes images.
@@ -202,7 +206,7 @@ class VisionEncoder(nnx.Module):
         def step(block, x, is_full):
             return block(x, angles, layout, is_full), None
 
-        x_IPD, _ = scan_layers(self.blocks, step, x_IPD, is_full_L)
+        x_IPD, _ = scan_layers(self.blocks, step, x_IPD, is_full_L, self.remat)
         x_IPD = self.merger_norm(x_IPD)
         x_IMD = x_IPD.reshape(x_IPD.shape[0], -1, self.merger_in.in_features)
         x_IMD = self.merger_out(gelu(self.merger_in(x_IMD)))

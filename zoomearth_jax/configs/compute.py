@@ -1,0 +1,50 @@
+"""How a model is computed, as against what it is: number types, attention backend, what is kept for the backward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+import jax.numpy as jnp
+
+from zoomearth_jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "splash")
+REMAT_POLICIES = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """Settings that change speed and memory, and numbers only by rounding.
+
+    Attributes:
+        dtype: of activations and matrix products; softmax, rotary angles, norms and log-probabilities stay float32.
+        param_dtype: of the parameters as they are held; float32 masters for training, bfloat16 to fit inference.
+        attention: xla, cudnn (GPU, not float32), splash (TPU), or auto: the best for the platform.
+        remat: what the backward pass recomputes within a layer: none keeps everything, dots keeps the outputs of weight
+            products, full keeps the layer's input alone.
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        for name, known in (
+            ("dtype", DTYPES),
+            ("param_dtype", DTYPES),
+            ("attention", ATTENTION_BACKENDS),
+            ("remat", REMAT_POLICIES),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                close = difflib.get_close_matches(str(value), known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise UserError(f"compute config: unknown {name} {value!r}; {hint}")
+
+    @property
+    def dtypes(self) -> dict[str, jnp.dtype]:
+        """`dtype` and `param_dtype` as Flax's layers take them."""
+        return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
