@@ -10,7 +10,7 @@ import zoomearth_jax
 PACKAGE = Path(zoomearth_jax.__file__).parent
 MAY_IMPORT = {
     "configs": {"configs", "errors"},
-    "models": {"configs", "models", "errors"},
+    "models": {"configs", "models", "errors", "files"},
     "data_pipeline": {"configs", "data_pipeline", "errors"},
     "rl": {"configs", "models", "data_pipeline", "rl", "errors"},
 }

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh
 
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.hf import read_config
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from zoomearth_jax.models.sharding import param_shardings
 from zoomearth_jax.rl.learner import TrainState
 
 
@@ -24,20 +26,19 @@ def _flat(tree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
-def write_episode(directory: Path, episode: EpisodeConfig) -> None:
-    """Writes episode.json."""
-    (Path(directory) / "episode.json").write_text(
-        json.dumps(dataclasses.asdict(episode), indent=2) + "\n", encoding="utf-8"
-    )
+def write_rows(directory: Path, rows: RowBuilder) -> None:
+    """Writes the tokenizer, episode.json, and generation_config.json with the end tokens."""
+    rows.tokenizer.save_pretrained(directory)
+    for name, data in (("episode", dataclasses.asdict(rows.episode)), ("generation_config", rows.generation)):
+        (Path(directory) / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> None:
-    """Writes what a checkpoint needs to become a model again: config.json, the tokenizer, episode.json."""
+    """Writes what a checkpoint needs to become a model again: config.json, and what `write_rows` writes."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8")
-    rows.tokenizer.save_pretrained(directory)
-    write_episode(directory, rows.episode)
+    write_rows(directory, rows)
 
 
 class Checkpoints:
@@ -67,6 +68,14 @@ class Checkpoints:
         """The last complete step."""
         return self._manager.latest_step()
 
+    def dtype(self) -> str:
+        """The type that most parameters of the last checkpoint have."""
+        if self.latest is None:
+            raise UserError(f"{self.directory}: no complete checkpoint")
+        saved = self._manager.item_metadata(self.latest)["params"].tree
+        names = [str(leaf.dtype) for leaf in saved.values()]
+        return max(set(names), key=names.count)
+
     def save(self, step: int, state: TrainState) -> None:
         """Writes a state in the background; a step appears whole or not at all."""
         items = {name: ocp.args.StandardSave(flat) for name, flat in _items(state).items()}
@@ -79,18 +88,24 @@ class Checkpoints:
         parts = (_unflatten(part, restored["params"]) for part in (state.trainable, state.frozen))
         return TrainState(*parts, training["opt_state"], training["step"])
 
-    def restore_params(self, model: Qwen2_5_VL) -> None:
-        """Puts the last checkpoint's parameters into a (possibly abstract) model."""
-        params = nnx.state(model, nnx.Param)
-        nnx.update(model, _unflatten(params, self._restore({"params": _flat(params)})["params"]))
+    def save_params(self, step: int, model: Qwen2_5_VL) -> None:
+        """Writes a model's parameters alone: enough to load it, not to resume."""
+        params = ocp.args.StandardSave(_flat(nnx.state(model, nnx.Param)))
+        self._manager.save(step, args=ocp.args.Composite(params=params))
 
-    def _restore(self, items: dict[str, dict]) -> dict[str, dict]:
+    def restore_params(self, model: Qwen2_5_VL, mesh: Mesh | None = None) -> None:
+        """Puts the last checkpoint's parameters into a (possibly abstract) model, in its types, sharded over the mesh."""
+        params = nnx.state(model, nnx.Param)
+        shardings = None if mesh is None else _flat(param_shardings(params, mesh))
+        nnx.update(model, _unflatten(params, self._restore({"params": _flat(params)}, shardings)["params"]))
+
+    def _restore(self, items: dict[str, dict], shardings: dict | None = None) -> dict[str, dict]:
         if self.latest is None:
             raise UserError(f"{self.directory}: no complete checkpoint")
         saved = self._manager.item_metadata(self.latest)
         for name, wanted in items.items():
             _check_same(self.directory, saved[name].tree, wanted)
-        args = {name: ocp.args.StandardRestore(_abstract(wanted)) for name, wanted in items.items()}
+        args = {name: ocp.args.StandardRestore(_abstract(wanted, shardings)) for name, wanted in items.items()}
         return self._manager.restore(self.latest, args=ocp.args.Composite(**args))
 
 
@@ -101,9 +116,12 @@ def _items(state: TrainState) -> dict[str, dict]:
     }
 
 
-def _abstract(tree):
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def _abstract(flat: dict, shardings: dict | None) -> dict:
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {
+        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[key] if shardings else single)
+        for key, x in flat.items()
+    }
 
 
 def _unflatten(template, flat: dict):
@@ -122,9 +140,9 @@ def _check_same(directory, saved: dict, wanted: dict) -> None:
         )
 
 
-def load_run_model(directory: Path) -> Qwen2_5_VL:
+def load_run_model(directory: Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Qwen2_5_VL:
     """The model of a run directory, from its last complete checkpoint."""
-    model = abstract_model(read_config(Path(directory)))
+    model = abstract_model(read_config(Path(directory)), compute)
     with Checkpoints(directory) as checkpoints:
-        checkpoints.restore_params(model)
+        checkpoints.restore_params(model, mesh)
     return model

@@ -8,14 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from transformers import AutoTokenizer
 
-from zoomearth_jax.checkpoint import load_run_model, write_episode
+from zoomearth_jax.checkpoint import Checkpoints, load_run_model, write_rows
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import staged_model
+from zoomearth_jax.models.hf import source_dtype, write_checkpoint
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 
@@ -29,12 +33,12 @@ class LoadedModel(NamedTuple):
 SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
 
 
-def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype=None) -> None:
-    """Writes config.json, model.safetensors (rounded to `dtype`), the tokenizer's files and episode.json."""
-    directory = Path(directory)
-    model.save_pretrained(directory, dtype=dtype)
-    rows.tokenizer.save_pretrained(directory)
-    write_episode(directory, rows.episode)
+def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype: str | None = None) -> None:
+    """Writes config.json, safetensors (rounded to `dtype`), and what `write_rows` writes, all or nothing."""
+    with staged_model(directory, owner=jax.process_index() == 0) as staging:
+        write_checkpoint(model, staging, dtype)
+        if jax.process_index() == 0:
+            write_rows(staging, rows)
 
 
 def load_rows(directory: Path) -> RowBuilder:
@@ -47,7 +51,24 @@ def load_rows(directory: Path) -> RowBuilder:
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
     episode = preset("qwen2_5_vl_3b")[1] if saved is None else from_dict(EpisodeConfig, saved, str(file))
-    return RowBuilder(tokenizer, episode)
+    return RowBuilder(tokenizer, episode, _read_generation(file.with_name("generation_config.json"), len(tokenizer)))
+
+
+def _read_generation(file: Path, vocab_size: int) -> dict:
+    """HF's generation_config.json with eos_token_id as a list; empty without the file."""
+    if not file.exists():
+        return {}
+    try:
+        generation = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(generation, dict):
+        raise UserError(f"{file}: expected an object of settings, got {type(generation).__name__}")
+    ends = generation.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ends):
+        raise UserError(f"{file}: eos_token_id {ends} is not among the {vocab_size} ids of the tokenizer")
+    return generation | {"eos_token_id": ends}
 
 
 def resolve(name: str | Path) -> Path:
@@ -55,8 +76,28 @@ def resolve(name: str | Path) -> Path:
     return Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)])) if str(name) in SHIPPED else Path(name)
 
 
-def load_model(name: str | Path) -> LoadedModel:
-    """Loads a shipped model, an HF directory, or the last checkpoint of a run.
+def is_run(directory: Path) -> bool:
+    """Whether a model directory holds orbax checkpoints rather than safetensors."""
+    return (directory / "checkpoints").is_dir() and not any(directory.glob("*.safetensors"))
+
+
+def weights_dtype(directory: Path) -> str:
+    """The type that most of a model directory's parameters have."""
+    if not is_run(directory):
+        return source_dtype(directory)
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.dtype()
+
+
+def load_weights(directory: Path, compute: ComputeConfig) -> Qwen2_5_VL:
+    """The model of an HF directory, or of the last checkpoint of a run."""
+    if is_run(directory):
+        return load_run_model(directory, compute)
+    return Qwen2_5_VL.from_pretrained(directory, compute=compute)
+
+
+def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig()) -> LoadedModel:
+    """Loads a shipped model, an HF directory, or the last checkpoint of a run, in the types of `compute`.
 
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
@@ -68,8 +109,7 @@ def load_model(name: str | Path) -> LoadedModel:
             f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
         )
         raise UserError(f"{name}: no such model; {hint}")
-    is_run = (directory / "checkpoints").is_dir() and not any(directory.glob("*.safetensors"))
-    model = load_run_model(directory) if is_run else Qwen2_5_VL.from_pretrained(directory)
+    model = load_weights(directory, compute)
     rows = load_rows(directory)
     if len(rows.tokenizer) > model.config.text.vocab_size:
         raise UserError(

@@ -157,7 +157,17 @@ def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConf
     for part in (text, vision):
         if part.get("hidden_act", "silu") != "silu":
             raise UserError(f"{where}: hidden_act {part['hidden_act']!r} is not supported, only silu")
-    tied = raw.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    if raw.get("quantization_config"):
+        raise UserError(f"{where}: quantization_config is not supported; take the checkpoint in bfloat16")
+    if "sliding_attention" in text.get("layer_types", ()):
+        raise UserError(f"{where}: layer_types with sliding_attention are not supported")
+    head_dim = text.get("head_dim")
+    if head_dim and head_dim * text.get("num_attention_heads", 0) != text.get("hidden_size"):
+        raise UserError(
+            f"{where}: head_dim {head_dim} is not hidden_size / num_attention_heads, which is not supported"
+        )
+    # transformers 4.x leaves out what equals its default, which is True; 5.x always writes it
+    tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
     eos = text.get("eos_token_id", raw.get("eos_token_id"))
     ids = _take(raw, _ID_KEYS, where, optional=tuple(_ID_KEYS))
     bos = text.get("bos_token_id", raw.get("bos_token_id"))

@@ -34,12 +34,61 @@ def nano() -> tuple[ModelConfig, EpisodeConfig]:
     return model, EpisodeConfig(view_px=112, min_window_px=112, prompt_len=48, stage1_len=20, stage2_len=12)
 
 
+def _published(text: TextConfig, vision_mlp_dim: int) -> tuple[ModelConfig, EpisodeConfig]:
+    """The published sizes share the vision encoder, but for its MLP, and the episode of 512 px views (paper, Method)."""
+    vision = VisionConfig(mlp_dim=vision_mlp_dim, out_dim=text.width)
+    episode = EpisodeConfig(system="You are a helpful assistant.", instruction=_INSTRUCTION)
+    return ModelConfig(vision=vision, text=text), episode
+
+
 def qwen2_5_vl_3b() -> tuple[ModelConfig, EpisodeConfig]:
-    """Qwen2.5-VL-3B-Instruct, the base of ZoomEarth-3B: 512 px views of 324 visual tokens (paper, Method)."""
-    return ModelConfig(), EpisodeConfig(system="You are a helpful assistant.", instruction=_INSTRUCTION)
+    """Qwen2.5-VL-3B-Instruct, the base of ZoomEarth-3B: 3.75 B parameters."""
+    return _published(TextConfig(), 3420)
 
 
-PRESETS = {"nano": nano, "qwen2_5_vl_3b": qwen2_5_vl_3b}
+def qwen2_5_vl_7b() -> tuple[ModelConfig, EpisodeConfig]:
+    """Qwen2.5-VL-7B-Instruct: 8.29 B parameters."""
+    text = TextConfig(
+        vocab_size=152064,
+        width=3584,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        mlp_dim=18944,
+        tie_embeddings=False,
+    )
+    return _published(text, 3420)
+
+
+def qwen2_5_vl_32b() -> tuple[ModelConfig, EpisodeConfig]:
+    """Qwen2.5-VL-32B-Instruct: 33.5 B parameters."""
+    text = TextConfig(
+        vocab_size=152064,
+        width=5120,
+        num_layers=64,
+        num_heads=40,
+        num_kv_heads=8,
+        mlp_dim=27648,
+        tie_embeddings=False,
+    )
+    return _published(text, 3456)
+
+
+def qwen2_5_vl_72b() -> tuple[ModelConfig, EpisodeConfig]:
+    """Qwen2.5-VL-72B-Instruct: 73.4 B parameters."""
+    text = TextConfig(
+        vocab_size=152064,
+        width=8192,
+        num_layers=80,
+        num_heads=64,
+        num_kv_heads=8,
+        mlp_dim=29568,
+        tie_embeddings=False,
+    )
+    return _published(text, 3456)
+
+
+PRESETS = {f.__name__: f for f in (nano, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_vl_32b, qwen2_5_vl_72b)}
 
 
 def preset(name: str) -> tuple[ModelConfig, EpisodeConfig]:

@@ -10,6 +10,7 @@ from zoomearth_jax.configs.model import TextConfig
 from zoomearth_jax.models.attention import KVCache, decoder_attention
 from zoomearth_jax.models.layers import Linear, SwiGLU, rms_norm, scan_layers, stack
 from zoomearth_jax.models.rope import apply_rope, text_angles
+from zoomearth_jax.models.sharding import constrain
 
 
 class DecoderLayer(nnx.Module):
@@ -79,6 +80,11 @@ class Decoder(nnx.Module):
 
         x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
         return self.norm(x_BTD), KVCache(k, v, valid_BT)
+
+    def lookup(self, ids_BT):
+        """Embeddings [B, T, D] of token ids; each device gathers the width of the table before it looks rows up."""
+        table_VD = constrain(self.embed.embedding[...], "vocab", None)
+        return constrain(table_VD[ids_BT].astype(self.embed.dtype), "batch", None, None)
 
     def logits(self, hidden):
         """float32 logits [..., V] of hidden states [..., D]."""

@@ -2,26 +2,41 @@
 
 Both key layouts are read: the published one (`model.layers…`, `visual…`) and transformers 5's own
 (`model.language_model.layers…`, `model.visual…`). The published one is written; transformers 4.x and 5.x load it.
+
+Tensors stream: each is read in the slices that this process's devices hold, a few layers at a time, and written out in
+files of bounded size, so the host never holds more than the largest tensor and a gigabyte.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import ModelConfig, from_hf_config, to_hf_config
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import staged_model
+from zoomearth_jax.models.sharding import param_shardings
+
+CHUNK_BYTES = 256 * 2**20  # of layers that are read together
+SHARD_BYTES = 2**30  # of an exported file
+INDEX = "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 # our path -> HF's key; {} is the layer, in which our arrays are stacked
 _NAMES = {
@@ -56,52 +71,101 @@ def _published_key(key: str) -> str:
     return re.sub(r"^model\.language_model\.", "model.", key)
 
 
-def _to_hf(path: str, leaf: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-    if path == "vision.patch_embed":  # our [C x t x p x p, D] is a flattened three-dimensional convolution
-        v = config.vision
-        return array.T.reshape(-1, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    return array.T if leaf == "kernel" else array
+class _Tensor(NamedTuple):
+    """One of our parameters: its path in the state, the HF keys of its layers (one if not stacked), and its kind."""
+
+    path: tuple
+    keys: tuple[str, ...]
+    kind: str  # "kernel" is transposed, "patches" a flattened three-dimensional convolution, "plain" as it is
+    stacked: bool
+    param: nnx.Param
 
 
-def _from_hf(path: str, leaf: str, array: np.ndarray) -> np.ndarray:
-    if path == "vision.patch_embed":
-        return array.reshape(array.shape[0], -1).T
-    return array.T if leaf == "kernel" else array
-
-
-def _params(model) -> Iterator[tuple[tuple, str, str, nnx.Param]]:
-    """Yields (path in the state, module path, leaf name, parameter)."""
+def _tensors(model) -> Iterator[_Tensor]:
+    """The model's parameters in the order of their files."""
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        yield path, ".".join(map(str, path[:-1])), str(path[-1]), param
+        module, leaf = ".".join(map(str, path[:-1])), str(path[-1])
+        name = f"{_NAMES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+        stacked = "{}" in name
+        kind = "patches" if module == "vision.patch_embed" else "kernel" if leaf == "kernel" else "plain"
+        yield _Tensor(path, tuple(map(name.format, range(param.shape[0] if stacked else 1))), kind, stacked, param)
 
 
-def _hf_keys(path: str, leaf: str, num_layers: int | None) -> list[str]:
-    suffix = "bias" if leaf == "bias" else "weight"
-    return [f"{_NAMES[path]}.{suffix}".format(layer) for layer in range(num_layers or 1)]
-
-
-class _Tensors:
-    """The tensors of all safetensors files of a directory, opened lazily, under their published names."""
+class _Source:
+    """The tensors of a directory's safetensors files, opened lazily, under their published names."""
 
     def __init__(self, directory: Path):
-        files = sorted(directory.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{directory}: no *.safetensors file; give an HF checkpoint directory")
-        self._where = {}
-        for file in files:
+        self.directory = directory
+        self._slices = {}
+        for file in _weight_files(directory):
             try:
                 handle = safe_open(file, framework="numpy")
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: not a readable safetensors file ({error})") from None
-            self._where.update({_published_key(key): (handle, key) for key in handle.keys()})  # noqa: SIM118
-        self.unread = set(self._where)
+            self._slices |= {_published_key(key): handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
 
-    def read(self, key: str, where: Path) -> np.ndarray:
-        if key not in self._where:
-            raise UserError(f"{where}: tensor {key} is missing")
-        self.unread.discard(key)
-        handle, name = self._where[key]
-        return handle.get_tensor(name)
+    def check(self, tensors: list[_Tensor], config: ModelConfig) -> None:
+        """Compares names, shapes and types with what the config says, before anything is read."""
+        wanted = {key: _hf_shape(tensor, config) for tensor in tensors for key in tensor.keys}
+        for key, shape in wanted.items():
+            if key not in self._slices:
+                raise UserError(f"{self.directory}: tensor {key} is missing")
+            found, kind = tuple(self._slices[key].get_shape()), self._slices[key].get_dtype()
+            if found != shape:
+                raise UserError(f"{self.directory}: {key} has shape {found}, the config says {shape}")
+            if kind not in _FLOATS:
+                raise UserError(f"{self.directory}: {key} is of type {kind}; quantised checkpoints are not supported")
+        unknown = set(self._slices) - set(wanted)
+        if config.text.tie_embeddings:
+            unknown.discard("lm_head.weight")
+        if unknown:
+            raise UserError(f"{self.directory}: unknown tensors {', '.join(sorted(unknown)[:4])}")
+
+    def read(self, key: str, kind: str, index: tuple[slice, ...], dtype) -> np.ndarray:
+        """A part of a tensor in our orientation."""
+        tensor = self._slices[key]
+        if kind == "kernel":
+            part = tensor[index[1], index[0]].T
+        elif kind == "patches":
+            whole = tensor[:]
+            part = whole.reshape(whole.shape[0], -1).T[index]
+        else:
+            part = tensor[index]
+        return part.astype(dtype)
+
+    def dtype(self) -> str:
+        """The type of most tensors, such as bfloat16."""
+        names = [tensor.get_dtype() for tensor in self._slices.values()]
+        common = max(set(names), key=names.count)
+        return {"BF16": "bfloat16", "F16": "float16"}.get(common, "float32")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that the index names, or all of them where there is none."""
+    index = directory / INDEX
+    if not index.exists():
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            pickled = ", and *.bin is not read: convert it with transformers" if any(directory.glob("*.bin")) else ""
+            raise UserError(f"{directory}: no *.safetensors file{pickled}; give an HF checkpoint directory")
+        return files
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [directory / Path(name).name for name in names]  # never outside the directory
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not a readable index ({error!r})") from None
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"{directory}: {INDEX} names {', '.join(absent[:3])}, which is not there; copy it too")
+    return files
+
+
+def _hf_shape(tensor: _Tensor, config: ModelConfig) -> tuple[int, ...]:
+    shape = tensor.param.shape[tensor.stacked :]
+    if tensor.kind == "patches":
+        v = config.vision
+        return (shape[1], v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    return shape[::-1] if tensor.kind == "kernel" else shape
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -118,46 +182,128 @@ def read_config(directory: Path) -> ModelConfig:
     return from_hf_config(raw, str(file))
 
 
-def load_pretrained(cls, directory):
-    """See `Qwen2_5_VL.from_pretrained`: parameters become float32, `dtype` is the type of the computation."""
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layers(stacked, layers, first):
+    return jax.lax.dynamic_update_slice_in_dim(stacked, layers, first, axis=0)
+
+
+def _load_tensor(source: _Source, tensor: _Tensor, sharding: Sharding) -> jax.Array:
+    """A parameter on its devices; stacks are filled in place, CHUNK_BYTES of layers at a time."""
+    shape, dtype = tensor.param.shape, tensor.param.dtype
+    if not tensor.stacked:
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: source.read(tensor.keys[0], tensor.kind, index, dtype)
+        )
+
+    def chunk(first: int, count: int) -> jax.Array:
+        def read(index):
+            layers = range(first, first + count)[index[0]]
+            parts = [source.read(tensor.keys[layer], tensor.kind, index[1:], dtype) for layer in layers]
+            return np.stack(parts)
+
+        return jax.make_array_from_callback((count, *shape[1:]), sharding, read)
+
+    per_layer = int(np.prod(shape[1:])) * dtype.itemsize
+    step = max(1, CHUNK_BYTES // per_layer)
+    if step >= shape[0]:
+        return chunk(0, shape[0])
+    stacked = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    for first in range(0, shape[0], step):
+        stacked = _put_layers(stacked, chunk(first, min(step, shape[0] - first)), first)
+    return stacked
+
+
+def load_pretrained(cls, directory, compute: ComputeConfig | None = None, mesh: Mesh | None = None):
+    """See `Qwen2_5_VL.from_pretrained`."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give an HF checkpoint directory")
     config = read_config(directory)
-    tensors = _Tensors(directory)
-    model = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
-    flat = {}
-    for path, module, leaf, param in _params(model):
-        stacked = "{}" in _NAMES[module]
-        layers = []
-        for key in _hf_keys(module, leaf, param.shape[0] if stacked else None):
-            array = _from_hf(module, leaf, tensors.read(key, directory))
-            if array.shape != param.shape[stacked:]:
-                raise UserError(f"{directory}: {key} has shape {array.shape}, the config says {param.shape[stacked:]}")
-            layers.append(array.astype(np.float32))
-        flat[path] = jnp.asarray(np.stack(layers) if stacked else layers[0])
-    if config.text.tie_embeddings:
-        tensors.unread.discard("lm_head.weight")
-    if tensors.unread:
-        raise UserError(f"{directory}: unknown tensors {', '.join(sorted(tensors.unread)[:4])}")
-    nnx.update(model, nnx.from_flat_state({path: nnx.Param(array) for path, array in flat.items()}))
+    source = _Source(directory)
+    compute = compute or ComputeConfig()
+    model = nnx.eval_shape(lambda: cls(config, compute=compute, rngs=nnx.Rngs(0)))
+    tensors = list(_tensors(model))
+    source.check(tensors, config)
+    shardings = _shardings(model, mesh)
+    size = sum(tensor.param.size for tensor in tensors)
+    with tqdm(total=size, desc="load", unit="", unit_scale=True, leave=False, disable=size < 2**28 or None) as bar:
+        for tensor in tensors:
+            array = _load_tensor(source, tensor, shardings[tensor.path])
+            nnx.update(model, nnx.from_flat_state({tensor.path: nnx.Param(array)}))
+            bar.update(array.size)
     return model
 
 
-def save_pretrained(model, directory, dtype=None) -> None:
-    """See `Qwen2_5_VL.save_pretrained`. The files appear whole or not at all."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for _, module, leaf, param in _params(model):
-        array = np.asarray(jax.device_get(param[...] if dtype is None else param[...].astype(dtype)))
-        if array.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
-            raise ValueError(f"{module}.{leaf} is {array.dtype}")
-        stacked = "{}" in _NAMES[module]
-        keys = _hf_keys(module, leaf, array.shape[0] if stacked else None)
-        for key, layer in zip(keys, array if stacked else [array], strict=True):
-            tensors[key] = np.ascontiguousarray(_to_hf(module, leaf, layer, model.config))
-    partial = directory / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8")
+def _shardings(model, mesh: Mesh | None) -> dict[tuple, Sharding]:
+    state = nnx.state(model, nnx.Param)
+    if mesh is None:
+        single = SingleDeviceSharding(jax.local_devices()[0])
+        return {path: single for path, _ in nnx.to_flat_state(state)}
+    return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(param_shardings(state, mesh))}
+
+
+def source_dtype(directory: Path) -> str:
+    """The type that most tensors of an HF directory have."""
+    return _Source(Path(directory)).dtype()
+
+
+def save_pretrained(model, directory, dtype: str | None = None) -> None:
+    """See `Qwen2_5_VL.save_pretrained`."""
+    with staged_model(directory, owner=jax.process_index() == 0) as staging:
+        write_checkpoint(model, staging, dtype)
+
+
+def write_checkpoint(model, directory: Path, dtype: str | None = None) -> None:
+    """Writes config.json and the weights, in several files with an index where they are over SHARD_BYTES.
+
+    All processes take part in gathering; the first one writes.
+    """
+    tensors = [(tensor, layer, key) for tensor in _tensors(model) for layer, key in enumerate(tensor.keys)]
+    kind = jnp.dtype(dtype) if dtype else None
+    shards = _plan_shards(tensors, kind)
+    names = (
+        ["model.safetensors"]
+        if len(shards) == 1
+        else [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for name, shard in zip(names, tqdm(shards, desc="save", leave=False, disable=len(shards) < 3 or None), strict=True):
+        arrays = {key: _to_hf(tensor, layer, model.config, kind) for tensor, layer, key in shard}
+        if jax.process_index() == 0:
+            save_file(arrays, directory / name, metadata={"format": "pt"})
+            (directory / name).chmod(0o644)  # the library makes it readable by its owner alone
+    if jax.process_index() == 0:
+        if len(shards) > 1:
+            weight_map = {key: name for name, shard in zip(names, shards, strict=True) for _, _, key in shard}
+            total = sum(_layer_bytes(tensor, kind) for tensor, _, _ in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        config = to_hf_config(model.config) | {"torch_dtype": str(kind or tensors[0][0].param.dtype)}
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _layer_bytes(tensor: _Tensor, dtype) -> int:
+    return tensor.param.size // len(tensor.keys) * (dtype or tensor.param.dtype).itemsize
+
+
+def _plan_shards(tensors: list, dtype) -> list[list]:
+    """Consecutive tensors in files of at most SHARD_BYTES; a larger tensor is a file of its own."""
+    shards, room = [[]], SHARD_BYTES
+    for item in tensors:
+        size = _layer_bytes(item[0], dtype)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(item)
+        room -= size
+    return shards
+
+
+def _to_hf(tensor: _Tensor, layer: int, config: ModelConfig, dtype) -> np.ndarray:
+    """One tensor on the host, as HF has it."""
+    array = tensor.param[...][layer] if tensor.stacked else tensor.param[...]
+    array = array if dtype is None else array.astype(dtype)
+    if array.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
+        raise ValueError(f"{tensor.keys[layer]} is {array.dtype}")
+    host = np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
+    shape = _hf_shape(tensor, config)
+    return np.ascontiguousarray(host.reshape(shape) if tensor.kind == "plain" else host.T.reshape(shape))

@@ -31,14 +31,26 @@ class Qwen2_5_VL(nnx.Module):
         self.decoder = Decoder(config.text, compute=compute, rngs=rngs)
 
     @classmethod
-    def from_pretrained(cls, directory, *, dtype=jnp.float32) -> Qwen2_5_VL:
-        """Loads an HF directory (config.json and safetensors); raises UserError on any mismatch, by name."""
+    def from_pretrained(cls, directory, *, compute: ComputeConfig | None = None, mesh=None) -> Qwen2_5_VL:
+        """Loads an HF directory (config.json and safetensors, in one file or several with an index).
+
+        Args:
+            directory: of a published checkpoint, or one that `save_pretrained` wrote.
+            compute: types and backends; parameters are converted to `compute.param_dtype` on the way, float32 by default.
+            mesh: where the parameters go, sharded by `models.sharding.RULES`; one device by default.
+
+        Raises:
+            UserError: an unreadable directory, another architecture, or an unknown, missing or mis-shaped tensor, by name.
+        """
         from zoomearth_jax.models.hf import load_pretrained
 
-        return load_pretrained(cls, directory)
+        return load_pretrained(cls, directory, compute, mesh)
 
-    def save_pretrained(self, directory, *, dtype=None) -> None:
-        """Writes config.json and model.safetensors as HF transformers reads them; `dtype` rounds, e.g. to bfloat16."""
+    def save_pretrained(self, directory, *, dtype: str | None = None) -> None:
+        """Writes config.json and safetensors as HF transformers reads them; `dtype` rounds, e.g. to bfloat16.
+
+        An interruption leaves nothing that looks complete; other files in the directory stay.
+        """
         from zoomearth_jax.models.hf import save_pretrained
 
         save_pretrained(self, directory, dtype)
@@ -87,7 +99,7 @@ class Qwen2_5_VL(nnx.Module):
         Returns:
             [B, T, D].
         """
-        x_BTD = self.decoder.embed(ids_BT)
+        x_BTD = self.decoder.lookup(ids_BT)
         if features_BFD is None:
             return x_BTD
         is_image_BT = ids_BT == self.config.image_token_id

@@ -58,6 +58,12 @@ def constrain(x, *axes: str | None):
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
+def num_devices() -> int:
+    """Devices of the mesh in context; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
     """The shardings of a model's (possibly abstract) parameters, in the same tree."""
 

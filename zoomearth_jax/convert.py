@@ -1,0 +1,124 @@
+"""`zoomearth convert SOURCE OUT`: HF directories and orbax checkpoints into each other, with another number type if wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from flax import nnx
+
+from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.model import to_hf_config
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import staged_model
+from zoomearth_jax.model_io import load_weights, resolve, weights_dtype
+from zoomearth_jax.models.hf import INDEX, read_config, write_checkpoint
+from zoomearth_jax.models.qwen2_5_vl import abstract_model
+
+SIDE_FILES = (  # of a published checkpoint, beside the config and the weights
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*processor_config.json",
+    "generation_config.json",
+    "episode.json",
+    "README.md",
+    "LICENSE*",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Settings of a conversion.
+
+    Attributes:
+        source: an HF directory of a Qwen2.5-VL, a run of ours, or a shipped model's name.
+        out: the directory to make.
+        to: `hf` for safetensors that transformers loads, `orbax` for the form of a run's checkpoint.
+        dtype: of the written parameters; `keep` leaves them as they are.
+        overwrite: replace a model that `out` holds.
+        json: print the summary as JSON.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional]
+    to: Literal["hf", "orbax"] = "hf"
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    overwrite: bool = False
+    json: bool = False
+
+
+def convert(config: ConvertConfig) -> dict:
+    """Runs the conversion, prints a summary and returns it."""
+    source, out, began = resolve(config.source), config.out, time.monotonic()
+    if not source.is_dir():
+        raise UserError(f"{source}: no such model directory")
+    _check_target(config, source, out)
+    dtype = weights_dtype(source) if config.dtype == "keep" else config.dtype
+    compute = ComputeConfig(param_dtype=dtype)
+    size = _size(source, compute)
+    _check_room(out, size)
+    model = load_weights(source, compute)
+    with staged_model(out) as staging:
+        if config.to == "hf":
+            write_checkpoint(model, staging)
+        else:
+            with Checkpoints(staging) as checkpoints:
+                checkpoints.save_params(0, model)
+            (staging / "config.json").write_text(
+                json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8"
+            )
+        _copy_side_files(source, staging)
+    summary = {
+        "out": str(out),
+        "to": config.to,
+        "dtype": dtype,
+        "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "bytes": size,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    text = "{out}: {parameters:,} parameters as {dtype}, {bytes:,} bytes, {seconds} s".format(**summary)
+    print(json.dumps(summary) if config.json else text)
+    return summary
+
+
+def _check_target(config: ConvertConfig, source: Path, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a directory to make")
+    if out.exists() and out.resolve() == source.resolve():
+        raise UserError(f"{out}: is the source itself; give another directory")
+    if (out / "run.yaml").exists():
+        raise UserError(f"{out}: holds a training run; give another directory")
+    holds_model = any((out / name).exists() for name in ("config.json", "model.safetensors", INDEX, "checkpoints"))
+    if holds_model and not config.overwrite:
+        raise UserError(f"{out}: holds a model; pass --overwrite to replace it, or give another directory")
+
+
+def _size(source: Path, compute: ComputeConfig) -> int:
+    """Bytes of the parameters in the type they are written in."""
+    model = abstract_model(read_config(source), compute)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _check_room(out: Path, size: int) -> None:
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < size * 1.02:
+        raise UserError(f"{out}: {size / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free on that disk")
+
+
+def _copy_side_files(source: Path, staging: Path) -> None:
+    for pattern in SIDE_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, staging / file.name)
