@@ -114,7 +114,7 @@ def _check_room(out: Path, size: int) -> None:
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < size * 1.02:
-        raise UserError(f"{out}: {size / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free on that disk")
+        raise UserError(f"{out}: {size / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free on that disk")
 
 
 def _copy_side_files(source: Path, staging: Path) -> None:

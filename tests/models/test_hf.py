@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import resolve
+from zoomearth_jax.models import hf
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "untied"
@@ -66,6 +70,7 @@ def test_both_key_layouts_and_several_files(checkpoint, tmp_path):
     [
         (lambda t: t.pop("model.norm.weight"), "model.norm.weight is missing"),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "unknown tensors extra"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}), "is of type I8; quantised"),
         (lambda t: t.update({"model.norm.weight": np.zeros(5, np.float32)}), r"model.norm.weight has shape \(5,\)"),
     ],
 )
@@ -80,6 +85,8 @@ def test_wrong_tensors_are_named(checkpoint, change, message):
     [
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"head_dim": 64}, "head_dim 64 is not hidden_size / num_attention_heads"),
         ({"rope_parameters": {"rope_type": "yarn", "mrope_section": [1, 1, 2], "factor": 2.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "default"}}, "no mrope_section"),
     ],
@@ -88,6 +95,49 @@ def test_what_the_port_cannot_represent_is_refused(checkpoint, changes, message)
     edit_config(checkpoint, **changes)
     with pytest.raises(UserError, match=message):
         Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+def test_quantised_checkpoints_are_refused(checkpoint):
+    raw = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(UserError, match="quantization_config is not supported"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+def test_untied_needs_its_own_output_and_a_missing_flag_means_tied(checkpoint):
+    edit_tensors(checkpoint, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(UserError, match=r"lm_head\.weight is missing"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+    raw = json.loads((checkpoint / "config.json").read_text())
+    del raw["tie_word_embeddings"]
+    (checkpoint / "config.json").write_text(json.dumps(raw))
+    assert Qwen2_5_VL.from_pretrained(checkpoint).config.text.tie_embeddings
+
+
+def test_an_index_may_not_lead_outside_or_be_broken(checkpoint):
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../../etc/model.safetensors"}}))
+    Qwen2_5_VL.from_pretrained(checkpoint)  # the file of that name beside the index
+    index.write_text("[]")
+    with pytest.raises(UserError, match="not a readable index"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+def test_pickled_weights_are_not_read(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no \*\.safetensors file, and \*\.bin is not read"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+def test_the_host_holds_a_few_layers_at_a_time(monkeypatch):
+    monkeypatch.setattr(hf, "CHUNK_BYTES", 100_000)
+    sizes = [x.nbytes for x in load_file(resolve("nano") / "model.safetensors").values()]
+    tracemalloc.start()
+    model = Qwen2_5_VL.from_pretrained(resolve("nano"))  # float32: twice the file's bytes
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(x.nbytes for x in jax.tree.leaves(nnx.state(model))) == 2 * sum(sizes)
+    assert peak < 6 * max(sizes) < sum(sizes), (peak, max(sizes), sum(sizes))
 
 
 def test_broken_directories(checkpoint, tmp_path):

@@ -131,7 +131,7 @@ class _Source:
             part = whole.reshape(whole.shape[0], -1).T[index]
         else:
             part = tensor[index]
-        return part.astype(dtype)
+        return part.astype(dtype, copy=False)
 
     def dtype(self) -> str:
         """The type of most tensors, such as bfloat16."""
@@ -229,7 +229,7 @@ def load_pretrained(cls, directory, compute: ComputeConfig | None = None, mesh: 
     with tqdm(total=size, desc="load", unit="", unit_scale=True, leave=False, disable=size < 2**28 or None) as bar:
         for tensor in tensors:
             array = _load_tensor(source, tensor, shardings[tensor.path])
-            nnx.update(model, nnx.from_flat_state({tensor.path: nnx.Param(array)}))
+            nnx.update(model, nnx.from_flat_state({tensor.path: tensor.param.replace(array)}))
             bar.update(array.size)
     return model
 

@@ -1,0 +1,120 @@
+"""`zoomearth convert`: both forms, number types, and what an interruption leaves behind."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from zoomearth_jax import convert as convert_module
+from zoomearth_jax.convert import ConvertConfig, convert
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import load_model, resolve
+from zoomearth_jax.models import hf
+
+NANO = resolve("nano")
+
+
+def params_of(directory):
+    return jax.tree.leaves(nnx.state(load_model(directory).model, nnx.Param))
+
+
+def test_hf_to_orbax_and_back_is_the_same_file(tmp_path):
+    convert(ConvertConfig(NANO, tmp_path / "orbax", to="orbax"))
+    assert not list((tmp_path / "orbax").glob("*.safetensors"))
+    for ours, theirs in zip(params_of(tmp_path / "orbax"), params_of(NANO), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    convert(ConvertConfig(tmp_path / "orbax", tmp_path / "hf"))
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "episode.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (NANO / name).read_bytes(), name
+
+
+def test_number_type_on_the_way(tmp_path):
+    summary = convert(ConvertConfig(NANO, tmp_path / "wide", dtype="float32"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (NANO, tmp_path / "wide"))
+    assert summary["bytes"] == 4 * summary["parameters"] == sum(x.nbytes for x in after.values())
+    assert all(x.dtype == np.float32 for x in after.values())
+    assert all(np.array_equal(before[key].astype(np.float32), after[key]) for key in before)
+
+
+def test_several_files_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf, "SHARD_BYTES", 300_000)
+    convert(ConvertConfig(NANO, tmp_path / "out"))
+    files = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert [file.name[-20:] for file in files[:2]] == [f"-of-{len(files):05}.safetensors"[-20:]] * 2
+    assert len(files) > 3
+    assert max(sum(x.nbytes for x in load_file(file).values()) for file in files) <= 300_000
+    for ours, theirs in zip(params_of(tmp_path / "out"), params_of(NANO), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"names {files[1].name}, which is not there"):
+        load_model(tmp_path / "out")
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from zoomearth_jax import convert
+from zoomearth_jax.models import hf
+hf.SHARD_BYTES, save, count = 300_000, hf.save_file, iter(range(9))
+def save_some(*args, **kwargs):
+    save(*args, **kwargs)
+    if next(count) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+hf.save_file = save_some
+convert.convert(convert.ConvertConfig(Path(sys.argv[1]), Path(sys.argv[2]), overwrite=True))
+"""
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_kill_leaves_nothing_that_looks_complete(tmp_path, older):
+    out = tmp_path / "out"
+    if older:
+        shutil.copytree(NANO, out)
+    killed = subprocess.run([sys.executable, "-c", KILL, NANO, out], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    if older:  # the model that was there is whole
+        for ours, theirs in zip(params_of(out), params_of(NANO), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert not list(out.glob("*.safetensors*"))
+        with pytest.raises(UserError, match=r"no config\.json"):
+            load_model(out)
+    convert(ConvertConfig(NANO, out, overwrite=True))  # and the next try clears up
+    assert not (out / ".partial").exists()
+    assert (out / "model.safetensors").read_bytes() == (NANO / "model.safetensors").read_bytes()
+
+
+def test_targets_that_would_be_lost_are_refused(tmp_path, monkeypatch):
+    copy = shutil.copytree(NANO, tmp_path / "model")
+    with pytest.raises(UserError, match="holds a model; pass --overwrite"):
+        convert(ConvertConfig(NANO, copy))
+    with pytest.raises(UserError, match="is the source itself"):
+        convert(ConvertConfig(copy, copy, overwrite=True))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        convert(ConvertConfig(NANO, tmp_path / "file"))
+    (copy / "run.yaml").write_text("")
+    with pytest.raises(UserError, match="holds a training run"):
+        convert(ConvertConfig(NANO, copy, overwrite=True))
+    with pytest.raises(UserError, match="no such model directory"):
+        convert(ConvertConfig(Path(tmp_path / "none"), tmp_path / "out"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(UserError, match=r"1 MB to write, 1 MB free"):
+        convert(ConvertConfig(NANO, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_source_leaves_no_target(tmp_path):
+    copy = shutil.copytree(NANO, tmp_path / "model")
+    (copy / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        convert(ConvertConfig(copy, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
