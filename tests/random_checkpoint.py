@@ -1,4 +1,4 @@
-"""Writes an HF checkpoint directory of the published form with random weights, tensor by tensor, without torch.
+"""Writes an HF checkpoint directory of the published form with random weights, shard by shard, without torch.
 
     python tests/random_checkpoint.py DIR --preset qwen2_5_vl_3b [--vision-blocks 2 --layers 2] [--dtype bfloat16]
 """
@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.real_tokenizer import write_tokenizer
 from zoomearth_jax.configs.model import ModelConfig, to_hf_config
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.models.hf import INDEX, _hf_shape, _tensors
@@ -35,7 +36,7 @@ def random_tensor(rng, key: str, shape: tuple, dtype) -> np.ndarray:
 
 
 def write_checkpoint(directory, config: ModelConfig, dtype="bfloat16", seed=0, shard_bytes=2**31) -> None:
-    """Shards with an index, config.json, generation_config.json; a tokenizer comes from `tests.real_tokenizer`."""
+    """Shards with an index, and config.json."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dtype, rng, number, weight_map, held = jnp.dtype(dtype), np.random.default_rng(seed), 0, {}, {}
@@ -70,6 +71,7 @@ def main():
     if args.layers or args.vision_blocks:
         config = shortened(config, args.vision_blocks or config.vision.depth, args.layers or config.text.num_layers)
     write_checkpoint(args.directory, config, args.dtype)
+    write_tokenizer(args.directory, config.bos_id)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,13 @@ _WORDS = (
     "shape this that in on at a an and to image scene direction area building buildings top bottom left right centre yes no"
 )
 _MAX_INTEGER = 112
+_CHAT_TEMPLATE = (  # Qwen's turns, without its default system message
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for block in message.content %}"
+    "{% if block.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ block.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def build_nano_tokenizer() -> PreTrainedTokenizerFast:
@@ -46,5 +53,6 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
+        chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

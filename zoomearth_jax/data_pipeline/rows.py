@@ -15,6 +15,7 @@ import numpy as np
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.chat import Chat
 from zoomearth_jax.data_pipeline.images import ImageSource, global_view, view_of
 from zoomearth_jax.data_pipeline.protocol import parse_box, render_answer, render_look
 from zoomearth_jax.data_pipeline.questions import Question
@@ -48,8 +49,14 @@ class Replies(NamedTuple):
 class RowBuilder:
     """Turns questions into rows with a tokenizer."""
 
-    def __init__(self, tokenizer, episode: EpisodeConfig):
-        """Looks the special tokens up; UserError if the tokenizer lacks one."""
+    def __init__(self, tokenizer, episode: EpisodeConfig, generation: dict | None = None):
+        """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
+
+        Args:
+            generation: what `generation_config.json` holds, eos_token_id as a list. These end tokens stop a stage beside
+                <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
+        """
+        generation = generation or {}
         self.tokenizer, self.episode = tokenizer, episode
         names = (
             "<|im_start|>",
@@ -67,18 +74,26 @@ class RowBuilder:
         start, self.stop_id, self.pad_id, self.look_id, self.seen_id, self.image_id, video = (
             vocabulary[name] for name in names
         )
-        self.stop_ids = (self.stop_id, self.pad_id)
+        self.stop_ids = tuple(dict.fromkeys((self.stop_id, self.pad_id, *generation.get("eos_token_id", ()))))
+        self.generation = {**generation, "eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         self.banned_ids = (start, self.look_id, self.seen_id, self.image_id, video)
-        system = f"system\n{episode.system}" if episode.system else ""
-        self.head_ids = ([start, *self.encode(system), self.stop_id, *self.encode("\n")] if system else []) + [
-            start,
-            *self.encode("user\n"),
-        ]
-        self.tail_ids = [self.stop_id, *self.encode("\n"), start, *self.encode("assistant\n")]
+        self.chat = Chat(tokenizer)
+        prompt = self.prompt_ids("", 1)
+        image = prompt.index(self.image_id)
+        if prompt[image - 1 : image + 2] != [self.look_id, self.image_id, self.seen_id]:
+            raise UserError(f"{self.chat.name}: the chat template doesn't put an image between vision marks")
+        self.head_ids, self.tail_ids = prompt[: image - 1], prompt[image + 2 :]
+
+    def prompt_ids(self, text: str, image_tokens: int) -> list[int]:
+        """Ids of a prompt by the chat template: the system message if there is one, the overview and the text, and the
+        assistant's turn opened. `head_ids` and `tail_ids` are those around image and text."""
+        system, blocks = self.episode.system, [{"type": "image"}, {"type": "text", "text": text}]
+        messages = [{"role": "system", "content": system}] if system else []
+        return self.chat.ids([*messages, {"role": "user", "content": blocks}], [image_tokens])
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; special tokens spelled out in it stay plain text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.chat.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of sampled ids, without stop and pad tokens."""
@@ -122,13 +137,13 @@ class RowBuilder:
         ids = np.full((len(questions), self.episode.prompt_len), self.pad_id, np.int32)
         valid = np.zeros(ids.shape, bool)
         for row, question in enumerate(questions):
-            text = self.encode(f"{question.text} {self.episode.instruction}".strip())
-            image = [self.look_id, *[self.image_id] * int(views.grids[row].prod()), self.seen_id]
-            prompt = [*self.head_ids, *image, *text, *self.tail_ids]
+            text = f"{question.text} {self.episode.instruction}".strip()
+            prompt = self.prompt_ids(text, int(views.grids[row].prod()))
             if len(prompt) > ids.shape[1]:
-                room = len(text) - (len(prompt) - ids.shape[1])
+                tokens = len(self.encode(text))
+                room = tokens - (len(prompt) - ids.shape[1])
                 raise UserError(
-                    f"question of {len(text)} tokens, the prompt slot holds {room}: {question.text[:60]!r}; "
+                    f"question of {tokens} tokens, the prompt slot holds {room}: {question.text[:60]!r}; "
                     "shorten it or raise prompt_len"
                 )
             ids[row, : len(prompt)] = prompt

@@ -138,6 +138,23 @@ def patchify(views_IHWC, positions_IP2, config: VisionConfig):
     return patches.reshape(images, -1, config.patch_dim)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def pixel_values(pixels_HWC, config: VisionConfig):
+    """HF's `pixel_values` of one picture whose sides are multiples of a merged token; compiled for each size.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+
+    Returns:
+        float32 [patches, C x frames x patch x patch], one merge block of patches after the other.
+    """
+    merge = config.merge_size
+    rows, columns = (side // config.patch_size for side in pixels_HWC.shape[:2])
+    positions = np.stack(np.indices((rows, columns)), -1)
+    blocks = positions.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2)
+    return patchify(pixels_HWC[None], blocks.reshape(1, -1, 2), config)[0]
+
+
 class VisionBlock(nnx.Module):
     """Pre-norm attention and SwiGLU; attends inside windows or over the whole image."""
 

@@ -1,0 +1,139 @@
+"""Messages -> token ids, by a checkpoint's own tokenizer and chat template.
+
+Texts of messages are data: special tokens spelled out in them stay plain text, only those that the template itself writes
+become ids. For texts that spell none, the ids are those that HF gives for the rendered string.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from transformers import AutoTokenizer
+
+from zoomearth_jax.errors import UserError
+
+IMAGE_TOKEN = "<|image_pad|>"
+_ROLES = ("system", "user", "assistant")
+_MARK = re.compile("\ufdd0([0-9]+)\ufdd1")  # stands for a text while the template runs; no characters of any language
+
+
+def load_tokenizer(directory):
+    """The tokenizer of a directory with the chat template that HF's processor takes: chat_template.json comes first, then
+    what AutoTokenizer reads (chat_template.jinja, tokenizer_config.json).
+
+    Raises:
+        UserError: no tokenizer there, or a broken file.
+    """
+    file = Path(directory) / "chat_template.json"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        if file.exists():
+            tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{directory}: no readable tokenizer or chat_template.json ({reason})") from None
+    return tokenizer
+
+
+class Chat:
+    """Turns messages into ids with a tokenizer."""
+
+    def __init__(self, tokenizer):
+        """Looks the special tokens up.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or no special token <|image_pad|>.
+        """
+        self.tokenizer, self.name = tokenizer, tokenizer.name_or_path or "tokenizer"
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{self.name}: no chat template; put the checkpoint's chat_template.jinja or chat_template.json there"
+            )
+        self.special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if IMAGE_TOKEN not in self.special:
+            raise UserError(f"{self.name}: no special token {IMAGE_TOKEN}; it is not a Qwen2.5-VL tokenizer")
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens spelled out in it stay plain text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+
+    def ids(self, messages: Sequence[dict], image_tokens: Sequence[int] = (), generate: bool = True) -> list[int]:
+        """Ids of a conversation.
+
+        Args:
+            messages: in HF's form, {"role", "content"}; content is a text or a list of {"type": "image"} and
+                {"type": "text", "text"}. A template sees marks in place of texts, so it can place them, not change them.
+            image_tokens: merged visual tokens of each image, in order; each <|image_pad|> becomes that many.
+            generate: whether the assistant's turn is opened at the end.
+
+        Raises:
+            UserError: messages of another form, a template that fails on them, or not as many images as image blocks.
+        """
+        marked, texts, blocks = _mark(messages)
+        if blocks != len(image_tokens):
+            raise UserError(f"messages: {blocks} image blocks, but {len(image_tokens)} images; give one for each block")
+        ids = self._tokenize(self._render(marked, generate), texts)
+        image_id = self.special[IMAGE_TOKEN]
+        if ids.count(image_id) != blocks:
+            raise UserError(f"{self.name}: the chat template wrote {ids.count(image_id)} places for {blocks} images")
+        tokens = iter(image_tokens)
+        return [i for one in ids for i in ([one] * next(tokens) if one == image_id else [one])]
+
+    def _render(self, messages: list[dict], generate: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise UserError(f"{self.name}: the chat template fails on the messages ({error})") from None
+
+    def _tokenize(self, rendered: str, texts: list[str]) -> list[int]:
+        ids: list[int] = []
+        plain = ""  # template's and caller's text that stands between two special tokens
+        for i, stretch in enumerate(_MARK.split(rendered)):  # template, mark, template, mark, ..., template
+            if i % 2:
+                plain += texts[int(stretch)]
+                continue
+            for part in self._special.split(stretch):
+                if part in self.special:
+                    ids += [*self.encode(plain), self.special[part]]
+                    plain = ""
+                else:
+                    plain += part
+        return ids + self.encode(plain)
+
+
+def _mark(messages: Sequence[dict]) -> tuple[list[dict], list[str], int]:
+    """Messages with marks for their texts (an empty one stays, so that templates see it is), the texts, and how many
+    image blocks there are."""
+    texts: list[str] = []
+
+    def mark(text: str) -> str:
+        texts.append(text)
+        return f"\ufdd0{len(texts) - 1}\ufdd1" if text else ""
+
+    def block(part) -> dict:
+        match part:
+            case {"type": "image"}:
+                return {"type": "image"}
+            case {"type": "text", "text": str(text)}:
+                return {"type": "text", "text": mark(text)}
+        raise UserError(f"messages: a block is an image or a text, not {str(part)[:60]!r}")
+
+    marked = []
+    for message in messages:
+        match message:
+            case {"role": str(role), "content": str(text)} if role in _ROLES:
+                marked.append({"role": role, "content": mark(text)})
+            case {"role": str(role), "content": list(parts)} if role in _ROLES:
+                marked.append({"role": role, "content": [block(part) for part in parts]})
+            case _:
+                raise UserError(
+                    f"messages: a message has a role of {', '.join(_ROLES)} and a content, not {message!r:.60}"
+                )
+    images = sum(part["type"] == "image" for m in marked if isinstance(m["content"], list) for part in m["content"])
+    return marked, texts, images
