@@ -1,18 +1,11 @@
 """Run by tests/test_sharded.py in processes of their own, since the number of devices is fixed when JAX starts.
 
-    python sharded_check.py losses           8 simulated devices: loss and gradients on three meshes against one device
-    python sharded_check.py load ADDRESS I   process I of 2 with 4 devices each: loads onto one mesh, saves to argv[4]
+sharded_check.py losses                with 8 devices: loss and gradients on three meshes against one device
+sharded_check.py load ADDRESS I OUT    process I of 2 with 4 devices each: loads onto one mesh, saves to OUT
 """
 
 import json
-import os
 import sys
-from pathlib import Path
-
-devices = 8 if sys.argv[1] == "losses" else 4
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import numpy as np

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="make parity installs torch")
 
 from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
-from tests.random_checkpoint import shortened, write_checkpoint  # noqa: E402
+from zoomearth_jax.bench.random_checkpoint import shortened, write_random_checkpoint  # noqa: E402
 from zoomearth_jax.configs.compute import ComputeConfig  # noqa: E402
 from zoomearth_jax.configs.presets import preset  # noqa: E402
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL  # noqa: E402
@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory):
     random, fitted = (tmp_path_factory.mktemp(name) for name in ("random", "fitted"))
     config = shortened(preset("qwen2_5_vl_3b")[0], 2, 2)
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_embeddings=False))
-    write_checkpoint(random, config, "float32")
+    write_random_checkpoint(random, config, "float32")
     arrays = inputs(config)
     kwargs, seen = hf_inputs(arrays, config.image_token_id), torch.tensor(arrays[-1] > 0)
     with torch.no_grad():

@@ -132,12 +132,13 @@ def test_pickled_weights_are_not_read(checkpoint):
 def test_the_host_holds_a_few_layers_at_a_time(monkeypatch):
     monkeypatch.setattr(hf, "CHUNK_BYTES", 100_000)
     sizes = [x.nbytes for x in load_file(resolve("nano") / "model.safetensors").values()]
+    Qwen2_5_VL.from_pretrained(resolve("nano"))  # compiles what fills the stacks
     tracemalloc.start()
     model = Qwen2_5_VL.from_pretrained(resolve("nano"))  # float32: twice the file's bytes
-    _, peak = tracemalloc.get_traced_memory()
+    kept, peak = tracemalloc.get_traced_memory()  # kept: what JAX took over without a copy
     tracemalloc.stop()
     assert sum(x.nbytes for x in jax.tree.leaves(nnx.state(model))) == 2 * sum(sizes)
-    assert peak < 6 * max(sizes) < sum(sizes), (peak, max(sizes), sum(sizes))
+    assert peak - kept < 6 * max(sizes) < sum(sizes), (peak, kept, max(sizes))
 
 
 def test_broken_directories(checkpoint, tmp_path):

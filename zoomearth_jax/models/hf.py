@@ -104,9 +104,9 @@ class _Source:
                 raise UserError(f"{file}: not a readable safetensors file ({error})") from None
             self._slices |= {_published_key(key): handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
 
-    def check(self, tensors: list[_Tensor], config: ModelConfig) -> None:
+    def check(self, model) -> None:
         """Compares names, shapes and types with what the config says, before anything is read."""
-        wanted = {key: _hf_shape(tensor, config) for tensor in tensors for key in tensor.keys}
+        wanted = hf_tensors(model)
         for key, shape in wanted.items():
             if key not in self._slices:
                 raise UserError(f"{self.directory}: tensor {key} is missing")
@@ -116,7 +116,7 @@ class _Source:
             if kind not in _FLOATS:
                 raise UserError(f"{self.directory}: {key} is of type {kind}; quantised checkpoints are not supported")
         unknown = set(self._slices) - set(wanted)
-        if config.text.tie_embeddings:
+        if model.config.text.tie_embeddings:
             unknown.discard("lm_head.weight")
         if unknown:
             raise UserError(f"{self.directory}: unknown tensors {', '.join(sorted(unknown)[:4])}")
@@ -166,6 +166,11 @@ def _hf_shape(tensor: _Tensor, config: ModelConfig) -> tuple[int, ...]:
         v = config.vision
         return (shape[1], v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     return shape[::-1] if tensor.kind == "kernel" else shape
+
+
+def hf_tensors(model) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a (possibly abstract) model's checkpoint has, in the order of its files."""
+    return {key: _hf_shape(tensor, model.config) for tensor in _tensors(model) for key in tensor.keys}
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -223,7 +228,7 @@ def load_pretrained(cls, directory, compute: ComputeConfig | None = None, mesh: 
     compute = compute or ComputeConfig()
     model = nnx.eval_shape(lambda: cls(config, compute=compute, rngs=nnx.Rngs(0)))
     tensors = list(_tensors(model))
-    source.check(tensors, config)
+    source.check(model)
     shardings = _shardings(model, mesh)
     size = sum(tensor.param.size for tensor in tensors)
     with tqdm(total=size, desc="load", unit="", unit_scale=True, leave=False, disable=size < 2**28 or None) as bar:
