@@ -13,10 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.io import from_dict, load_yaml
+from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.hf import read_config
+from zoomearth_jax.models.lora import add_lora, merge_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from zoomearth_jax.models.sharding import param_shardings
 from zoomearth_jax.rl.learner import TrainState
@@ -141,8 +144,16 @@ def _check_same(directory, saved: dict, wanted: dict) -> None:
 
 
 def load_run_model(directory: Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Qwen2_5_VL:
-    """The model of a run directory, from its last complete checkpoint."""
+    """The model of a run directory, from its last complete checkpoint; adapters are merged into their layers."""
+    lora = _run_lora(Path(directory) / "run.yaml")
     model = abstract_model(read_config(Path(directory)), compute)
+    model = nnx.eval_shape(lambda model: add_lora(model, lora, nnx.Rngs(0)), model)
     with Checkpoints(directory) as checkpoints:
         checkpoints.restore_params(model, mesh)
-    return model
+    return merge_lora(model)
+
+
+def _run_lora(settings: Path) -> LoRAConfig:
+    """The adapters that a run's settings ask for."""
+    data = load_yaml(settings) if settings.exists() else {}
+    return from_dict(LoRAConfig, data.get("lora", {}), f"{settings}: lora")

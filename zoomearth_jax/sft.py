@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
 from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model
+from zoomearth_jax.models.lora import add_lora
 from zoomearth_jax.rl.learner import RowBatch, init_state, make_sft_step, row_batch
 from zoomearth_jax.runs import finite, open_run
 
@@ -29,6 +32,7 @@ class SFTConfig:
         steps: optimizer steps.
         batch_size: rows a step.
         optimizer: AdamW's settings.
+        lora: adapters that train instead of the model's own parameters.
         freeze_vision: keep the vision encoder as it is.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of the data's order.
@@ -44,6 +48,7 @@ class SFTConfig:
     steps: int = 100
     batch_size: int = 32
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = LoRAConfig()
     freeze_vision: bool = True
     checkpoint_every: int = 500
     seed: int = 0
@@ -86,6 +91,7 @@ def load_sft_questions(config: SFTConfig) -> list[Question]:
 def sft(config: SFTConfig) -> Path:
     """Runs fine-tuning; returns the run's directory."""
     model, rows = load_model(config.model)
+    add_lora(model, config.lora, nnx.Rngs(config.seed))
     data = SFTData(load_sft_questions(config), rows, model.config.vision, config.batch_size, config.seed)
     optimizer = config.optimizer.build(config.steps)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision)

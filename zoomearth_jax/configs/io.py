@@ -59,10 +59,14 @@ def write_yaml(path: Path, config) -> None:
 
 def read_yaml(path: Path, cls):
     """Reads a config that `write_yaml` wrote, or a part of one; UserError for a missing file or a bad key."""
+    return from_dict(cls, load_yaml(path), str(path))
+
+
+def load_yaml(path: Path) -> Any:
+    """A YAML file's data, {} if it is empty; UserError for a missing or broken file."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
-    return from_dict(cls, data or {}, str(path))

@@ -88,5 +88,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden):
         """float32 logits [..., V] of hidden states [..., D]."""
-        kernel_DV = self.embed.embedding[...].T if self.config.tie_embeddings else self.lm_head.kernel[...]
-        return jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        tied = self.config.tie_embeddings
+        kernel_DV = self.embed.embedding[...].T if tied else self.lm_head.kernel[...]
+        logits = jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return logits if tied or self.lm_head.lora is None else logits + self.lm_head.lora(hidden)

@@ -23,7 +23,12 @@ class Linear(nnx.Linear):
 
     With the batch and token dimensions merged XLA's CPU backend keeps the weight gradient's operands in place; otherwise
     it transposes them element by element, which doubles the time of a training step.
+
+    Attributes:
+        lora: an adapter whose output is added, see `models.lora`.
     """
+
+    lora: nnx.LoRA | None = None
 
     def __init__(
         self,
@@ -47,7 +52,11 @@ class Linear(nnx.Linear):
         )
 
     def __call__(self, x):
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+        x_TD = x.reshape(-1, x.shape[-1])
+        y_TD = super().__call__(x_TD)
+        if self.lora is not None:
+            y_TD = y_TD + self.lora(x_TD)
+        return y_TD.reshape(*x.shape[:-1], self.out_features)
 
 
 class SwiGLU(nnx.Module):

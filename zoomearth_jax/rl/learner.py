@@ -14,6 +14,8 @@ from flax import nnx
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.model import VisionConfig
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.lora import has_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl.objective import grpo_loss
 from zoomearth_jax.rl.policy import Images, Segment, device_images, reply_logprobs
@@ -77,9 +79,23 @@ def written_slots(episode: EpisodeConfig) -> np.ndarray:
 
 
 def init_state(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, *, freeze_vision: bool):
-    """The model's structure and a fresh TrainState; a frozen vision encoder has no optimizer state and no backward."""
+    """The model's structure and a fresh TrainState; what is frozen has no optimizer state and no backward.
 
-    def is_frozen(path, _):
+    A model with adapters trains these alone; otherwise all parameters train, those of a frozen vision encoder excepted.
+
+    Raises:
+        UserError: adapters in a frozen vision encoder.
+    """
+    if freeze_vision and has_lora(model.vision):
+        raise UserError(
+            "lora config: pattern matches layers of the frozen vision encoder; narrow it or unfreeze vision"
+        )
+
+    adapted = has_lora(model)
+
+    def is_frozen(path, variable):
+        if adapted:
+            return not isinstance(variable, nnx.LoRAParam)
         return freeze_vision and path[0] == "vision"
 
     graph, frozen, trainable = nnx.split(model, is_frozen, ...)
@@ -130,7 +146,8 @@ def make_grpo_step(
     """step(state, ref_trainable, GRPOBatch) -> (state, metrics).
 
     Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once a
-    group. ref_trainable is the reference policy's copy of the trainable parameters; unused where kl_weight is 0.
+    group. ref_trainable are the reference policy's trainable parameters (with LoRA fresh adapters, which change nothing);
+    unused where kl_weight is 0.
     """
     slots = written_slots(episode)
 

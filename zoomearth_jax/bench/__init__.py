@@ -1,0 +1,72 @@
+"""`zoomearth bench NAME`: prints the figures that the documents state, measured anew on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from zoomearth_jax.bench.peers import PeersConfig, bench_peers
+
+BENCHMARKS = {"peers": (PeersConfig, bench_peers)}
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Settings of a benchmark.
+
+    Attributes:
+        benchmark: which one, with its own settings.
+    """
+
+    benchmark: Annotated[PeersConfig, tyro.conf.subcommand("peers")]
+
+
+def bench(config: BenchConfig) -> list[dict]:
+    """Runs a benchmark, prints its rows and returns them."""
+    run = next(function for kind, function in BENCHMARKS.values() if isinstance(config.benchmark, kind))
+    rows = run(config.benchmark)
+    if config.benchmark.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(table(rows))
+    print(surroundings(), file=sys.stderr)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Rows under each other, numbers right-aligned with three significant digits."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _cell(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def surroundings() -> str:
+    """Where the figures come from: device, cores, versions, commit."""
+    device = jax.devices()[0]
+    name = _processor() if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    root = Path(__file__).parents[2]
+    git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if (root / ".git").exists() else ""
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, commit {commit or 'unknown'}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
