@@ -24,6 +24,8 @@ _HELP = (
 def _verbs() -> dict:
     """Verb -> (config class, function). Imported late, so that --version and a typo stay fast."""
     from zoomearth_jax.ask import AskConfig, ask
+    from zoomearth_jax.bench import BenchConfig, bench
+    from zoomearth_jax.convert import ConvertConfig, convert
     from zoomearth_jax.demo import DemoConfig, demo
     from zoomearth_jax.evaluate import EvaluateConfig, evaluate
     from zoomearth_jax.grpo import GRPOConfig, grpo
@@ -33,6 +35,8 @@ def _verbs() -> dict:
 
     return {
         "ask": (AskConfig, ask),
+        "bench": (BenchConfig, bench),
+        "convert": (ConvertConfig, convert),
         "demo": (DemoConfig, demo),
         "evaluate": (EvaluateConfig, evaluate),
         "grpo": (GRPOConfig, grpo),

@@ -18,23 +18,9 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
-from zoomearth_jax.model_io import load_weights, resolve, weights_dtype
+from zoomearth_jax.model_io import copy_side_files, load_weights, resolve, weights_dtype
 from zoomearth_jax.models.hf import INDEX, read_config, write_checkpoint
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
-
-SIDE_FILES = (  # of a published checkpoint, beside the config and the weights
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template*",
-    "*processor_config.json",
-    "generation_config.json",
-    "episode.json",
-    "README.md",
-    "LICENSE*",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +64,7 @@ def convert(config: ConvertConfig) -> dict:
             (staging / "config.json").write_text(
                 json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8"
             )
-        _copy_side_files(source, staging)
+        copy_side_files(source, staging)
     summary = {
         "out": str(out),
         "to": config.to,
@@ -115,10 +101,3 @@ def _check_room(out: Path, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < size * 1.02:
         raise UserError(f"{out}: {size / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free on that disk")
-
-
-def _copy_side_files(source: Path, staging: Path) -> None:
-    for pattern in SIDE_FILES:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, staging / file.name)

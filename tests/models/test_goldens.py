@@ -81,8 +81,9 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
     )
     rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=(IMAGE, VIDEO))
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
-    _, written_ids, _, written, _ = decode(
-        model, _grow(cache, 12), ids.shape[1], 12, first, following, active, jax.random.key(0), 0.0, rows
+    keys = jax.random.split(jax.random.key(0), len(ids))
+    _, written_ids, _, written, *_ = decode(
+        model, _grow(cache, 12), ids.shape[1], 12, first, following, active, keys, 0.0, rows
     )
     assert np.asarray(written).all()
     np.testing.assert_array_equal(written_ids, expected["greedy"])

@@ -14,9 +14,10 @@ from typing import Annotated
 import jax
 import tyro
 
+from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 
-BENCHMARKS = {"peers": (PeersConfig, bench_peers)}
+BENCHMARKS = {FullSizeConfig: bench_full_size, PeersConfig: bench_peers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,15 @@ class BenchConfig:
         benchmark: which one, with its own settings.
     """
 
-    benchmark: Annotated[PeersConfig, tyro.conf.subcommand("peers")]
+    benchmark: (
+        Annotated[PeersConfig, tyro.conf.subcommand("peers")]
+        | Annotated[FullSizeConfig, tyro.conf.subcommand("full-size")]
+    )
 
 
 def bench(config: BenchConfig) -> list[dict]:
     """Runs a benchmark, prints its rows and returns them."""
-    run = next(function for kind, function in BENCHMARKS.values() if isinstance(config.benchmark, kind))
-    rows = run(config.benchmark)
+    rows = BENCHMARKS[type(config.benchmark)](config.benchmark)
     if config.benchmark.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
+import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.errors import UserError
@@ -48,3 +49,14 @@ class ComputeConfig:
     def dtypes(self) -> dict[str, jnp.dtype]:
         """`dtype` and `param_dtype` as Flax's layers take them."""
         return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """What `jax.jit` needs to know for inference.
+
+        XLA's CPU backend computes bfloat16 products in float32, and would convert the weights of all layers before the
+        loop over them: 12 GB for the 3B model, instead of one layer's at a time.
+        """
+        if self.param_dtype == "float32" or jax.default_backend() != "cpu":
+            return None
+        return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}

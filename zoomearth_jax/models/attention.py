@@ -1,4 +1,8 @@
-"""Attention over a row's own tokens and, when decoding, over a read-only cache of earlier slots."""
+"""Attention over a row's own tokens and, when decoding, over a read-only cache of earlier slots.
+
+One entry for the decoder, one for the vision encoder. Both choose a backend (`choose_backend`): plain XLA here, cuDNN or
+splash attention in `fused_attention`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.fused_attention import compile_platform, fused_attention
+
 MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
+MIN_FUSED_LENGTH = 128  # a kernel's tile: windows of 64 patches, padded to it, would cost four times as much
 
 
 class KVCache(NamedTuple):
@@ -24,16 +32,65 @@ class KVCache(NamedTuple):
 def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = None, backend: str = "auto"):
     """Causal grouped-query attention within a segment, plus all valid slots of the past.
 
-    The past is read, never copied: its scores are computed apart and joined before the softmax.
-
     Args:
         q_BTNH, k_BKTH, v_BKTH: rotated queries and keys, and values, of the segment.
         valid_BT: bool, which of the segment's tokens may be attended to.
         past: one layer's cache of the slots before the segment.
+        backend: see `choose_backend`.
 
     Returns:
-        [B, T, N, H] in the type of q. The softmax is in float32.
+        [B, T, N, H] in the type of q; where a query sees no valid key, undefined but finite. The softmax is in float32.
+
+    Raises:
+        UserError: the backend can't serve.
     """
+    backend = choose_backend(backend, compile_platform(), q_BTNH)
+    if backend == "xla":
+        return _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past)
+    if past is not None:  # a copy, which a long segment repays
+        k_BKTH, v_BKTH = (jnp.concatenate(pair, axis=2) for pair in ((past.k, k_BKTH), (past.v, v_BKTH)))
+        valid_BT = jnp.concatenate([past.valid_BS, valid_BT], axis=1)
+    k_BSKH, v_BSKH = k_BKTH.swapaxes(1, 2), v_BKTH.swapaxes(1, 2)
+    return fused_attention(q_BTNH, k_BSKH, v_BSKH, valid_BT, causal=True, backend=backend)
+
+
+def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
+    """Bidirectional attention over the valid keys of each row, the vision encoder's; otherwise as `decoder_attention`."""
+    backend = choose_backend(backend, compile_platform(), q_BTNH)
+    if backend == "xla":
+        return _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS)
+    return fused_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, causal=False, backend=backend)
+
+
+def choose_backend(backend: str, platform: str, q_BTNH) -> str:
+    """The backend that computes an attention: xla, cudnn or splash.
+
+    Few queries (decoding, windows) always take XLA, which reads the past in place.
+
+    Args:
+        backend: as in `ComputeConfig`; auto is splash on TPUs, cuDNN on GPUs where it can serve, XLA elsewhere. Off a TPU
+            splash is interpreted, for tests.
+        platform: cpu, gpu or tpu.
+        q_BTNH: the queries; their shape and type decide.
+
+    Raises:
+        UserError: cudnn off a GPU, or for a number type or head width that it doesn't have.
+    """
+    fits_cudnn = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and q_BTNH.shape[-1] % 8 == 0 and q_BTNH.shape[-1] <= 128
+    if backend == "auto":
+        backend = {"tpu": "splash", "gpu": "cudnn" if fits_cudnn else "xla"}.get(platform, "xla")
+    if backend == "cudnn" and platform != "gpu":
+        raise UserError(f"attention backend cudnn needs a GPU, not {platform}; use auto")
+    if backend == "cudnn" and not fits_cudnn:
+        raise UserError(
+            "attention backend cudnn needs bfloat16 or float16 and a head width in multiples of 8 up to 128, "
+            f"got {q_BTNH.dtype} and {q_BTNH.shape[-1]}; use auto"
+        )
+    return backend if q_BTNH.shape[1] >= MIN_FUSED_LENGTH else "xla"
+
+
+def _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None):
+    """The past is read, never copied: its scores are computed apart and joined before the softmax."""
     batch, length, num_heads, head_dim = q_BTNH.shape
     num_kv_heads = k_BKTH.shape[1]
     group = num_heads // num_kv_heads  # query heads that share a key-value head: one matrix product with its keys
@@ -59,8 +116,7 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = N
     return out.reshape(q_BTNH.shape)
 
 
-def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
-    """Bidirectional attention over the valid keys of each row, softmax in float32; the vision encoder's blocks."""
+def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
     scores = jnp.einsum(
         "BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32
     )

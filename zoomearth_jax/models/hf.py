@@ -85,6 +85,8 @@ def _tensors(model) -> Iterator[_Tensor]:
     """The model's parameters in the order of their files."""
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         module, leaf = ".".join(map(str, path[:-1])), str(path[-1])
+        if module not in _NAMES:
+            raise ValueError(f"{module}.{leaf} has no place in an HF checkpoint; merge adapters first (merge_lora)")
         name = f"{_NAMES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
         stacked = "{}" in name
         kind = "patches" if module == "vision.patch_embed" else "kernel" if leaf == "kernel" else "plain"

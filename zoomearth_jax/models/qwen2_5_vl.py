@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,13 +23,14 @@ class Qwen2_5_VL(nnx.Module):
 
     Attributes:
         config: its sizes and special ids.
+        compute: number types, attention backend and remat policy.
         vision: patches -> merged visual tokens.
         decoder: the language model.
     """
 
     def __init__(self, config: ModelConfig, *, compute: ComputeConfig = ComputeConfig(), rngs: nnx.Rngs):
         """Random parameters; `compute` gives their type and that of the computation."""
-        self.config = config
+        self.config, self.compute = config, compute
         self.vision = VisionEncoder(config, compute=compute, rngs=rngs)
         self.decoder = Decoder(config.text, compute=compute, rngs=rngs)
 
@@ -74,7 +78,7 @@ class Qwen2_5_VL(nnx.Module):
         valid_BT = np.ones_like(ids_BT, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
         if image_grid_thw is None:
             grids_BI2 = np.zeros((ids_BT.shape[0], 1, 2), np.int32)
-            return _text_forward(self, ids_BT, valid_BT, grids_BI2)
+            return _forward(self.compute)(self, ids_BT, valid_BT, grids_BI2)
         grids_I2 = _check_grids(image_grid_thw, pixel_values)
         image_of_row = _assign_images(ids_BT == self.config.image_token_id, grids_I2 // self.config.vision.merge_size)
         layout = vision_layout(grids_I2, self.config.vision)
@@ -83,7 +87,8 @@ class Qwen2_5_VL(nnx.Module):
         feature_BF, grids_BI2 = _row_features(
             image_of_row, grids_I2 // self.config.vision.merge_size, layout.merged_IM.shape[1]
         )
-        return _image_forward(self, ids_BT, valid_BT, grids_BI2, jnp.asarray(pixel_values)[flat_IP], layout, feature_BF)
+        images = jnp.asarray(pixel_values)[flat_IP], layout, feature_BF
+        return _forward(self.compute)(self, ids_BT, valid_BT, grids_BI2, *images)
 
     def encode_views(self, views_IHWC, layout: VisionLayout):
         """Merged visual tokens [I, M, D] of uint8 views (see `patchify`)."""
@@ -136,16 +141,19 @@ class Qwen2_5_VL(nnx.Module):
         return hidden_BTD, cache, next_B
 
 
-@nnx.jit
-def _text_forward(model, ids_BT, valid_BT, grids_BI2):
-    return model.decoder.logits(model.segment(ids_BT, valid_BT, None, grids_BI2)[0])
+@functools.cache
+def _forward(compute: ComputeConfig):
+    """The compiled forward pass; of a model's structure and parameters, since `nnx.jit` takes no compiler options."""
 
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=compute.compiler_options)
+    def run(graph, params, ids_BT, valid_BT, grids_BI2, patches_IPC=None, layout=None, feature_BF=None):
+        model, features_BFD = nnx.merge(graph, params), None
+        if layout is not None:
+            features_IMD = model.vision(patches_IPC, layout)
+            features_BFD = features_IMD.reshape(-1, features_IMD.shape[-1])[feature_BF]
+        return model.decoder.logits(model.segment(ids_BT, valid_BT, features_BFD, grids_BI2)[0])
 
-@nnx.jit
-def _image_forward(model, ids_BT, valid_BT, grids_BI2, patches_IPC, layout, feature_BF):
-    features_IMD = model.vision(patches_IPC, layout)
-    features_BFD = features_IMD.reshape(-1, features_IMD.shape[-1])[feature_BF]
-    return model.decoder.logits(model.segment(ids_BT, valid_BT, features_BFD, grids_BI2)[0])
+    return lambda model, *arrays: run(*nnx.split(model), *arrays)
 
 
 def _check_grids(image_grid_thw, pixel_values) -> np.ndarray:

@@ -1,0 +1,194 @@
+"""Every attention backend against the XLA path, in values and gradients; on a mesh; the cost of windows."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.model import VisionConfig
+from zoomearth_jax.configs.presets import nano
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models import attention
+from zoomearth_jax.models.attention import KVCache, choose_backend, decoder_attention, masked_attention
+from zoomearth_jax.models.decoder import Decoder
+from zoomearth_jax.models.rope import vision_angles
+from zoomearth_jax.models.sharding import MESH_AXES
+from zoomearth_jax.models.vision import VisionBlock, vision_layout
+
+TOLERANCE = 2e-5  # absolute, fp32
+
+
+@pytest.fixture(params=["splash", "cudnn"])
+def backend(request, monkeypatch):
+    """Each fused backend; the call to cuDNN is computed by JAX's own implementation of the same function."""
+    if request.param == "cudnn":
+        call = jax.nn.dot_product_attention
+        monkeypatch.setattr(
+            jax.nn, "dot_product_attention", lambda *args, **kwargs: call(*args, **kwargs | {"implementation": "xla"})
+        )
+        monkeypatch.setattr(attention, "choose_backend", lambda backend, *_: backend)
+    return request.param
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def validity(kind, batch, length):
+    """Right-padded (two rows differ), gappy, or left-padded rows."""
+    index = np.arange(length)
+    if kind == "right":
+        return jnp.asarray(np.stack([index < length - 37 * (b % 2) - 3 for b in range(batch)]))
+    if kind == "left":
+        return jnp.asarray(np.stack([index >= 29 for _ in range(batch)]))
+    return jax.random.bernoulli(jax.random.key(9), 0.6, (batch, length))
+
+
+def values_and_gradients(attend, arrays, weights_BTNH):
+    """Outputs, and the gradients of their weighted sum by each array."""
+
+    def score(arrays):
+        out = attend(*arrays)
+        return (out * weights_BTNH).sum(), out
+
+    grads, out = jax.jit(jax.grad(score, has_aux=True))(arrays)
+    return np.asarray(out), jax.tree.map(np.asarray, grads)
+
+
+def decoder_case(heads, kv_heads, width, length, slots, kind, batch=2):
+    """Arrays, the function of them and a backend, and which queries see a valid key."""
+    arrays = [normal(0, batch, length, heads, width)] + [normal(i, batch, kv_heads, length, width) for i in (1, 2)]
+    valid, past_valid = validity(kind, batch, length), validity(kind, batch, slots)
+    arrays += [normal(i, batch, kv_heads, slots, width) for i in (3, 4) if slots]
+
+    def attend(backend, q, k, v, *past):
+        return decoder_attention(q, k, v, valid, KVCache(*past, past_valid) if past else None, backend)
+
+    return arrays, attend, np.cumsum(valid, axis=1) + np.sum(past_valid, axis=1, keepdims=True) > 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (3, 3, 80, 150, 0, "right"),
+        (4, 2, 128, 128, 75, "gappy"),
+        (8, 1, 16, 131, 130, "right"),
+    ],
+)
+def test_decoder_backends_equal_xla(backend, case):
+    arrays, attend, sees_BT = decoder_case(*case)
+    weights = normal(5, *arrays[0].shape) * sees_BT[..., None, None]
+    want, want_grads = values_and_gradients(functools.partial(attend, "xla"), arrays, weights)
+    got, got_grads = values_and_gradients(functools.partial(attend, backend), arrays, weights)
+    np.testing.assert_allclose(got[sees_BT], want[sees_BT], atol=TOLERANCE)
+    for got_grad, want_grad in zip(got_grads, want_grads, strict=True):
+        assert np.abs(want_grad).max() > 0.1  # the tolerance means something
+        np.testing.assert_allclose(got_grad, want_grad, atol=TOLERANCE)
+
+
+def test_vision_backends_equal_xla(backend):
+    arrays, valid = [normal(i, 2, 150, 2, 80) for i in range(3)], validity("right", 2, 150)
+    run = [
+        values_and_gradients(lambda q, k, v, b=b: masked_attention(q, k, v, valid, b), arrays, normal(3, 2, 150, 2, 80))
+        for b in ("xla", backend)
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=TOLERANCE), *run)
+
+
+def test_queries_that_see_nothing_stay_finite(backend):
+    arrays, attend, sees_BT = decoder_case(2, 1, 16, 128, 0, "left")
+    assert not sees_BT.all()
+    for name in ("xla", backend):
+        out, grads = values_and_gradients(functools.partial(attend, name), arrays, 1.0)
+        assert all(np.isfinite(x).all() for x in (out, *grads))
+
+
+@pytest.mark.parametrize(
+    ("backend", "platform", "dtype", "length", "width", "want"),
+    [
+        ("auto", "cpu", "bfloat16", 512, 128, "xla"),
+        ("auto", "tpu", "float32", 512, 128, "splash"),
+        ("auto", "gpu", "bfloat16", 512, 80, "cudnn"),
+        ("auto", "gpu", "float32", 512, 80, "xla"),
+        ("auto", "gpu", "float16", 512, 20, "xla"),
+        ("auto", "tpu", "bfloat16", 1, 128, "xla"),
+        ("cudnn", "gpu", "bfloat16", 64, 80, "xla"),
+        ("splash", "cpu", "float32", 128, 16, "splash"),
+    ],
+)
+def test_choice_of_backend(backend, platform, dtype, length, width, want):
+    assert choose_backend(backend, platform, jax.ShapeDtypeStruct((1, length, 2, width), dtype)) == want
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "match"), [("cpu", "bfloat16", "needs a GPU, not cpu"), ("gpu", "float32", "got float32")]
+)
+def test_cudnn_says_why_it_cannot_serve(platform, dtype, match):
+    with pytest.raises(UserError, match=match):
+        choose_backend("cudnn", platform, jax.ShapeDtypeStruct((1, 512, 2, 80), dtype))
+
+
+@pytest.mark.parametrize(("length", "slots"), [(1408, 0), (326, 896)])
+def test_kernels_lower_for_a_tpu_that_is_not_here(length, slots):
+    """The 3B model's shapes in a described mesh: "auto" is splash there, three kernels of forward and backward."""
+    device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = AbstractMesh((2, 1, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    _, attend, _ = decoder_case(16, 2, 1, length, slots, "right")
+    shapes = [(2, length, 16, 128), *[(2, 2, length, 128)] * 2, *[(2, 2, slots, 128)] * (2 if slots else 0)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    with jax.sharding.use_abstract_mesh(mesh):
+        grad = jax.jit(jax.grad(lambda arrays: attend("auto", *arrays).astype(jnp.float32).sum()))
+        text = grad.trace(arrays).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3
+
+
+def test_decoder_trains_the_same_with_splash():
+    config, valid = dataclasses.replace(nano()[0].text, num_layers=2), validity("gappy", 1, 128)
+    positions = jnp.broadcast_to(jnp.arange(128), (3, 1, 128))
+
+    def gradient(compute):
+        graph, params = nnx.split(Decoder(config, compute=compute, rngs=nnx.Rngs(0)))
+
+        @jax.jit
+        @jax.grad
+        def grad(params):
+            hidden, _ = nnx.merge(graph, params)(normal(0, 1, 128, config.width), positions, valid)
+            return jnp.where(valid, (hidden**3).sum(-1), 0).mean()
+
+        return nnx.to_pure_dict(grad(params))
+
+    want, got = gradient(ComputeConfig(attention="xla")), gradient(ComputeConfig(attention="splash", remat="full"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=TOLERANCE), got, want)
+
+
+def test_meshes_change_nothing():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "tests.models.attention_on_meshes"]
+    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("is_full", "growth"), [(False, 4), (True, 16)])
+def test_windowed_attention_is_linear_in_patches_and_full_is_quadratic(is_full, growth):
+    config = VisionConfig(depth=1, width=8, num_heads=1, mlp_dim=8, out_dim=8)  # narrow: projections cost little
+    block = VisionBlock(config, compute=ComputeConfig(), rngs=nnx.Rngs(0))
+
+    def flops(side):
+        layout = vision_layout([(side, side)], config)
+        angles = vision_angles(layout.positions_IP2, config.width)
+        attend = jax.jit(lambda x: block._attend(x, angles, layout, is_full))
+        return attend.lower(jnp.zeros((1, side * side, config.width))).compile().cost_analysis()["flops"]
+
+    small, middle, large = (flops(side) for side in (16, 32, 64))
+    assert middle / small == pytest.approx(growth, rel=0.05)
+    assert large / middle == pytest.approx(growth, rel=0.05)
