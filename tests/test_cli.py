@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from zoomearth_jax import __version__, cli
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.errors import UserError
 
 
@@ -36,6 +37,8 @@ def run(*args, cwd):
         ),
         (["ask", "image.png", "Why? " * 100], "the prompt slot holds"),
         (["ask", "image.png", "Why?", "--save", "out.gif"], "--save writes PNG"),
+        (["ask", "image.png", "Why?", "--top-p", "0"], "top_p must be between"),
+        (["evaluate", "--temperature", "-1"], "temperature must be 0 or"),
         (["ask", "image.png", "Why?", "--model", "nanno"], "did you mean 'nano'?"),
         (["evaluate", "--model", "empty"], "no config.json"),
         (["sft", "--config", "none.yaml"], "none.yaml: no such file"),
@@ -83,6 +86,16 @@ def test_settings_from_a_file_are_defaults(tmp_path):
     write_yaml(tmp_path / "run.yaml", SFTConfig(steps=7, seed=3))
     parsed = cli._parse(["sft", "--config", str(tmp_path / "run.yaml"), "--seed", "4"], cli._verbs())
     assert parsed == SFTConfig(steps=7, seed=4)
+
+
+def test_sampling_flags_are_flat(tmp_path):
+    (tmp_path / "own.yaml").write_text("sampling: {temperature: 1.0, top_p: 0.5}")
+    flags = ["--config", str(tmp_path / "own.yaml"), "--top-k", "5", "--top-p", "0.9", "--repetition-penalty", "1.1"]
+    for verb in ("ask", "evaluate"):
+        arguments = ["image.png", "Why?"] if verb == "ask" else []
+        ours = flags if verb == "evaluate" else ["--temperature", "1", *flags[2:]]
+        parsed = cli._parse([verb, *arguments, *ours], cli._verbs())
+        assert parsed.sampling == SamplingConfig(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.1)
 
 
 def test_version_and_help(capsys, monkeypatch):

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
+from zoomearth_jax.checkpoint import write_run_header
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_model, load_rows, resolve
+from zoomearth_jax.model_io import load_model, load_rows, resolve, save_model
 
 
 @pytest.fixture
@@ -27,12 +28,29 @@ def test_without_episode_json_the_published_layout_is_used(copy):
         ("episode.json", '{"view": 3}', "unknown key 'view'"),
         ("episode.json", '{"view_px": 0}', "view_px must be positive"),
         ("tokenizer.json", "{", "no readable tokenizer"),
+        ("generation_config.json", "{", "generation_config.json: not readable JSON"),
+        ("generation_config.json", "[]", "generation_config.json: expected an object of settings, got list"),
+        ("generation_config.json", '{"eos_token_id": 597}', r"eos_token_id \[597\] is not among the 597 ids"),
+        ("generation_config.json", '{"eos_token_id": [2, "2"]}', "generation_config.json: eos_token_id"),
     ],
 )
 def test_broken_files_are_named(copy, name, content, message):
     (copy / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_rows(copy)
+
+
+@pytest.mark.parametrize(("eos", "stops"), [(7, (2, 0, 7)), ([2, 9, 0, 7], (2, 0, 9, 7)), (0, (2, 0)), (None, (2, 0))])
+def test_end_tokens_of_generation_config_stop_too_and_are_saved_again(copy, tmp_path, eos, stops):
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "top_k": 5}))
+    model, rows = load_model(copy)
+    assert (rows.stop_ids, rows.pad_id, rows.stop_id) == (stops, 0, 2)
+    save_model(tmp_path / "saved", model, rows)
+    write_run_header(tmp_path / "run", model, rows)
+    for written in (tmp_path / "saved", tmp_path / "run"):
+        saved = json.loads((written / "generation_config.json").read_text())
+        assert saved == {"eos_token_id": list(stops), "top_k": 5, "pad_token_id": 0}
+        assert load_rows(written).stop_ids == stops
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy):

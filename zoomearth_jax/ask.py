@@ -12,6 +12,8 @@ import tyro
 from flax import nnx
 from PIL import Image
 
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images import RawImage
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.errors import UserError
@@ -29,7 +31,8 @@ class AskConfig:
         question: what to ask.
         model: `nano-grpo`, a model directory or a run. (`nano` is the base, which doesn't speak the protocol.)
         save: write a picture of the overview with the box, and the crop, to this PNG file.
-        temperature: of sampling; 0 is greedy.
+        sampling: how tokens are drawn.
+        compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
         seed: of sampling.
         json: print JSON.
     """
@@ -38,7 +41,8 @@ class AskConfig:
     question: Annotated[str, tyro.conf.Positional]
     model: str = "nano-grpo"
     save: Path | None = None
-    temperature: float = 0.0
+    sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
+    compute: ComputeConfig = ComputeConfig()
     seed: int = 0
     json: bool = False
 
@@ -48,11 +52,11 @@ def ask(config: AskConfig) -> dict:
     if config.save is not None and config.save.suffix.lower() != ".png":
         raise UserError(f"{config.save}: --save writes PNG; use a name that ends in .png")
     image = RawImage(config.image)
-    model, rows = load_model(config.model)
+    model, rows = load_model(config.model, config.compute)
     engine = RolloutEngine(model, rows)
     question = Question(image, config.question, answer="", level="global")
     key = jax.random.key(config.seed)
-    played = engine(nnx.state(model, nnx.Param), [question], key, temperature=config.temperature)
+    played = engine(nnx.state(model, nnx.Param), [question], key, sampling=config.sampling)
     episode = played.episodes[0]
     corners = None if episode.box is None else [round(c) for c in episode.box.to(image.frame).corners]
     result = {

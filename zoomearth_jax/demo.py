@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import Question, scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import play, sample_record, summarize
@@ -84,9 +84,8 @@ def _evaluate_stage(engine, params, local: list[Question], whole: list[Question]
     key = jax.random.key(config.seed)
 
     def run(questions, temperature, mask_crop=False):
-        episodes = play(
-            engine, params, questions, key, temperature=temperature, mask_crop=mask_crop, batch_size=config.batch_size
-        )
+        sampling, batch_size = SamplingConfig(temperature=temperature), config.batch_size
+        episodes = play(engine, params, questions, key, sampling=sampling, mask_crop=mask_crop, batch_size=batch_size)
         return summarize(questions, episodes)
 
     greedy, masked, sampled, overall = run(local, 0.0), run(local, 0.0, True), run(local, 1.0), run(whole, 0.0)
@@ -146,7 +145,7 @@ def demo(config: DemoConfig) -> dict:
             results[stage] = _evaluate_stage(engine, params, local, whole, config)
     save()
     if config.export is not None:
-        save_model(config.export, model, rows, jnp.bfloat16)
+        save_model(config.export, model, rows, "bfloat16")
     with clock.phase("report"):
         shown = local[: config.episodes * 3 // 4] + whole[: config.episodes - config.episodes * 3 // 4]
         cards = _episode_cards(engine, params, shown, rows, grpo_config.reward)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import tyro
 from flax import nnx
 from tqdm import tqdm
 
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.protocol import is_correct
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question, read_questions, scene_questions
 from zoomearth_jax.errors import UserError
@@ -30,7 +33,8 @@ class EvaluateConfig:
         data: `scenes`, or a folder with questions.jsonl and images.
         questions: how many procedural questions, or at most how many of a folder's.
         global_share: share of procedural questions that need no crop.
-        temperature: of sampling; 0 is greedy.
+        sampling: how tokens are drawn.
+        compute: number types and backends.
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
         seed: of the procedural questions and of sampling.
@@ -42,7 +46,8 @@ class EvaluateConfig:
     data: str = "scenes"
     questions: int = 1024
     global_share: float = 0.15
-    temperature: float = 0.0
+    sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
+    compute: ComputeConfig = ComputeConfig()
     masked: bool = True
     batch_size: int = 256
     seed: int = 0
@@ -60,20 +65,22 @@ def play(
     questions: Sequence[Question],
     key,
     *,
-    temperature: float,
+    sampling: SamplingConfig,
     mask_crop: bool,
     batch_size: int,
 ) -> list[Episode]:
-    """One episode of each question, in batches of one shape; the last is filled up and cut."""
+    """One episode of each question, in batches of one shape; the last is filled up and cut.
+
+    A question's place among all is its seed, so that samples don't depend on the batch size.
+    """
     episodes: list[Episode] = []
     batch_size = min(batch_size, len(questions))
-    for number, start in enumerate(
-        tqdm(range(0, len(questions), batch_size), desc="evaluate", disable=not sys.stderr.isatty(), leave=False)
-    ):
+    starts = range(0, len(questions), batch_size)
+    for start in tqdm(starts, desc="evaluate", disable=not sys.stderr.isatty(), leave=False):
         batch = list(questions[start : start + batch_size])
         full = batch + batch[:1] * (batch_size - len(batch))
-        batch_key = jax.random.fold_in(key, number)
-        played = engine(params, full, batch_key, temperature=temperature, mask_crop=mask_crop)
+        seeds = range(start, start + batch_size)
+        played = engine(params, full, key, sampling=sampling, seeds=seeds, mask_crop=mask_crop)
         episodes += played.episodes[: len(batch)]
     return episodes
 
@@ -133,7 +140,7 @@ def sample_record(question: Question, episode: Episode) -> dict:
 
 def evaluate(config: EvaluateConfig) -> dict:
     """Runs the evaluation and prints a table or JSON; returns the summaries, `shown` and `masked`."""
-    model, rows = load_model(config.model)
+    model, rows = load_model(config.model, config.compute)
     if config.data == "scenes":
         questions = scene_questions("test", config.seed, 0, config.questions, config.global_share)
     else:
@@ -147,7 +154,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             params,
             questions,
             key,
-            temperature=config.temperature,
+            sampling=config.sampling,
             mask_crop=name == "masked",
             batch_size=config.batch_size,
         )

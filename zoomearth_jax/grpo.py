@@ -8,13 +8,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.lora import LoRAConfig
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model
+from zoomearth_jax.models.lora import add_lora
 from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, row_batch
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
@@ -35,11 +40,14 @@ class GRPOConfig:
         prompts: questions a step.
         group: episodes a question (paper: 4).
         updates: optimizer steps on each rollout (mu).
-        temperature: of sampling, in both stages, and of the log-probabilities.
+        temperature: of sampling, in both stages, and of the log-probabilities. (Top-k, top-p and a repetition penalty
+            would draw from another distribution than the ratio is taken of.)
         clip: epsilon of the clipped ratio (paper: 0.2).
         kl_weight: of the k3 KL against the reference (paper: 0.04); 0 leaves the reference out.
         reward: weights and shapes of the rewards.
         optimizer: AdamW's settings.
+        lora: adapters that train instead of the model's own parameters; the reference is the model without them.
+        compute: number types, attention backend, and what the backward pass recomputes.
         freeze_vision: keep the vision encoder as it is; its tokens then come from the rollout.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of questions and samples.
@@ -60,6 +68,8 @@ class GRPOConfig:
     kl_weight: float = 0.04
     reward: RewardSpec = RewardSpec(region_alpha=0.5, region_unit="side")
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
+    lora: LoRAConfig = LoRAConfig()
+    compute: ComputeConfig = ComputeConfig()
     freeze_vision: bool = True
     checkpoint_every: int = 500
     seed: int = 0
@@ -118,12 +128,13 @@ def rollout_metrics(played: Trajectories, rewards: dict[str, np.ndarray], group:
 
 def grpo(config: GRPOConfig) -> Path:
     """Runs GRPO; returns the run's directory."""
-    model, rows = load_model(config.model)
+    model, rows = load_model(config.model, config.compute)
+    add_lora(model, config.lora, nnx.Rngs(config.seed))
     data, vision = GRPOData(config), model.config.vision
     optimizer = config.optimizer.build(config.steps * config.updates)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision)
     reference = jax.tree.map(jnp.copy, state.trainable) if config.kl_weight else None
-    engine = RolloutEngine(model, rows)
+    engine, sampling = RolloutEngine(model, rows), SamplingConfig(temperature=config.temperature)
     train_step = make_grpo_step(
         graph,
         optimizer,
@@ -144,7 +155,7 @@ def grpo(config: GRPOConfig) -> Path:
             for step in range(start, config.steps):
                 questions = data.questions(step)
                 key = jax.random.fold_in(jax.random.key(config.seed), step)
-                played = engine(state.params, questions, key, temperature=config.temperature, group=config.group)
+                played = engine(state.params, questions, key, sampling=sampling, group=config.group)
                 rewards = episode_rewards(config.reward, questions, played, rows)
                 advantages = group_advantages(rewards["total"], config.group)
                 batch = learner_batch(played, advantages, vision, config.freeze_vision)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from transformers import AutoTokenizer
 
 from zoomearth_jax.checkpoint import Checkpoints, load_run_model, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict
 from zoomearth_jax.configs.presets import preset
+from zoomearth_jax.data_pipeline.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
@@ -29,6 +30,20 @@ class LoadedModel(NamedTuple):
     model: Qwen2_5_VL
     rows: RowBuilder
 
+
+SIDE_FILES = (  # of a published checkpoint, beside the config and the weights
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*processor_config.json",
+    "generation_config.json",
+    "episode.json",
+    "README.md",
+    "LICENSE*",
+)
 
 SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
 
@@ -47,7 +62,7 @@ def load_rows(directory: Path) -> RowBuilder:
     file = Path(directory) / "episode.json"
     try:
         saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
     episode = preset("qwen2_5_vl_3b")[1] if saved is None else from_dict(EpisodeConfig, saved, str(file))
@@ -74,6 +89,14 @@ def _read_generation(file: Path, vocab_size: int) -> dict:
 def resolve(name: str | Path) -> Path:
     """The directory of a model: the names in SHIPPED are in the package, everything else is a path."""
     return Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)])) if str(name) in SHIPPED else Path(name)
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copies what a model directory holds beside the config and the weights."""
+    for pattern in SIDE_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
 
 
 def is_run(directory: Path) -> bool:
@@ -111,6 +134,10 @@ def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig()) -> Lo
         raise UserError(f"{name}: no such model; {hint}")
     model = load_weights(directory, compute)
     rows = load_rows(directory)
+    if rows.image_id != model.config.image_token_id:
+        raise UserError(
+            f"{directory}: <|image_pad|> is {rows.image_id} in the tokenizer, {model.config.image_token_id} in config.json"
+        )
     if len(rows.tokenizer) > model.config.text.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}"

@@ -302,7 +302,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
             if smoothed < config.stop_x1_loss:
                 break
     nnx.update(model, nnx.state(nnx.merge(graph, state)[0]))
-    save_model(config.out, model, rows, jnp.bfloat16)
+    save_model(config.out, model, rows, "bfloat16")
     model = load_model(config.out).model  # what was written is what is scored
     write_yaml(config.out / "run.yaml", config)
     scores = {"steps": step + 1, **score_base(model, rows, config.seed)}

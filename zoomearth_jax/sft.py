@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
@@ -33,6 +34,7 @@ class SFTConfig:
         batch_size: rows a step.
         optimizer: AdamW's settings.
         lora: adapters that train instead of the model's own parameters.
+        compute: number types, attention backend, and what the backward pass recomputes.
         freeze_vision: keep the vision encoder as it is.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of the data's order.
@@ -49,6 +51,7 @@ class SFTConfig:
     batch_size: int = 32
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()
+    compute: ComputeConfig = ComputeConfig()
     freeze_vision: bool = True
     checkpoint_every: int = 500
     seed: int = 0
@@ -90,7 +93,7 @@ def load_sft_questions(config: SFTConfig) -> list[Question]:
 
 def sft(config: SFTConfig) -> Path:
     """Runs fine-tuning; returns the run's directory."""
-    model, rows = load_model(config.model)
+    model, rows = load_model(config.model, config.compute)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     data = SFTData(load_sft_questions(config), rows, model.config.vision, config.batch_size, config.seed)
     optimizer = config.optimizer.build(config.steps)

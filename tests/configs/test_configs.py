@@ -12,8 +12,10 @@ import zoomearth_jax
 from zoomearth_jax.ask import AskConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
+from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
 from zoomearth_jax.configs.presets import PRESETS, preset
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.demo import DemoConfig
 from zoomearth_jax.errors import UserError
@@ -26,7 +28,7 @@ from zoomearth_jax.rl.rewards import RewardSpec
 from zoomearth_jax.sft import SFTConfig
 
 CONFIGS = (
-    VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, RewardSpec,
+    VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
     SFTConfig, GRPOConfig, EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
 )  # fmt: skip
 # recorded with a run, not read by code
@@ -84,6 +86,12 @@ def test_yaml_round_trip(tmp_path):
         (lambda: GRPOConfig(group=1), "group must be at least 2"),
         (lambda: RewardSpec(region_unit="miles"), "region_unit"),
         (lambda: OptimizerConfig(lr=-1.0), "optimizer config"),
+        (lambda: SamplingConfig(temperature=-1.0), "temperature must be 0 or at least"),
+        (lambda: SamplingConfig(temperature=float("nan")), "temperature must be"),
+        (lambda: SamplingConfig(top_k=-1), "top_k"),
+        (lambda: SamplingConfig(top_p=0.0), "top_p"),
+        (lambda: SamplingConfig(top_p=1.1), "top_p"),
+        (lambda: SamplingConfig(repetition_penalty=0.0), "repetition_penalty must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(build, message):

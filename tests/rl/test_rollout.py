@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
@@ -20,6 +21,7 @@ from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine
 
 GROUP = 4
+T1 = SamplingConfig(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def played(tuned, engine, questions):
-    return engine(tuned[1].params, questions, jax.random.key(0), temperature=1.0, group=GROUP)
+    return engine(tuned[1].params, questions, jax.random.key(0), sampling=T1, group=GROUP)
 
 
 def test_episodes_zoom_and_answer(played, questions, nano):
@@ -50,10 +52,10 @@ def test_episodes_zoom_and_answer(played, questions, nano):
 
 
 def test_same_seed_same_samples(played, tuned, engine, questions):
-    again = engine(tuned[1].params, questions, jax.random.key(0), temperature=1.0, group=GROUP)
+    again = engine(tuned[1].params, questions, jax.random.key(0), sampling=T1, group=GROUP)
     np.testing.assert_array_equal(again.replies.ids, played.replies.ids)
     np.testing.assert_array_equal(again.logprobs, played.logprobs)
-    other = engine(tuned[1].params, questions, jax.random.key(1), temperature=1.0, group=GROUP)
+    other = engine(tuned[1].params, questions, jax.random.key(1), sampling=T1, group=GROUP)
     assert (other.replies.ids != played.replies.ids).any()
 
 
@@ -68,7 +70,8 @@ def test_nothing_recompiles_after_warm_up(tuned, engine, nano):
 
     def play(start, key, temperature):
         questions = scene_questions("test", 2, start, 6, global_share=0.5)
-        played = engine(tuned[1].params, questions, jax.random.key(key), temperature=temperature, group=GROUP)
+        sampling = SamplingConfig(temperature=temperature)
+        played = engine(tuned[1].params, questions, jax.random.key(key), sampling=sampling, group=GROUP)
         episode_rewards(spec, questions, played, nano.rows)
 
     play(0, 0, 1.0)
@@ -81,7 +84,8 @@ def test_nothing_recompiles_after_warm_up(tuned, engine, nano):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, nano, temperature):
     graph, state = tuned
-    played = engine(state.params, questions, jax.random.key(3), temperature=temperature, group=GROUP)
+    sampling = SamplingConfig(temperature=temperature)
+    played = engine(state.params, questions, jax.random.key(3), sampling=sampling, group=GROUP)
     model = nnx.merge(graph, state.trainable, state.frozen)
     mask = played.replies.target[:, written_slots(nano.rows.episode)]
     # from the rollout's visual tokens, and from the pixels anew
@@ -125,7 +129,7 @@ def test_masked_crop_changes_only_what_follows_it(tuned, engine, questions):
 def test_an_untrained_model_is_an_outcome_not_an_exception(nano, questions):
     """Random parameters write gibberish: no valid box, no answer, truncated. Rewards are zero, nothing raises."""
     model = Qwen2_5_VL(nano.model.config, rngs=nnx.Rngs(7))
-    played = RolloutEngine(model, nano.rows)(nnx.state(model, nnx.Param), questions, jax.random.key(0), temperature=1.0)
+    played = RolloutEngine(model, nano.rows)(nnx.state(model, nnx.Param), questions, jax.random.key(0), sampling=T1)
     rewards = episode_rewards(RewardSpec(), questions, played, nano.rows)
     assert all(e.answer is None and not e.zoomed for e in played.episodes)
     assert any(e.truncated for e in played.episodes)

@@ -1,18 +1,19 @@
 """`zoomearth bench peers`: training steps and decoding against HF transformers in torch on the CPU.
 
-Both run the same weights on the same inputs with as many threads, in float32, and are first compared: the loss, and the
-tokens that greedy decoding writes. Then they take turns, and the medians count. Loss and gradients are those of
-fine-tuning: mean cross-entropy over the second half of each row, vision encoder frozen.
+Both get the same weights, inputs and cores, in float32. First they are compared (loss, gradients, greedily decoded tokens),
+which also warms them up; then they take turns, and the medians count.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -32,60 +33,68 @@ from zoomearth_jax.rl.rollout import _grow as grow_cache
 from zoomearth_jax.rl.rollout import decode
 from zoomearth_jax.rl.sampling import row_keys
 
+LEAST_SECONDS = 2.0  # short runs take more turns than asked for, until both have had this long together
+
 
 @dataclasses.dataclass(frozen=True)
 class PeersConfig:
     """Training steps and decoding against HF transformers in torch on the CPU.
 
     Attributes:
-        models: which of nano, 100m, full_width (the 3B's widths with 2 + 2 layers; 12 GB).
-        repeats: timings of each, of which the median counts.
+        models: which of nano, 100m, full_width (the 3B's widths with 2 + 2 layers; 14 GB).
+        repeats: timings of each at least, of which the median counts.
+        threads: cores that both get, all that this process may use by default.
         json: print JSON.
     """
 
     models: tuple[str, ...] = ("nano", "100m", "full_width")
     repeats: int = 5
+    threads: int | None = None
     json: bool = False
 
     def __post_init__(self):
-        unknown = set(self.models) - set(CASES)
-        if unknown or not self.models:
+        unknown = set(self.names) - set(CASES)
+        if unknown:
             raise UserError(f"bench peers: unknown models {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
-        if self.repeats < 1:
-            raise UserError("bench peers: repeats must be positive")
+        if self.repeats < 1 or (self.threads is not None and self.threads < 1):
+            raise UserError("bench peers: repeats and threads must be positive")
+
+    @property
+    def names(self) -> list[str]:
+        """The models, which may be separated by commas too."""
+        return ",".join(self.models).split(",")
 
 
 class Case(NamedTuple):
-    """A model and the shapes it is timed at: rows of `length` tokens with a square image of `patches` a side."""
+    """A model and the shapes it is timed at.
+
+    Each row has a square image of `patches` a side. Training rows have `length` tokens, the loss is on their second half;
+    decoding writes `new_tokens` after prompts of `prompt` tokens.
+    """
 
     config: ModelConfig
     patches: int
-    length: int
     train_rows: int
+    length: int
     decode_rows: int
+    prompt: int
     new_tokens: int
 
 
 def _config_100m() -> ModelConfig:
+    """94 M parameters."""
     vision = VisionConfig(depth=8, width=512, num_heads=8, mlp_dim=1024, out_dim=512, full_attention_blocks=(3, 7))
-    text = TextConfig(
-        vocab_size=50_000,
-        width=512,
-        num_layers=12,
-        num_heads=8,
-        num_kv_heads=2,
-        mlp_dim=2048,
-        mrope_section=(8, 12, 12),
-    )
+    sizes = {"vocab_size": 50_000, "width": 512, "num_layers": 12, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 2048}
     special = {"bos_id": 0, "eos_id": 2, "vision_start_id": 3, "vision_end_id": 4}
+    text = TextConfig(**sizes, mrope_section=(8, 12, 12))
     return ModelConfig(vision, text, image_token_id=5, video_token_id=6, **special)
 
 
 CASES = {
-    "nano": lambda: Case(preset("nano")[0], patches=8, length=64, train_rows=32, decode_rows=64, new_tokens=32),
-    "100m": lambda: Case(_config_100m(), patches=16, length=256, train_rows=4, decode_rows=16, new_tokens=32),
+    "nano": lambda: Case(preset("nano")[0], 8, 32, 64, decode_rows=64, prompt=40, new_tokens=32),
+    "100m": lambda: Case(_config_100m(), 16, 4, 256, decode_rows=16, prompt=160, new_tokens=32),
     "full_width": lambda: Case(
-        shortened(preset("qwen2_5_vl_3b")[0], 2, 2), patches=36, length=640, train_rows=1, decode_rows=8, new_tokens=16
+        shortened(preset("qwen2_5_vl_3b")[0], 2, 2), 36, 1, 640, decode_rows=8, prompt=480, new_tokens=16
     ),
 }
 
@@ -118,27 +127,32 @@ class Ours:
     """The port, as fine-tuning and the rollout use it."""
 
     def __init__(self, directory: str, case: Case):
-        self.case, model = case, Qwen2_5_VL.from_pretrained(directory)
-        graph, frozen, trainable = nnx.split(model, lambda path, _: path[0] == "vision", ...)
-        self._params = trainable, frozen
-        self._loss = jax.jit(lambda trainable, *rest: self._loss_of(nnx.merge(graph, trainable, rest[0]), *rest[1:]))
-        self._step = jax.jit(jax.value_and_grad(self._loss))
-        self._generate = jax.jit(lambda params, *rest: self._generate_from(nnx.merge(graph, *params), *rest))
+        """Loads the checkpoint; parameters are (language model, vision encoder)."""
+        self._config = case.config
+        self._graph, *self._params = nnx.split(
+            Qwen2_5_VL.from_pretrained(directory), lambda path, _: path[0] != "vision", ...
+        )
+        self._loss = jax.jit(self._loss_of)
+        self._gradients = {
+            False: jax.jit(jax.value_and_grad(self._loss_of)),
+            True: jax.jit(jax.value_and_grad(self._loss_of, argnums=(0, 1))),
+        }
+        self._generate = jax.jit(self._generate_from, static_argnames="count")
 
-    def _look(self, model, ids_BT, views, layout):
-        grids_BI2 = jnp.full((len(ids_BT), 1, 2), self.case.patches // model.config.vision.merge_size)
-        valid_BT = jnp.ones(ids_BT.shape, bool)
-        return valid_BT, model.segment(ids_BT, valid_BT, model.encode_views(views, layout), grids_BI2)
+    def _look(self, text, vision, ids_BT, views, layout):
+        model = nnx.merge(self._graph, text, vision)
+        merge, valid_BT = self._config.vision.merge_size, jnp.ones(ids_BT.shape, bool)
+        grids_BI2 = jnp.full((len(ids_BT), 1, 2), int(views.shape[1] // self._config.vision.patch_size // merge))
+        return model, valid_BT, model.segment(ids_BT, valid_BT, model.encode_views(views, layout), grids_BI2)
 
-    def _loss_of(self, model, ids_BT, views, layout):
-        _, (hidden_BTD, _, _) = self._look(model, ids_BT, views, layout)
+    def _loss_of(self, text, vision, ids_BT, views, layout):
+        model, _, (hidden_BTD, _, _) = self._look(text, vision, ids_BT, views, layout)
         half = ids_BT.shape[1] // 2
         return -token_logprobs(model, hidden_BTD[:, half - 1 : -1], ids_BT[:, half:], 1.0)[0].mean()
 
-    def _generate_from(self, model, ids_BT, views, layout):
-        valid_BT, (hidden_BTD, cache, next_B) = self._look(model, ids_BT, views, layout)
-        count = self.case.new_tokens
-        banned = (model.config.image_token_id, model.config.video_token_id)
+    def _generate_from(self, text, vision, ids_BT, views, layout, count: int):
+        model, valid_BT, (hidden_BTD, cache, next_B) = self._look(text, vision, ids_BT, views, layout)
+        banned = (self._config.image_token_id, self._config.video_token_id)
         rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=banned)
         keys_B = row_keys(jax.random.key(0), jnp.arange(len(ids_BT)))[0]
         first, active = last_valid(hidden_BTD, valid_BT), jnp.ones(len(ids_BT), bool)
@@ -146,35 +160,35 @@ class Ours:
         return decode(model, cache, ids_BT.shape[1], count, first, next_B, active, keys_B, 0.0, rows)[1]
 
     def _inputs(self, batch: Batch):
-        return batch.ids, batch.views, vision_layout(batch.grids[:, 1:], self.case.config.vision)
+        return *self._params, batch.ids, batch.views, vision_layout(batch.grids[:, 1:], self._config.vision)
 
     def loss(self, batch: Batch) -> float:
         """The loss alone."""
-        return float(self._loss(*self._params, *self._inputs(batch)))
+        return float(self._loss(*self._inputs(batch)))
 
-    def step(self, batch: Batch) -> None:
-        """Loss and gradients."""
-        jax.block_until_ready(self._step(*self._params, *self._inputs(batch)))
+    def step(self, batch: Batch, vision: bool = False) -> list:
+        """Loss and gradients, of the language model alone or of the vision encoder too."""
+        return jax.tree.leaves(jax.block_until_ready(self._gradients[vision](*self._inputs(batch)))[1])
 
-    def generate(self, batch: Batch) -> np.ndarray:
-        """Tokens that greedy decoding writes, [B, new_tokens]."""
-        return np.asarray(self._generate(self._params, *self._inputs(batch)))
+    def generate(self, batch: Batch, count: int) -> np.ndarray:
+        """Tokens that greedy decoding writes, [B, count]."""
+        return np.asarray(self._generate(*self._inputs(batch), count=count))
 
 
 class Theirs:
     """HF transformers, as its own trainers and `generate` use it."""
 
     def __init__(self, directory: str, case: Case):
+        """Loads the checkpoint."""
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration, logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        self.torch, self.case = torch, case
+        self.torch, self._config = torch, case.config
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
-        self.model.model.visual.requires_grad_(False)
-        self.model.generation_config.eos_token_id = None
+        self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        self._model.generation_config.eos_token_id = None
 
     def _inputs(self, batch: Batch) -> dict:
         ids = self.torch.tensor(batch.ids, dtype=self.torch.long)
@@ -183,86 +197,104 @@ class Theirs:
             "attention_mask": self.torch.ones_like(ids),
             "pixel_values": self.torch.tensor(batch.pixel_values),
             "image_grid_thw": self.torch.tensor(batch.grids),
-            "mm_token_type_ids": (ids == self.case.config.image_token_id).int(),
+            "mm_token_type_ids": (ids == self._config.image_token_id).int(),
         }
 
     def _loss_of(self, batch: Batch):
         inputs = self._inputs(batch)
         labels = inputs["input_ids"].clone()
         labels[:, : labels.shape[1] // 2] = -100
-        return self.model(**inputs, labels=labels).loss
+        return self._model(**inputs, labels=labels).loss
 
     def loss(self, batch: Batch) -> float:
         """The loss alone."""
         with self.torch.no_grad():
             return float(self._loss_of(batch))
 
-    def step(self, batch: Batch) -> None:
-        """Loss and gradients."""
-        self.model.zero_grad(set_to_none=True)
+    def step(self, batch: Batch, vision: bool = False) -> list:
+        """Loss and gradients, of the language model alone or of the vision encoder too."""
+        self._model.zero_grad(set_to_none=True)
+        self._model.model.visual.requires_grad_(vision)
         self._loss_of(batch).backward()
+        return [x.grad for x in self._model.parameters() if x.grad is not None]
 
-    def generate(self, batch: Batch) -> np.ndarray:
-        """Tokens that greedy decoding writes, [B, new_tokens]."""
-        config, count = self.case.config, self.case.new_tokens
+    def generate(self, batch: Batch, count: int) -> np.ndarray:
+        """Tokens that greedy decoding writes, [B, count]."""
+        banned = [self._config.image_token_id, self._config.video_token_id]
+        lengths = {"min_new_tokens": count, "max_new_tokens": count}
         with self.torch.no_grad():
-            out = self.model.generate(
+            out = self._model.generate(
                 **self._inputs(batch),
+                **lengths,
                 do_sample=False,
-                min_new_tokens=count,
-                max_new_tokens=count,
-                suppress_tokens=[config.image_token_id, config.video_token_id],
-                pad_token_id=config.bos_id,
+                suppress_tokens=banned,
+                pad_token_id=self._config.bos_id,
             )
         return out[:, batch.ids.shape[1] :].numpy()
 
 
 def bench_peers(config: PeersConfig) -> list[dict]:
-    """Rows `model, what, ours_s, hf_s, ratio` (theirs / ours), with the shapes."""
+    """Rows `model, what, ours_s, hf_s, ratio` (theirs / ours), with the shapes.
+
+    forward is the loss alone; train adds the language model's gradients, train_vision the vision encoder's too. generate
+    is a whole call, prefill one that writes a single token, decode the difference.
+    """
     try:
         import torch  # noqa: F401
     except ImportError:
         raise UserError("bench peers needs torch: pip install torch==2.13.0 (make parity does)") from None
-    return [row for name in config.models for row in _bench_case(name, CASES[name](), config.repeats)]
+    if config.threads is not None:  # before JAX's and torch's threads are made, which inherit it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    return [row for name in config.names for row in _bench_case(name, CASES[name](), config.repeats)]
 
 
 def _bench_case(name: str, case: Case, repeats: int) -> list[dict]:
+    train = random_batch(case, case.train_rows, case.length)
+    prompt = random_batch(case, case.decode_rows, case.prompt)
     with tempfile.TemporaryDirectory() as directory:
         write_random_checkpoint(directory, case.config, "float32")
         ours, theirs = Ours(directory, case), Theirs(directory, case)
-        train = random_batch(case, case.train_rows, case.length)
-        prompt = random_batch(case, case.decode_rows, case.length // 2 + case.patches**2 // 8)
-        _check_same(name, ours, theirs, train, prompt)
-        rows = []
-        for what, batch, extra in (("loss", train, {}), ("step", train, {}), ("generate", prompt, {})):
-            ours_s, hf_s = _take_turns(lambda peer: getattr(peer, what)(batch), ours, theirs, repeats)  # noqa: B023
-            shape = {"rows": len(batch.ids), "tokens": batch.ids.shape[1]}
-            if what == "generate":
-                extra = {"new_tokens": case.new_tokens}
-            rows.append(
-                {"model": name, "what": what, "ours_s": ours_s, "hf_s": hf_s, "ratio": hf_s / ours_s, **shape, **extra}
-            )
-    del ours, theirs
-    gc.collect()
+        _check_same(name, ours, theirs, train, prompt, case.new_tokens)
+        timed = functools.partial(_take_turns, ours, theirs, repeats)
+        seconds = {
+            "forward": timed(lambda peer: peer.loss(train)),
+            "train": timed(lambda peer: peer.step(train)),
+            "train_vision": timed(lambda peer: peer.step(train, vision=True)),
+            "prefill": timed(lambda peer: peer.generate(prompt, 1)),
+            "generate": timed(lambda peer: peer.generate(prompt, case.new_tokens)),
+        }
+    seconds["decode"] = [whole - first for whole, first in zip(seconds["generate"], seconds["prefill"], strict=True)]
+    rows = []
+    for what, (ours_s, hf_s) in seconds.items():
+        batch = prompt if what in ("prefill", "generate", "decode") else train
+        shape = {"rows": batch.ids.shape[0], "tokens": batch.ids.shape[1]}
+        if batch is prompt:
+            shape["new_tokens"] = {"prefill": 1, "decode": case.new_tokens - 1}.get(what, case.new_tokens)
+        rows.append({"model": name, "what": what, "ours_s": ours_s, "hf_s": hf_s, "ratio": hf_s / ours_s, **shape})
     return rows
 
 
-def _check_same(name: str, ours: Ours, theirs: Theirs, train: Batch, prompt: Batch) -> None:
+def _check_same(name: str, ours: Ours, theirs: Theirs, train: Batch, prompt: Batch, count: int) -> None:
     """A comparison of two different functions would mean nothing; this also compiles and warms up."""
     a, b = ours.loss(train), theirs.loss(train)
-    same = (ours.generate(prompt) == theirs.generate(prompt)).mean()
-    ours.step(train), theirs.step(train)
-    if abs(a - b) > 1e-3 * abs(b) or same < 0.9:
-        raise UserError(f"bench peers: {name} differs: losses {a} and {b}, {same:.0%} of the tokens equal")
+    differ = [f"losses {a} and {b}"] if abs(a - b) > 1e-3 * abs(b) else []
+    for vision in (False, True):
+        a, b = (sum(float(np.vdot(x, x)) for x in peer.step(train, vision)) ** 0.5 for peer in (ours, theirs))
+        differ += [f"gradient norms {a} and {b}"] if abs(a - b) > 1e-3 * abs(b) else []
+    for length in (1, count):
+        same = (ours.generate(prompt, length) == theirs.generate(prompt, length)).mean()
+        differ += [f"{1 - same:.0%} of {length} tokens"] if same < 0.95 else []  # a near-tie may fall either way
+    if differ:
+        raise UserError(f"bench peers: {name} differs in {', '.join(differ)}")
 
 
-def _take_turns(run, ours: Ours, theirs: Theirs, repeats: int) -> tuple[float, float]:
+def _take_turns(ours: Ours, theirs: Theirs, repeats: int, run: Callable) -> list[float]:
     """Median seconds of both, timed alternately."""
-    seconds = {ours: [], theirs: []}
-    for _ in range(repeats):
-        for peer, times in seconds.items():
+    seconds = [], []
+    while len(seconds[0]) < repeats or sum(map(sum, seconds)) < LEAST_SECONDS:
+        for peer, times in zip((ours, theirs), seconds, strict=True):
             gc.collect()
             began = time.perf_counter()
             run(peer)
             times.append(time.perf_counter() - began)
-    return statistics.median(seconds[ours]), statistics.median(seconds[theirs])
+    return [statistics.median(times) for times in seconds]

@@ -13,7 +13,10 @@ from zoomearth_jax.data_pipeline.rows import Views
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.layers import take_rows
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.sharding import constrain, num_devices
 from zoomearth_jax.models.vision import VisionLayout, num_windows, vision_layout
+
+LOGITS_BUDGET = 2**27  # half a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
 
 
 class Images(NamedTuple):
@@ -66,36 +69,40 @@ def masked_logits(logits, banned_ids: tuple[int, ...]):
     return logits.at[..., np.array(banned_ids, np.int32)].set(-jnp.inf) if banned_ids else logits
 
 
-def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banned_ids=(), chunk: int = 4096):
-    """Log-probabilities of targets, chunked over tokens and recomputed in the backward pass.
+def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banned_ids=(), budget: int = LOGITS_BUDGET):
+    """Log-probabilities of targets, in chunks of slots that the backward pass recomputes.
 
-    No [B, T, V] array exists: one chunk's logits at a time, float32.
+    No [B, T, V] array over the budget exists. A chunk has some slots of every row, so that each device works on its own
+    rows.
 
     Args:
         hidden_BTD: the states that predict the targets.
         temperature: logits are divided by it, as in sampling.
+        budget: float32 logits that a device holds at a time.
 
     Returns:
         log-probabilities and entropies, float32 [B, T].
     """
-    hidden, targets = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
-    count = targets.shape[0]
-    chunk = min(chunk, count)
-    padding = -count % chunk
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
+    batch, length = targets_BT.shape
+    tokens = budget * num_devices() // model.config.text.vocab_size
+    step = min(length, max(1, tokens // batch))
+    padding = -length % step
 
-    @jax.checkpoint
-    def one(hidden, targets):
-        logp = jax.nn.log_softmax(masked_logits(model.decoder.logits(hidden) / temperature, banned_ids))
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(batch, -1, step, *x.shape[2:]).swapaxes(0, 1)
+
+    def one(hidden_BTD, targets_BT):
+        logits = constrain(model.decoder.logits(hidden_BTD) / temperature, "batch", None, "vocab")
+        logp = jax.nn.log_softmax(masked_logits(logits, banned_ids))
         entropy = -jnp.sum(jnp.where(jnp.isfinite(logp), jnp.exp(logp) * logp, 0.0), axis=-1)
-        return jnp.take_along_axis(logp, targets[:, None], axis=-1)[:, 0], entropy
+        is_target = targets_BT[..., None] == jnp.arange(logp.shape[-1])  # a sum over the vocabulary stays on its shards
+        return jnp.sum(jnp.where(is_target, logp, 0.0), axis=-1), entropy
 
-    if hidden.shape[0] == 1:
-        logp, entropy = one(hidden[0], targets[0])
-    else:
-        logp, entropy = jax.lax.map(lambda x: one(*x), (hidden, targets))
-    return tuple(x.reshape(-1)[:count].reshape(targets_BT.shape) for x in (logp, entropy))
+    if step == length:  # all logits are within the budget: kept for the backward pass
+        return one(hidden_BTD, targets_BT)
+    results = jax.lax.map(lambda x: jax.checkpoint(one)(*x), (chunks(hidden_BTD), chunks(targets_BT)))
+    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in results)
 
 
 def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment):

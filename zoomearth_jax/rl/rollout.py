@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.protocol import parse_answer, parse_box, wants_crop
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies, RowBuilder
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl.policy import Images, device_images, last_valid, masked_logits, repeat_cache, repeat_rows
+from zoomearth_jax.rl.policy import Images, device_images, last_valid, repeat_cache, repeat_rows
+from zoomearth_jax.rl.sampling import mark_seen, row_keys, sample
 
 MASK_LEVEL = 128  # grey of a masked crop
 
@@ -60,7 +62,7 @@ class Trajectories:
 
     Attributes:
         prompts: N prompt slots. replies: N x G reply slots. logprobs: of the sampled tokens, float32
-            [N x G, stage1_len + stage2_len], under the distribution they were sampled from.
+            [N x G, stage1_len + stage2_len], under the distribution that the learner computes again (see `sample`).
         overview_features, crop_features: visual tokens [N, M, D] and [N x G, M, D], on the device.
         episodes: in the order of replies. overviews, crops: what was seen, uint8.
     """
@@ -88,16 +90,6 @@ def _grow(cache: KVCache, slots: int) -> KVCache:
     return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
 
 
-def _sample(logits_BV, key, temperature, banned_ids):
-    """A token a row and its log-probability; temperature 0 is greedy, with log-probabilities at 1."""
-    greedy = temperature == 0
-    logits_BV = masked_logits(logits_BV / jnp.where(greedy, 1.0, temperature), banned_ids)
-    noise_BV = jnp.where(greedy, 0.0, jax.random.gumbel(key, logits_BV.shape))
-    ids_B = jnp.argmax(logits_BV + noise_BV, axis=-1)
-    logp_BV = jax.nn.log_softmax(logits_BV)
-    return ids_B, jnp.take_along_axis(logp_BV, ids_B[:, None], axis=-1)[:, 0]
-
-
 def decode(
     model: Qwen2_5_VL,
     cache: KVCache,
@@ -106,9 +98,11 @@ def decode(
     hidden_BD,
     start_B,
     active_B,
-    key,
+    keys_B,
     temperature,
     rows: RowBuilder,
+    filters: SamplingConfig = SamplingConfig(),
+    seen_BV=None,
 ):
     """Samples up to `length` tokens a row into the cache's slots from `offset` on; stops when every row has.
 
@@ -116,31 +110,34 @@ def decode(
         hidden_BD: the state that predicts the first token.
         start_B: its position.
         active_B: rows that write at all.
+        keys_B, temperature, filters: of sampling (see `sample`).
+        seen_BV: the tokens that each row holds, where the repetition penalty asks for them.
 
     Returns:
-        cache, ids [B, length], log-probabilities [B, length], written [B, length] (stop tokens included), and next_B.
+        cache, ids [B, length], log-probabilities [B, length], written [B, length] (stop tokens included), next_B, and
+        seen_BV with what was added to the cache.
     """
     batch = hidden_BD.shape[0]
     stop_ids = jnp.array(rows.stop_ids)
 
     def write_token(step, state, hidden_BD):
-        ids, logps, written, alive_B, position_B = state
-        token_B, logp_B = _sample(
-            model.decoder.logits(hidden_BD), jax.random.fold_in(key, step), temperature, rows.banned_ids
-        )
+        ids, logps, written, alive_B, position_B, seen_BV = state
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
+        logits_BV = model.decoder.logits(hidden_BD)
+        token_B, logp_B = sample(logits_BV, step_keys_B, temperature, rows.banned_ids, filters, seen_BV)
         ids = ids.at[:, step].set(jnp.where(alive_B, token_B, rows.pad_id))
         logps = logps.at[:, step].set(jnp.where(alive_B, logp_B, 0.0))
         written = written.at[:, step].set(alive_B)
         alive_B = alive_B & ~jnp.isin(token_B, stop_ids)
-        return ids, logps, written, alive_B, position_B
+        return ids, logps, written, alive_B, position_B, mark_seen(seen_BV, token_B[:, None], alive_B[:, None])
 
     def body(loop):
         step, state, cache = loop
-        ids, _, _, alive_B, position_B = state
+        ids, _, _, alive_B, position_B, seen_BV = state
         previous_B1 = jax.lax.dynamic_slice_in_dim(ids, step - 1, 1, axis=1)
         hidden, own, next_B = model.segment(previous_B1, alive_B[:, None], start_B=position_B, past=cache)
         cache = _write(cache, own, offset + step - 1)
-        state = (*state[:4], next_B)
+        state = (*state[:4], next_B, seen_BV)
         return step + 1, write_token(step, state, hidden[:, 0]), cache
 
     def going(loop):
@@ -148,12 +145,13 @@ def decode(
         return (step < length) & state[3].any()
 
     empty = jnp.full((batch, length), rows.pad_id, jnp.int32)
-    state = (empty, jnp.zeros((batch, length)), jnp.zeros((batch, length), bool), active_B, start_B)
+    state = (empty, jnp.zeros((batch, length)), jnp.zeros((batch, length), bool), active_B, start_B, seen_BV)
     state = write_token(0, state, hidden_BD)
-    _, (ids, logps, written, alive_B, position_B), cache = jax.lax.while_loop(going, body, (1, state, cache))
+    _, state, cache = jax.lax.while_loop(going, body, (1, state, cache))
+    ids, logps, written, alive_B, position_B, seen_BV = state
     # A row that filled its slot has its last token still outside the cache; for all others this adds nothing valid.
     _, own, next_B = model.segment(ids[:, length - 1 :], alive_B[:, None], start_B=position_B, past=cache)
-    return _write(cache, own, offset + length - 1), ids, logps, written, next_B
+    return _write(cache, own, offset + length - 1), ids, logps, written, next_B, seen_BV
 
 
 class RolloutEngine:
@@ -164,11 +162,12 @@ class RolloutEngine:
         self.rows = rows
         self._vision = model.config.vision
         self._graph = nnx.graphdef(model)
-        self._look = jax.jit(self._look_step, static_argnames="group")
-        self._zoom = jax.jit(self._zoom_step)
+        options = model.compute.compiler_options
+        self._look = jax.jit(self._look_step, static_argnames=("group", "filters"), compiler_options=options)
+        self._zoom = jax.jit(self._zoom_step, static_argnames="filters", compiler_options=options)
         self._readers = ThreadPoolExecutor(8, thread_name_prefix="crop-reader")
 
-    def _look_step(self, params, ids, valid, images: Images, key, temperature, group: int):
+    def _look_step(self, params, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig):
         model, episode = nnx.merge(self._graph, params), self.rows.episode
         features = model.encode_views(images.pixels, images.layout)
         hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
@@ -176,22 +175,24 @@ class RolloutEngine:
         cache = _grow(repeat_cache(cache, group), episode.stage1_len)
         start = repeat_rows(next_N, group)
         active = jnp.ones(first.shape[:1], bool)
-        out = decode(
-            model, cache, episode.prompt_len, episode.stage1_len, first, start, active, key, temperature, self.rows
-        )
-        return features, *out
+        seen = None
+        if filters.repetition_penalty != 1:
+            nothing = jnp.zeros((len(ids), model.config.text.vocab_size), bool)
+            seen = repeat_rows(mark_seen(nothing, ids, valid), group)
+        stage = cache, episode.prompt_len, episode.stage1_len, first, start, active
+        return features, *decode(model, *stage, keys, temperature, self.rows, filters, seen)
 
-    def _zoom_step(self, params, cache, start, ids, valid, images: Images, active, key, temperature):
+    def _zoom_step(
+        self, params, cache, start, seen, ids, valid, images: Images, active, keys, temperature, filters: SamplingConfig
+    ):
         model, episode = nnx.merge(self._graph, params), self.rows.episode
         features = model.encode_views(images.pixels, images.layout)
         hidden, own, next_B = model.segment(ids, valid, features, images.grids, start, cache)
         offset = episode.prompt_len + episode.stage1_len
         cache = _write(_grow(cache, episode.crop_len + episode.stage2_len), own, offset)
-        last = last_valid(hidden, valid)
-        offset += episode.crop_len
-        _, written_ids, logps, written, _ = decode(
-            model, cache, offset, episode.stage2_len, last, next_B, active, key, temperature, self.rows
-        )
+        stage = cache, offset + episode.crop_len, episode.stage2_len, last_valid(hidden, valid), next_B, active
+        seen = mark_seen(seen, ids, valid)
+        _, written_ids, logps, written, *_ = decode(model, *stage, keys, temperature, self.rows, filters, seen)
         return features, written_ids, logps, written
 
     def __call__(
@@ -200,8 +201,9 @@ class RolloutEngine:
         questions: Sequence[Question],
         key,
         *,
-        temperature: float = 0.0,
+        sampling: SamplingConfig = SamplingConfig(),
         group: int = 1,
+        seeds: Sequence[int] | None = None,
         mask_crop: bool = False,
     ) -> Trajectories:
         """Plays `group` episodes of each question.
@@ -209,6 +211,9 @@ class RolloutEngine:
         Args:
             params: the model's state.
             key: random key; unused draws at temperature 0, which is greedy.
+            sampling: each setting but the temperature has programs of its own.
+            seeds: of each episode [N x G], not negative; what it draws follows from the key and its seed alone. Without
+                them 0, 1, 2, …
             mask_crop: show grey instead of the crop's pixels, to measure what the crop is worth.
 
         Raises:
@@ -218,10 +223,12 @@ class RolloutEngine:
         rows = self.rows
         overviews = list(self._readers.map(rows.overview, questions))
         prompts = rows.prompts(questions, overviews)
-        look_key, zoom_key = jax.random.split(key)
+        count = len(questions) * group
+        look_keys, zoom_keys = row_keys(key, np.array(range(count) if seeds is None else seeds, np.uint32))
         images = device_images(prompts.views, self._vision)
-        overview_features, cache, ids1, logps1, written1, start = self._look(
-            params, prompts.ids, prompts.valid, images, look_key, temperature, group=group
+        temperature, filters = sampling.temperature, sampling.filters
+        overview_features, cache, ids1, logps1, written1, start, seen = self._look(
+            params, prompts.ids, prompts.valid, images, look_keys, temperature, group=group, filters=filters
         )
         stage1 = _tokens(ids1, written1)
         asked = [q for q in questions for _ in range(group)]
@@ -237,7 +244,7 @@ class RolloutEngine:
         images = device_images(crop_views, self._vision)
         zooms = np.array([window is not None for window in windows])
         crop_features, ids2, logps2, written2 = self._zoom(
-            params, cache, start, crop_ids, crop_valid, images, zooms, zoom_key, temperature
+            params, cache, start, seen, crop_ids, crop_valid, images, zooms, zoom_keys, temperature, filters=filters
         )
         stage2 = _tokens(ids2, written2)
         return Trajectories(
