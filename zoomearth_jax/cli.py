@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -63,6 +64,11 @@ def _quiet() -> None:
 
 def _parse(args: list[str], verbs: dict):
     """The config that the arguments describe; tyro's boxed complaints become one line."""
+    _check_name("verb", args[:1], verbs)
+    if args[:1] == ["bench"]:
+        from zoomearth_jax.bench import BENCHMARKS
+
+        _check_name("benchmark", args[1:2], BENCHMARKS)
     args, defaults = _read_defaults(args, verbs)
     choices = tuple(
         Annotated[
@@ -84,6 +90,14 @@ def _parse(args: list[str], verbs: dict):
         if not stop.code:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+
+
+def _check_name(what: str, first: list[str], known) -> None:
+    """Refuses an unknown name before tyro does, which suggests none."""
+    if first and not first[0].startswith("-") and first[0] not in known:
+        close = difflib.get_close_matches(first[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise UserError(f"unknown {what} {first[0]!r}; {hint}")
 
 
 def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Union
 
 import jax
 import tyro
@@ -17,7 +18,12 @@ import tyro
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 
-BENCHMARKS = {FullSizeConfig: bench_full_size, PeersConfig: bench_peers}
+# name -> (settings with a field `json`, function from them to rows)
+BENCHMARKS = {
+    "full-size": (FullSizeConfig, bench_full_size),
+    "peers": (PeersConfig, bench_peers),
+}
+_Settings = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +34,14 @@ class BenchConfig:
         benchmark: which one, with its own settings.
     """
 
-    benchmark: (
-        Annotated[PeersConfig, tyro.conf.subcommand("peers")]
-        | Annotated[FullSizeConfig, tyro.conf.subcommand("full-size")]
-    )
+    benchmark: _Settings
 
 
 def bench(config: BenchConfig) -> list[dict]:
     """Runs a benchmark, prints its rows and returns them."""
-    rows = BENCHMARKS[type(config.benchmark)](config.benchmark)
-    if config.benchmark.json:
-        print(json.dumps(rows, indent=2))
-    else:
-        print(table(rows))
+    settings = config.benchmark
+    rows = next(function for kind, function in BENCHMARKS.values() if isinstance(settings, kind))(settings)
+    print(json.dumps(rows, indent=2) if settings.json else table(rows))
     print(surroundings(), file=sys.stderr)
     return rows
 
@@ -58,13 +59,15 @@ def _cell(value) -> str:
 
 
 def surroundings() -> str:
-    """Where the figures come from: device, cores, versions, commit."""
+    """Where the figures come from: device, cores, versions, commit (`-dirty` with uncommitted changes)."""
     device = jax.devices()[0]
     name = _processor() if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    loaded = [library for library in ("jax", "torch", "transformers") if library in sys.modules]
+    versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in loaded)
     root = Path(__file__).parents[2]
-    git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if (root / ".git").exists() else ""
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, commit {commit or 'unknown'}"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {versions}, commit {commit or 'unknown'}"
 
 
 def _processor() -> str:
