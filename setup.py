@@ -30,6 +30,7 @@ EXTRAS = {
     "serve": ["starlette>=0.40", "uvicorn>=0.30", "sse-starlette>=2.1"],
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],
+    "bench": ["torch>=2.9"],
     "test": TEST,
     "dev": [*TEST, "ruff>=0.12"],
 }

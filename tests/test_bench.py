@@ -1,12 +1,15 @@
 """`zoomearth bench`: its rows, and what it says where it can't run."""
 
+import dataclasses
 import json
 import sys
 
 import pytest
 
-from zoomearth_jax.bench import table
+from zoomearth_jax.bench import BENCHMARKS, peers, table
+from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
+from zoomearth_jax.errors import UserError
 
 
 def test_table_aligns_rows_with_different_columns():
@@ -14,11 +17,40 @@ def test_table_aligns_rows_with_different_columns():
     assert table(rows).splitlines() == ["  what  seconds  tokens", "  load     12.3        ", "answer        1      16"]
 
 
+def test_json_and_table_print_the_same_rows_and_the_machine_goes_to_stderr(monkeypatch, capsys):
+    rows = [{"model": "nano", "what": "train", "ours_s": 0.1, "hf_s": 0.2, "ratio": 2.0}]
+    monkeypatch.setitem(BENCHMARKS, "peers", (PeersConfig, lambda config: rows))
+    assert main(["bench", "peers", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == rows
+    assert "cores, jax" in said.err
+    assert main(["bench", "peers"]) == 0
+    assert capsys.readouterr().out == "model   what  ours_s  hf_s  ratio\n nano  train     0.1   0.2      2\n"
+
+
+def test_every_benchmark_can_print_json_and_has_help(capsys):
+    for name, (settings, _) in BENCHMARKS.items():
+        assert {"json"} <= {field.name for field in dataclasses.fields(settings)}
+        with pytest.raises(SystemExit):
+            main(["bench", name, "--help"])
+        assert "--json" in capsys.readouterr().out
+
+
+def test_models_may_be_separated_by_commas():
+    assert PeersConfig(("nano,100m",)).names == PeersConfig(("nano", "100m")).names == ["nano", "100m"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["bench", "peerz"], "unknown benchmark 'peerz'; did you mean 'peers'?"),
+        (["bench", "nothing"], "unknown benchmark 'nothing'; known: "),
+        (["bench"], "Expected one of"),
+        (["bench", "peers", "--threads", "0"], "must be positive"),
+        (["bench", "peers", "--models", ""], "unknown models"),
         (["bench", "peers", "--models", "nanno"], "unknown models nanno; known: nano, 100m, full_width"),
         (["bench", "peers", "--repeats", "0"], "must be positive"),
+        (["bench", "windows", "--sides", "7"], "sides must be even"),
         (["bench", "full-size", "--tokens", "0"], "tokens must be positive"),
         (["bench", "full-size", "--preset", "nanno"], "did you mean 'nano'"),
         (["bench", "full-size", "--model", "nowhere"], "no such model"),
@@ -46,14 +78,40 @@ def test_full_size_measures_loading_and_answers(capsys):
     assert again["peak_gb"] >= load["peak_gb"] > 0
 
 
+def test_windows_times_both_kinds(capsys):
+    assert main(["bench", "windows", "--preset", "nano", "--sides", "8", "16", "--repeats", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["patches"] for row in rows] == [64, 256]
+    assert all(row["windows_s"] > 0 and row["whole_s"] > 0 for row in rows)
+
+
 @pytest.mark.parity
-def test_peers_prints_rows_of_both(capsys):
+def test_peers_prints_rows_of_both(capsys, monkeypatch):
     pytest.importorskip("torch", reason="make parity installs torch")
+    monkeypatch.setattr(peers, "LEAST_SECONDS", 0)
     assert main(["bench", "peers", "--models", "nano", "--repeats", "5", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"forward", "train", "decode"} <= {row["what"] for row in rows}
+    assert [row["what"] for row in rows] == ["forward", "train", "train_vision", "prefill", "generate", "decode"]
     for row in rows:
         assert row["model"] == "nano"
         assert row["ours_s"] > 0
         assert row["hf_s"] > 0
         assert row["ratio"] == pytest.approx(row["hf_s"] / row["ours_s"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("loss", "losses"), ("step", "gradient norms"), ("generate", "of 32 tokens")],
+)
+def test_peers_refuses_to_time_different_functions(what, message, monkeypatch):
+    pytest.importorskip("torch", reason="make parity installs torch")
+    right = getattr(peers.Ours, what)
+
+    def wrong(self, *args):
+        result = right(self, *args)
+        return [2 * x for x in result] if what == "step" else result + 1
+
+    monkeypatch.setattr(peers.Ours, what, wrong)
+    with pytest.raises(UserError, match=f"nano differs in .*{message}"):
+        peers.bench_peers(PeersConfig(("nano",)))

@@ -186,7 +186,7 @@ def test_windowed_attention_is_linear_in_patches_and_full_is_quadratic(is_full, 
     def flops(side):
         layout = vision_layout([(side, side)], config)
         angles = vision_angles(layout.positions_IP2, config.width)
-        attend = jax.jit(lambda x: block._attend(x, angles, layout, is_full))
+        attend = jax.jit(lambda x: block.attend(x, angles, layout, is_full))
         return attend.lower(jnp.zeros((1, side * side, config.width))).compile().cost_analysis()["flops"]
 
     small, middle, large = (flops(side) for side in (16, 32, 64))

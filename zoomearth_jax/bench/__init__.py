@@ -17,11 +17,13 @@ import tyro
 
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
+from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS = {
     "full-size": (FullSizeConfig, bench_full_size),
     "peers": (PeersConfig, bench_peers),
+    "windows": (WindowsConfig, bench_windows),
 }
 _Settings = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]
 

@@ -168,10 +168,11 @@ class VisionBlock(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=True, **settings)
 
     def __call__(self, x_IPD, angles_IPH, layout: VisionLayout, is_full):
-        x_IPD = x_IPD + self._attend(self.norm1(x_IPD), angles_IPH, layout, is_full)
+        x_IPD = x_IPD + self.attend(self.norm1(x_IPD), angles_IPH, layout, is_full)
         return x_IPD + self.mlp(self.norm2(x_IPD))
 
-    def _attend(self, x_IPD, angles_IPH, layout, is_full):
+    def attend(self, x_IPD, angles_IPH, layout, is_full):
+        """Attention of normed patches, over the whole image where is_full (may be traced), else inside windows."""
         images, patches, width = x_IPD.shape
         qkv = self.qkv(x_IPD).reshape(images, patches, 3, self.num_heads, -1)
         q, k, v = (qkv[:, :, i] for i in range(3))

@@ -65,7 +65,7 @@ def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, 
     greedy = temperature == 0
     logits_BV = masked_logits(logits_BV / jnp.where(greedy, 1.0, temperature), banned_ids)
     draw = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))
-    noise_BV = jax.lax.cond(greedy, lambda _: jnp.zeros_like(logits_BV), draw, keys_B)  # as dear as a small model's layers
+    noise_BV = jax.lax.cond(greedy, lambda _: jnp.zeros_like(logits_BV), draw, keys_B)  # a draw takes its time at B x V
     kept_BV = filtered_logits(logits_BV, filters, seen_BV)
     ids_B = jnp.argmax(kept_BV + noise_BV, axis=-1)
     logp_BV = jax.nn.log_softmax(logits_BV)
