@@ -94,7 +94,7 @@ CASES = {
     "nano": lambda: Case(preset("nano")[0], 8, 32, 64, decode_rows=64, prompt=40, new_tokens=32),
     "100m": lambda: Case(_config_100m(), 16, 4, 256, decode_rows=16, prompt=160, new_tokens=32),
     "full_width": lambda: Case(
-        shortened(preset("qwen2_5_vl_3b")[0], 2, 2), 36, 1, 640, decode_rows=8, prompt=480, new_tokens=16
+        shortened(preset("qwen2_5_vl_3b")[0], 2, 2), 16, 1, 256, decode_rows=4, prompt=128, new_tokens=16
     ),
 }
 
