@@ -17,11 +17,13 @@ from tqdm import tqdm
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.protocol import is_correct
-from zoomearth_jax.data_pipeline.questions import LEVELS, Question, read_questions, scene_questions
+from zoomearth_jax.data_pipeline.questions import LEVELS, Question
+from zoomearth_jax.data_pipeline.sources import open_sources
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.rewards import box_arrays, box_iou
 from zoomearth_jax.rl.rollout import Episode, RolloutEngine
+from zoomearth_jax.runs import look_ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,8 @@ class EvaluateConfig:
 
     Attributes:
         model: `nano-grpo`, a model directory or a run.
-        data: `scenes`, or a folder with questions.jsonl and images.
-        questions: how many procedural questions, or at most how many of a folder's.
+        data: `scenes`, folders with questions.jsonl and images, or several of them.
+        questions: how many procedural questions, or at most how many of each folder's.
         global_share: share of procedural questions that need no crop.
         sampling: how tokens are drawn.
         compute: number types and backends.
@@ -43,7 +45,7 @@ class EvaluateConfig:
     """
 
     model: str = "nano-grpo"
-    data: str = "scenes"
+    data: tuple[str, ...] = ("scenes",)
     questions: int = 1024
     global_share: float = 0.15
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
@@ -76,13 +78,14 @@ def play(
     episodes: list[Episode] = []
     batch_size = min(batch_size, len(questions))
     starts = range(0, len(questions), batch_size)
+    batches = [list(questions[start : start + batch_size]) for start in starts]
+    batches[-1] += batches[-1][:1] * (batch_size - len(batches[-1]))
+    looks = look_ahead(iter(batches), engine.look)
     for start in tqdm(starts, desc="evaluate", disable=not sys.stderr.isatty(), leave=False):
-        batch = list(questions[start : start + batch_size])
-        full = batch + batch[:1] * (batch_size - len(batch))
-        seeds = range(start, start + batch_size)
-        played = engine(params, full, key, sampling=sampling, seeds=seeds, mask_crop=mask_crop)
-        episodes += played.episodes[: len(batch)]
-    return episodes
+        batch, seeds = batches[start // batch_size], range(start, start + batch_size)
+        played = engine(params, batch, key, sampling=sampling, seeds=seeds, mask_crop=mask_crop, look=next(looks))
+        episodes += played.episodes
+    return episodes[: len(questions)]
 
 
 def summarize(questions: Sequence[Question], episodes: Sequence[Episode]) -> dict:
@@ -141,10 +144,9 @@ def sample_record(question: Question, episode: Episode) -> dict:
 def evaluate(config: EvaluateConfig) -> dict:
     """Runs the evaluation and prints a table or JSON; returns the summaries, `shown` and `masked`."""
     model, rows = load_model(config.model, config.compute)
-    if config.data == "scenes":
-        questions = scene_questions("test", config.seed, 0, config.questions, config.global_share)
-    else:
-        questions = read_questions(config.data)[: config.questions]
+    scenes = {"seed": config.seed, "global_share": config.global_share, "questions": config.questions}
+    sources = open_sources(config.data, "test", **scenes)
+    questions = [s.questions[i] for s in sources for i in range(min(len(s.questions), config.questions))]
     engine, params = RolloutEngine(model, rows), nnx.state(model, nnx.Param)
     key = jax.random.key(config.seed)
     results = {}

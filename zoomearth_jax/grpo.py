@@ -15,7 +15,6 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
-from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model
@@ -24,7 +23,7 @@ from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, row_
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
-from zoomearth_jax.runs import finite, open_run
+from zoomearth_jax.runs import finite, look_ahead, open_loader, open_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,9 @@ class GRPOConfig:
     Attributes:
         model: the run or model directory to start from, which is also the reference policy.
         out: the run's directory.
-        data: `scenes`, or a folder with questions.jsonl and images.
+        data: `scenes`, folders with questions.jsonl and images, or several of them.
+        mix: share of each of `data`, in any unit; equal shares by default.
+        workers: processes that make prompts ahead, for large images; 0 makes them in threads of this one.
         global_share: share of procedural questions that need no crop.
         steps: rollouts.
         prompts: questions a step.
@@ -57,7 +58,9 @@ class GRPOConfig:
 
     model: str = "runs/sft"
     out: Path = Path("runs/grpo")
-    data: str = "scenes"
+    data: tuple[str, ...] = ("scenes",)
+    mix: tuple[float, ...] = ()
+    workers: int = 0
     global_share: float = 0.25
     steps: int = 130
     prompts: int = 16
@@ -81,27 +84,6 @@ class GRPOConfig:
             raise UserError("grpo config: group must be at least 2, advantages compare samples of one question")
         if self.temperature <= 0:
             raise UserError("grpo config: temperature must be positive")
-
-
-class GRPOData:
-    """The questions of a step, from the seed and the step's number alone."""
-
-    def __init__(self, config: GRPOConfig):
-        """Reads a folder's questions; procedural ones are made as they are asked for."""
-        self._config = config
-        self._finite = None if config.data == "scenes" else read_questions(config.data)
-
-    def questions(self, step: int) -> list[Question]:
-        """`prompts` questions: new scenes each step, or epochs of a seeded shuffle of a folder."""
-        config, first = self._config, step * self._config.prompts
-        if self._finite is None:
-            return scene_questions("grpo", config.seed, first, config.prompts, config.global_share)
-        count = len(self._finite)
-        order = {
-            e: np.random.default_rng([config.seed, e]).permutation(count)
-            for e in range(first // count, (first + config.prompts) // count + 1)
-        }
-        return [self._finite[order[i // count][i % count]] for i in range(first, first + config.prompts)]
 
 
 def learner_batch(played: Trajectories, advantages: np.ndarray, vision, freeze_vision: bool) -> GRPOBatch:
@@ -130,7 +112,6 @@ def grpo(config: GRPOConfig) -> Path:
     """Runs GRPO; returns the run's directory."""
     model, rows = load_model(config.model, config.compute)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
-    data, vision = GRPOData(config), model.config.vision
     optimizer = config.optimizer.build(config.steps * config.updates)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision)
     reference = jax.tree.map(jnp.copy, state.trainable) if config.kl_weight else None
@@ -145,20 +126,22 @@ def grpo(config: GRPOConfig) -> Path:
         kl_weight=config.kl_weight,
     )
 
+    loader = open_loader(config, "grpo", rows.prompts, config.prompts)
     open_run(config, model, rows)
-    with Checkpoints(config.out) as checkpoints:
+    with loader, Checkpoints(config.out) as checkpoints:
         if config.resume:
             state = checkpoints.restore(state)
         start = int(state.step) // config.updates
         shown = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")
         with MetricsLog(config.out, total=config.steps, label="grpo", start=start, shown=shown) as log:
-            for step in range(start, config.steps):
-                questions = data.questions(step)
+            looks = look_ahead(loader.batches(start, config.steps), engine.send)
+            for step, look in enumerate(looks, start):
+                questions = loader.questions(step)
                 key = jax.random.fold_in(jax.random.key(config.seed), step)
-                played = engine(state.params, questions, key, sampling=sampling, group=config.group)
+                played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
                 rewards = episode_rewards(config.reward, questions, played, rows)
                 advantages = group_advantages(rewards["total"], config.group)
-                batch = learner_batch(played, advantages, vision, config.freeze_vision)
+                batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision)
                 for _ in range(config.updates):
                     state, metrics = train_step(state, reference, batch)
                 log.write(step + 1, finite(metrics | rollout_metrics(played, rewards, config.group), step + 1))

@@ -1,14 +1,20 @@
-"""What every training run does at its start, and the check on what comes out."""
+"""What every training run does: its start, its data on the way to the device, and the check on what comes out."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from zoomearth_jax.checkpoint import write_run_header
 from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
+from zoomearth_jax.data_pipeline.loader import Loader
+from zoomearth_jax.data_pipeline.sources import ENDLESS, open_sources
 from zoomearth_jax.errors import UserError
 
 
@@ -26,7 +32,9 @@ def open_run(config, model, rows) -> None:
         if not exists:
             raise UserError(f"{out}: no run to resume; leave --resume out to start one")
         before, now = to_dict(read_yaml(settings, type(config))), to_dict(config)
-        changed = [key for key in now if before[key] != now[key] and key not in ("resume", "overwrite", "out")]
+        changed = [
+            key for key in now if before[key] != now[key] and key not in ("resume", "overwrite", "out", "workers")
+        ]
         if changed:
             key = changed[0]
             raise UserError(
@@ -39,6 +47,38 @@ def open_run(config, model, rows) -> None:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     write_run_header(out, model, rows)
     write_yaml(settings, config)
+
+
+def open_loader(config, split: str, make: Callable, batch_size: int, questions: int = ENDLESS) -> Loader:
+    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this host."""
+    sources = open_sources(config.data, split, seed=config.seed, global_share=config.global_share, questions=questions)
+    return Loader(
+        sources,
+        make,
+        batch_size=batch_size,
+        seed=config.seed,
+        mix=config.mix,
+        workers=config.workers,
+        process=(jax.process_index(), jax.process_count()),
+    )
+
+
+def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:
+    """Yields prepare(batch) of each batch; that of the next runs in a thread while the caller works on the last.
+
+    The step in hand then covers the next one's layout and transfer to the device.
+    """
+    ended = object()
+
+    def following():
+        batch = next(batches, ended)
+        return ended if batch is ended else prepare(batch)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="look-ahead") as thread:
+        ready = thread.submit(following)
+        while (batch := ready.result()) is not ended:
+            ready = thread.submit(following)
+            yield batch
 
 
 def finite(metrics: Mapping, step: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -36,6 +36,10 @@ def from_dict(cls, data: Any, where: str):
 def _convert(hint, value, where: str):
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
+    if get_origin(hint) is tuple:  # of any length; one value may stand alone
+        return tuple(
+            _convert(get_args(hint)[0], v, where) for v in (value if isinstance(value, list | tuple) else [value])
+        )
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

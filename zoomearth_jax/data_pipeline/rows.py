@@ -150,6 +150,16 @@ class RowBuilder:
             valid[row, : len(prompt)] = True
         return Prompts(ids, valid, views)
 
+    def pictures(self, views: Views) -> list[np.ndarray]:
+        """The pictures that `views` padded, without the padding."""
+        sides = views.grids * self.episode.merged_px
+        return [pixels[:height, :width] for pixels, (height, width) in zip(views.pixels, sides, strict=True)]
+
+    def supervised(self, questions: Sequence[Question]) -> tuple[Prompts, Replies]:
+        """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
+        overviews = [self.overview(q) for q in questions]
+        return self.prompts(questions, overviews), self.reference_replies(questions, overviews)
+
     def crop_slots(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and valid [B, crop_len] of crops with merged grids [B, 2]; empty where the grid is 0 x 0."""
         tokens = grids.prod(-1)[:, None]

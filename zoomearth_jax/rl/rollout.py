@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,13 @@ class Episode:
     def zoomed(self) -> bool:
         """Whether it saw a crop."""
         return self.stage2 is not None
+
+
+class Look(NamedTuple):
+    """What N questions show the policy first: the prompt slots, and their overviews on the device."""
+
+    prompts: Prompts
+    images: Images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +203,14 @@ class RolloutEngine:
         _, written_ids, logps, written, *_ = decode(model, *stage, keys, temperature, self.rows, filters, seen)
         return features, written_ids, logps, written
 
+    def look(self, questions: Sequence[Question]) -> Look:
+        """Makes the prompts of questions, reading overviews in threads; errors as of a call."""
+        return self.send(self.rows.prompts(questions, list(self._readers.map(self.rows.overview, questions))))
+
+    def send(self, prompts: Prompts) -> Look:
+        """Sends the overviews of prompts to the device, as uint8."""
+        return Look(prompts, jax.device_put(device_images(prompts.views, self._vision)))
+
     def __call__(
         self,
         params,
@@ -205,6 +221,7 @@ class RolloutEngine:
         group: int = 1,
         seeds: Sequence[int] | None = None,
         mask_crop: bool = False,
+        look: Look | None = None,
     ) -> Trajectories:
         """Plays `group` episodes of each question.
 
@@ -215,20 +232,20 @@ class RolloutEngine:
             seeds: of each episode [N x G], not negative; what it draws follows from the key and its seed alone. Without
                 them 0, 1, 2, …
             mask_crop: show grey instead of the crop's pixels, to measure what the crop is worth.
+            look: what the questions show first, where it is ready; else it is made here.
 
         Raises:
             UserError: a question that doesn't fit the prompt slot, or an image that can't be read. What the model writes
                 never raises.
         """
         rows = self.rows
-        overviews = list(self._readers.map(rows.overview, questions))
-        prompts = rows.prompts(questions, overviews)
+        look = look or self.look(questions)
+        prompts, overviews = look.prompts, rows.pictures(look.prompts.views)
         count = len(questions) * group
         look_keys, zoom_keys = row_keys(key, np.array(range(count) if seeds is None else seeds, np.uint32))
-        images = device_images(prompts.views, self._vision)
         temperature, filters = sampling.temperature, sampling.filters
         overview_features, cache, ids1, logps1, written1, start, seen = self._look(
-            params, prompts.ids, prompts.valid, images, look_keys, temperature, group=group, filters=filters
+            params, prompts.ids, prompts.valid, look.images, look_keys, temperature, group=group, filters=filters
         )
         stage1 = _tokens(ids1, written1)
         asked = [q for q in questions for _ in range(group)]

@@ -1,0 +1,123 @@
+"""The training loader: batches by their step's number, made ahead.
+
+The questions of all steps are one endless order: each finite source shuffled anew every epoch, sources mixed by shares.
+Step s of a run takes the places s x B … (s + 1) x B - 1; process p of n takes the p-th of n equal stretches of them. So a
+batch follows from settings and step alone: the step in a checkpoint is the loader's whole state, and a run goes on with the
+same global batches on another number of hosts or workers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import grain
+import numpy as np
+
+from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.sources import Source
+from zoomearth_jax.data_pipeline.workers import BatchMaker, Place, Pool
+from zoomearth_jax.errors import UserError
+
+
+def order(sources: Sequence[Source], seed: int, mix: Sequence[float] = ()) -> grain.MapDataset:
+    """The endless order of a run: order[i] is the Place of its i-th question.
+
+    Args:
+        seed: of the shuffles; each source and epoch has its own. Endless sources come in their own order.
+        mix: share of each source, in any unit; equal shares without it. Shares hold in every stretch of the order, to
+            within one question a source.
+
+    Raises:
+        UserError: not one positive share a source.
+    """
+    if mix and (len(mix) != len(sources) or not all(0 < share < np.inf for share in mix)):
+        raise UserError(f"mix: give {len(sources)} positive shares, one for each of data, not {list(mix)}")
+    streams = [_stream(number, source, seed) for number, source in enumerate(sources)]
+    return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, mix or None)
+
+
+def _stream(number: int, source: Source, seed: int) -> grain.MapDataset:
+    stream = grain.MapDataset.range(len(source.questions))
+    if not source.endless:  # grain shuffles an epoch by seed + epoch; drawn seeds keep those of two runs apart
+        stream = stream.shuffle(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+    return stream.repeat().map(lambda index: Place(number, int(index)))
+
+
+class Loader:
+    """Makes the batches of a run ahead of their use. Use as a context manager."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        make: Callable[[list[Question]], Any],
+        *,
+        batch_size: int,
+        seed: int,
+        mix: Sequence[float] = (),
+        workers: int = 0,
+        process: tuple[int, int] = (0, 1),
+    ):
+        """Checks the settings; workers start with the first batch.
+
+        Args:
+            make: a batch from its questions, by value; picklable where there are workers.
+            batch_size: questions a step, over all hosts.
+            seed, mix: see `order`.
+            workers: processes that make batches; 0 for threads of this one.
+            process: this host's number, and how many there are.
+
+        Raises:
+            UserError: a batch that doesn't divide over the hosts, or bad shares.
+        """
+        index, count = process
+        if batch_size < 1 or workers < 0:
+            raise UserError("loader: batches must have at least one question, workers can't be negative")
+        if batch_size % count:
+            raise UserError(f"a batch of {batch_size} questions doesn't divide over {count} hosts; take a multiple")
+        self._order = order(sources, seed, mix)
+        self._batch_size, self._own = batch_size, batch_size // count
+        self._offset = index * self._own
+        self._maker = BatchMaker(sources, make)
+        self._pool = Pool(self._maker, workers)
+        self._ahead = max(workers, 1) + 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._pool.__exit__(*error)
+
+    def places(self, step: int) -> list[Place]:
+        """Where this host's questions of a step are."""
+        first = step * self._batch_size + self._offset
+        return [self._order[place] for place in range(first, first + self._own)]
+
+    def questions(self, step: int) -> list[Question]:
+        """This host's questions of a step."""
+        return self._maker.questions(self.places(step))
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """This host's batches of the steps start … stop - 1; at most workers + 1 of them (2 without) are made ahead.
+
+        Raises:
+            UserError: a question that can't be made into a row, naming it, or a worker that died.
+        """
+        waiting, steps = deque(), iter(range(start, stop))
+        try:
+            for _ in range(start, stop):
+                for step in steps:
+                    waiting.append(self._pool.submit(self.places(step)))
+                    if len(waiting) == self._ahead:
+                        break
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a data worker died, killed or out of memory; --resume goes on from the last checkpoint, "
+                "fewer --workers need less memory"
+            ) from None
+        finally:
+            for batch in waiting:
+                batch.cancel()

@@ -1,0 +1,62 @@
+"""Where questions come from: folders, which are finite, and procedural scenes, made as they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
+from zoomearth_jax.errors import UserError
+
+ENDLESS = 2**31  # more questions than any run asks for
+SCENES = "scenes"  # the name of procedural scenes in `data` settings
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneQuestions(Sequence):
+    """Procedural questions as a sequence: each follows from its index alone (see `scene_questions`)."""
+
+    split: str
+    seed: int
+    global_share: float
+    count: int = ENDLESS
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Question:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return scene_questions(self.split, self.seed, index, 1, self.global_share)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Questions by number, and the name that messages give them. Pickles to workers: images as paths, scenes as seeds."""
+
+    name: str
+    questions: Sequence[Question]
+
+    @property
+    def endless(self) -> bool:
+        """Whether there is no end to it; nothing is shuffled then."""
+        return len(self.questions) >= ENDLESS
+
+
+def open_sources(
+    data: str | Sequence[str], split: str, *, seed: int, global_share: float, questions: int = ENDLESS
+) -> list[Source]:
+    """The sources that the `data` setting names.
+
+    Args:
+        data: `scenes`, folders with questions.jsonl and images, or both; one name may stand alone.
+        split, seed, global_share, questions: which procedural scenes, and how many.
+
+    Raises:
+        UserError: nothing named, or a folder that can't be read.
+    """
+    if not data:
+        raise UserError(f"data: name a folder or `{SCENES}`")
+    data = [data] if isinstance(data, str) else data
+    scenes = SceneQuestions(split, seed, global_share, questions)
+    return [Source(name, scenes if name == SCENES else read_questions(name)) for name in data]

@@ -1,0 +1,98 @@
+"""Making batches ahead, in threads of this process or in spawned ones.
+
+Workers never import jax: they would start a backend of their own beside the one that trains. So nothing here imports grain
+either, which imports jax wherever it is installed; grain's own workers, which start inside grain, therefore can't be used.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple
+
+from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.sources import Source
+from zoomearth_jax.errors import UserError
+
+
+class Place(NamedTuple):
+    """A question: its number in the source of that number."""
+
+    source: int
+    index: int
+
+
+class BatchMaker(NamedTuple):
+    """Makes a batch of the questions at some places; pickles."""
+
+    sources: Sequence[Source]
+    make: Callable[[list[Question]], Any]
+
+    def questions(self, places: Sequence[Place]) -> list[Question]:
+        """The questions themselves."""
+        return [self.sources[source].questions[index] for source, index in places]
+
+    def __call__(self, places: Sequence[Place]) -> Any:
+        """What `make` gives for them; a question that it refuses is named in the error."""
+        try:
+            return self.make(self.questions(places))
+        except UserError:
+            for place in places:
+                self._try(place)
+            raise
+
+    def _try(self, place: Place) -> None:
+        try:
+            self.make(self.questions([place]))
+        except UserError as error:
+            raise UserError(f"{self.sources[place.source].name} question {place.index + 1}: {error}") from None
+
+
+class Pool:
+    """Runs a BatchMaker in `workers` spawned processes, or with 0 of them in threads. Use as a context manager."""
+
+    def __init__(self, maker: BatchMaker, workers: int):
+        """Processes start with the first batch; each holds its own copy of the sources."""
+        self._executor: Executor
+        if workers:
+            spawn = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(workers, spawn, initializer=_start, initargs=(maker,))
+            self._task = _work
+        else:
+            self._executor = ThreadPoolExecutor(2, thread_name_prefix="batch-maker")
+            self._task = maker
+
+    def submit(self, places: Sequence[Place]) -> Future:
+        """The batch at these places, to come. A worker that dies ends it with BrokenProcessPool, at once."""
+        return self._executor.submit(self._task, places)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._executor.shutdown(cancel_futures=True)
+
+
+_MAKER: BatchMaker | None = None  # of a worker process: sent once, not with every batch
+
+
+def _start(maker: BatchMaker) -> None:
+    """The start of a worker. Ctrl-C is for the main process alone; if that is killed, the worker ends too."""
+    global _MAKER
+    _MAKER = maker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(places: Sequence[Place]) -> Any:
+    return _MAKER(places)
