@@ -36,7 +36,7 @@ clean:
 	touch $@
 
 .venv/parity: .venv/installed
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4'
 	touch $@
 
 .venv/dev: .venv/installed

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+
+ANNOTATION_PX = 1024  # LRS-GRO's boxes are in px of the image shrunk, or enlarged, to this longest side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,23 @@ class Box:
         """The same part of the image in another frame; each axis has its own scale (views are rounded to patches)."""
         sx, sy = frame.width / self.frame.width, frame.height / self.frame.height
         return Box(self.x1 * sx, self.y1 * sy, self.x2 * sx, self.y2 * sy, frame)
+
+
+def from_annotation(corners: Sequence[float], image: Frame) -> Box:
+    """The box in px of `image` for corners in LRS-GRO's frame.
+
+    One factor serves both axes: longest side / 1024, the released `scale`. The picture that annotators saw had its shorter
+    side cut to whole px, which moves a corner by less than one px of that picture.
+    """
+    factor = max(image.width, image.height) / ANNOTATION_PX
+    return Box(*(corner * factor for corner in corners), image)
+
+
+def clamped(box: Box) -> Box | None:
+    """The part of a box inside its frame; None without any area there."""
+    x1, x2 = (min(max(x, 0.0), box.frame.width) for x in (box.x1, box.x2))
+    y1, y2 = (min(max(y, 0.0), box.frame.height) for y in (box.y1, box.y2))
+    return Box(x1, y1, x2, y2, box.frame) if x1 < x2 and y1 < y2 else None
 
 
 def _grow(low: float, high: float, minimum: int, limit: int) -> tuple[int, int]:

@@ -1,16 +1,21 @@
-"""Questions about images: the record that every stage works on, and the procedural sets."""
+"""Questions about images: the record that every stage works on, the procedural sets, and those of a folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Box
-from zoomearth_jax.data_pipeline.images import ImageSource, RawImage
+from zoomearth_jax.data_pipeline.boxes import Box, clamped, from_annotation
+from zoomearth_jax.data_pipeline.image_folder import ImageFolder
+from zoomearth_jax.data_pipeline.images import ImageSource
+from zoomearth_jax.data_pipeline.lrs_gro import SPLITS as RELEASED_SPLITS
+from zoomearth_jax.data_pipeline.lrs_gro import LrsGroRow, normalise, thoughts
+from zoomearth_jax.data_pipeline.lrs_gro_files import WHERE_FROM, find_rows, images_of, read_split
 from zoomearth_jax.data_pipeline.scenes import Scene, Site, random_scene
 from zoomearth_jax.errors import UserError
 
@@ -103,41 +108,78 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
             file.write(json.dumps({**row, "thoughts": list(q.thoughts)}, ensure_ascii=False) + "\n")
 
 
-def read_questions(directory) -> list[Question]:
-    """Reads `questions.jsonl` of a folder and opens its images.
+def read_questions(directory, split: str | None = None) -> list[Question]:
+    """Reads the questions of a folder and opens their images (`ImageFolder` says where those are).
 
-    Each line has `image` (a file in the folder), `question`, `answer`, `level`, and where a crop is needed `box`
-    (four numbers in px of the original).
+    Two forms: `questions.jsonl`, one split whatever `split` says (see `_read_own`); or the rows of LRS-GRO (see
+    `lrs_gro_files.find_rows`), where a single file or saved folder will do as well.
+
+    Args:
+        split: sft, grpo or test, the names of SPLITS; LRS-GRO needs it. Its own name for grpo, rl, is taken too.
 
     Raises:
-        UserError: the file, an image or a field is missing or wrong, with the line's number.
+        UserError: a file, an image or a field is missing or wrong, with the row's number.
     """
     directory = Path(directory)
+    if (directory / "questions.jsonl").is_file():
+        return _read_own(directory)
+    released = {"grpo": "rl"}.get(split, split)
+    if split is None or find_rows(directory, released) is None:
+        if split is None and any(find_rows(directory, name) for name in RELEASED_SPLITS):
+            raise UserError(f"{directory}: holds LRS-GRO; say which split: {', '.join(RELEASED_SPLITS)}")
+        raise UserError(
+            f"{directory}: no such file questions.jsonl (`zoomearth scenes --out {directory}` writes an example), and no rows of "
+            f"LRS-GRO for split {released}. {WHERE_FROM}"
+        )
+    return _read_lrs_gro(directory, released)
+
+
+def _read_own(directory: Path) -> list[Question]:
+    """Each line of questions.jsonl has `image` (a file name), `question`, `answer`, `level`, and where a crop is needed `box`
+    (four numbers in px of the original)."""
     file = directory / "questions.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; `zoomearth scenes --out {directory}` writes an example")
-    images: dict[str, RawImage] = {}
-    questions = []
+    rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{file} line {number}"
         try:
             row = json.loads(line)
             name, text, answer, level = (str(row[key]) for key in ("image", "question", "answer", "level"))
             corners = row.get("box") and [float(c) for c in row["box"]]
+            before, after = (str(text) for text in row.get("thoughts", ("", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: not a question ({type(error).__name__}: {error})") from None
         if level not in LEVELS:
             raise UserError(f"{where}: level {level!r} is none of {', '.join(LEVELS)}")
         if corners and (len(corners) != 4 or not (corners[0] < corners[2] and corners[1] < corners[3])):
             raise UserError(f"{where}: box must be [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
-        if name not in images:
-            if not (directory / name).resolve().is_relative_to(directory.resolve()):
-                raise UserError(f"{where}: image {name!r} is not inside the folder")
-            images[name] = RawImage(directory / name)
-        image = images[name]
-        box = Box(*corners, image.frame) if corners else None
-        thoughts = tuple(row.get("thoughts", ("", "")))
-        questions.append(Question(image, text, answer, level, box, str(row.get("label", "")), thoughts))
-    if not questions:
+        rows.append((name, text, answer, level, corners, str(row.get("label", "")), (before, after)))
+    if not rows:
         raise UserError(f"{file}: no questions")
-    return questions
+    images = ImageFolder(directory).open(row[0] for row in rows)
+    return [
+        Question(images[name], text, answer, level, Box(*corners, images[name].frame) if corners else None, *rest)
+        for name, text, answer, level, corners, *rest in rows
+    ]
+
+
+def _read_lrs_gro(path: Path, split: str) -> list[Question]:
+    """Rows without an answer, or whose box has no area in the image, are left out and counted on standard error."""
+    rows = [normalise(row) for row in read_split(path, split)]
+    images = ImageFolder(images_of(path)).open(row.image_name for row in rows)
+    questions = [lrs_gro_question(row, images[row.image_name]) for row in rows]
+    kept = [question for question in questions if question is not None]
+    if len(kept) < len(rows):
+        left_out = f"{len(rows) - len(kept)} of {len(rows)} rows of split {split} are left out"
+        print(f"{path}: {left_out} (no answer, or no box in the image): see `zoomearth data check`", file=sys.stderr)
+    return kept
+
+
+def lrs_gro_question(row: LrsGroRow, image: ImageSource) -> Question | None:
+    """A question about an image from a normalised row: the box in px of the image, cut at its border.
+
+    None where there is nothing to learn or to score: no answer, or a box without area in the image.
+    """
+    box = clamped(from_annotation(row.bbox, image.frame)) if row.needs_crop else None
+    if not row.ground_truth or (row.needs_crop and box is None):
+        return None
+    return Question(image, row.question, row.ground_truth, row.level, box, row.label or "", thoughts(row))
