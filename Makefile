@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test parity lint setup nano goldens clean
+.PHONY: demo test parity beam lint setup nano goldens clean
 
 demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
 	$(BIN)/zoomearth demo
@@ -13,6 +13,9 @@ test: .venv/installed   ## the core suite: no torch, no network, no accelerator
 
 parity: .venv/parity    ## live comparison with HF transformers in torch
 	$(BIN)/python -m pytest -m parity tests
+
+beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
+	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py
 
 lint: .venv/dev         ## ruff's checks and format
 	$(BIN)/ruff check .
@@ -27,7 +30,7 @@ goldens: .venv/parity   ## writes the committed goldens anew from HF transformer
 	$(BIN)/python tests/make_goldens.py
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam runs build *.egg-info .pytest_cache .ruff_cache
 
 .venv/installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -37,6 +40,12 @@ clean:
 
 .venv/parity: .venv/installed
 	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4'
+	touch $@
+
+.venv-beam/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --upgrade pip
+	.venv-beam/bin/python -m pip install --quiet --editable '.[test,beam]'
 	touch $@
 
 .venv/dev: .venv/installed

@@ -11,6 +11,7 @@ CORE = [
     "orbax-checkpoint>=0.11.30",
     "grain>=0.2.15",
     "tensorflow-datasets>=4.9.9",
+    "importlib-resources>=6",  # tensorflow-datasets imports it without naming it
     "pyarrow>=18",
     "transformers>=5.0",
     "nltk>=3.9",

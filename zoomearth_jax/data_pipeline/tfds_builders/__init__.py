@@ -1,0 +1,15 @@
+"""TensorFlow Datasets builders `lrs_gro` and `uhr_tiles`; they need no tensorflow. Nothing else here imports them.
+
+    builder = LrsGro(data_dir="~/tfds")
+    prepare(builder, manual_dir="path/to/LRS-GRO")       # once; array_record files
+    rows = builder.as_data_source(split="rl")            # random access, for grain: rows[0]["question"]
+
+After the import, `tfds.load("lrs_gro")` works where tensorflow is installed (extra `tf`). On a cluster (extra `beam`):
+`prepare(builder, manual_dir, beam_runner="DataflowRunner", beam_options=...)`.
+"""
+
+from zoomearth_jax.data_pipeline.tfds_builders.base import prepare
+from zoomearth_jax.data_pipeline.tfds_builders.lrs_gro import LrsGro
+from zoomearth_jax.data_pipeline.tfds_builders.uhr_tiles import UhrTiles
+
+__all__ = ["LrsGro", "UhrTiles", "prepare"]
