@@ -17,8 +17,9 @@ from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.metrics import read_metrics
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
-from zoomearth_jax.rl.learner import init_state, make_sft_step
-from zoomearth_jax.sft import SFTConfig, SFTData, load_sft_questions, sft
+from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
+from zoomearth_jax.runs import open_loader
+from zoomearth_jax.sft import SFTConfig, sft
 
 LORA = LoRAConfig(rank=8)
 FAST = OptimizerConfig(lr=1e-2, decay=False)
@@ -66,10 +67,10 @@ def test_three_steps_move_the_adapters_alone():
     held = sum(x.size for x in jax.tree.leaves(state.opt_state) if np.ndim(x))
     assert held == 2 * sum(x.size for x in jax.tree.leaves(state.trainable))  # AdamW's two moments
     config = SFTConfig(questions=16, batch_size=8)
-    data = SFTData(load_sft_questions(config), rows, model.config.vision, config.batch_size, 0)
     step = make_sft_step(graph, optimizer, rows.episode)
-    for number in range(3):
-        state, _ = step(state, data.batch(number))
+    with open_loader(config, "sft", rows.supervised, config.batch_size, config.questions) as loader:
+        for batch in loader.batches(0, 3):
+            state, _ = step(state, row_batch(*batch, model.config.vision))
     assert_same(flat(state.frozen), before[1])
     assert not any(np.array_equal(x[...], before[0][path][...]) for path, x in flat(state.trainable).items())
 

@@ -105,6 +105,22 @@ def test_few_batches_are_made_ahead():
             assert len(made) <= taken + 1
 
 
+@pytest.mark.parametrize(("budget", "least", "most"), [(1e9, 20, 24), (5 * 77_000, 28, 32)])
+def test_kept_rows_are_made_once_and_change_nothing(budget, least, most, nano):
+    """A row has 77 kB. Of a set over the budget, the two batches that reached it are kept and the rest made anew. Two
+    batches are under way at once: one more may come to be kept, or share a row with the other."""
+    made = []
+
+    def make(questions):
+        made.extend(questions)
+        return nano.rows.supervised(questions)
+
+    with open_loader(make=make, keep_bytes=budget) as loader, open_loader(make=nano.rows.supervised) as plain:
+        for batch, expected in zip(loader.batches(0, 10), plain.batches(0, 10), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(leaves(batch), leaves(expected), strict=True))
+    assert least <= len(made) <= most  # of 40 rows in two epochs
+
+
 def test_look_ahead_prepares_the_next_batch_while_the_last_is_in_use():
     prepared = []
     taken = look_ahead(iter(range(5)), lambda batch: prepared.append(batch) or batch * 10)

@@ -18,7 +18,7 @@ import numpy as np
 
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.sources import Source
-from zoomearth_jax.data_pipeline.workers import BatchMaker, Place, Pool
+from zoomearth_jax.data_pipeline.workers import BatchMaker, KeptRows, Place, Pool
 from zoomearth_jax.errors import UserError
 
 
@@ -58,6 +58,7 @@ class Loader:
         seed: int,
         mix: Sequence[float] = (),
         workers: int = 0,
+        keep_bytes: int = 0,
         process: tuple[int, int] = (0, 1),
     ):
         """Checks the settings; workers start with the first batch.
@@ -67,6 +68,8 @@ class Loader:
             batch_size: questions a step, over all hosts.
             seed, mix: see `order`.
             workers: processes that make batches; 0 for threads of this one.
+            keep_bytes: without workers, and with finite sources alone, rows up to this size are kept for the epochs to
+                come; `make` must then give (nested) NamedTuples of arrays.
             process: this host's number, and how many there are.
 
         Raises:
@@ -81,7 +84,8 @@ class Loader:
         self._batch_size, self._own = batch_size, batch_size // count
         self._offset = index * self._own
         self._maker = BatchMaker(sources, make)
-        self._pool = Pool(self._maker, workers)
+        keep = keep_bytes and not workers and not any(source.endless for source in sources)
+        self._pool = Pool(KeptRows(self._maker, keep_bytes) if keep else self._maker, workers)
         self._ahead = max(workers, 1) + 1
 
     def __enter__(self):

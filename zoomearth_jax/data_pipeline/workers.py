@@ -15,6 +15,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.sources import Source
 from zoomearth_jax.errors import UserError
@@ -53,11 +55,46 @@ class BatchMaker(NamedTuple):
             raise UserError(f"{self.sources[place.source].name} question {place.index + 1}: {error}") from None
 
 
-class Pool:
-    """Runs a BatchMaker in `workers` spawned processes, or with 0 of them in threads. Use as a context manager."""
+class KeptRows:
+    """Makes batches of rows, and keeps rows up to `budget` bytes: those of a small set are made once, not every epoch."""
 
-    def __init__(self, maker: BatchMaker, workers: int):
-        """Processes start with the first batch; each holds its own copy of the sources."""
+    def __init__(self, maker: BatchMaker, budget: int):
+        """`maker` makes (nested) NamedTuples of arrays with one row a question."""
+        self._maker, self._budget = maker, budget
+        self._kept: dict[Place, Any] = {}
+
+    def __call__(self, places: Sequence[Place]) -> Any:
+        """The same batch as of the maker."""
+        missing = [place for place in dict.fromkeys(places) if place not in self._kept]
+        made = self._maker(missing) if missing else ()
+        if len(missing) == len(places) and self._budget <= 0:
+            return made
+        rows = {place: _map(lambda x, i=i: x[i : i + 1], made) for i, place in enumerate(missing)}
+        batch = _map(lambda *x: np.concatenate(x), *(rows.get(p) or self._kept[p] for p in places))
+        if self._budget > 0:
+            self._kept |= rows
+            self._budget -= sum(x.nbytes for x in _leaves(made))
+        return batch
+
+
+def _map(function: Callable, *trees: Any) -> Any:
+    """The function of each array of (nested) tuples, or of the arrays in the same place of several."""
+    first = trees[0]
+    if not isinstance(first, tuple):
+        return function(*trees)
+    parts = [_map(function, *part) for part in zip(*trees, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def _leaves(tree: Any) -> list:
+    return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
+
+
+class Pool:
+    """Makes batches in `workers` spawned processes, or with 0 of them in threads. Use as a context manager."""
+
+    def __init__(self, maker: Callable[[Sequence[Place]], Any], workers: int):
+        """Processes start with the first batch; each holds its own copy of the maker."""
         self._executor: Executor
         if workers:
             spawn = multiprocessing.get_context("spawn")
@@ -78,10 +115,10 @@ class Pool:
         self._executor.shutdown(cancel_futures=True)
 
 
-_MAKER: BatchMaker | None = None  # of a worker process: sent once, not with every batch
+_MAKER: Callable | None = None  # of a worker process: sent once, not with every batch
 
 
-def _start(maker: BatchMaker) -> None:
+def _start(maker: Callable) -> None:
     """The start of a worker. Ctrl-C is for the main process alone; if that is killed, the worker ends too."""
     global _MAKER
     _MAKER = maker
