@@ -27,6 +27,7 @@ def _verbs() -> dict:
     from zoomearth_jax.ask import AskConfig, ask
     from zoomearth_jax.bench import BenchConfig, bench
     from zoomearth_jax.convert import ConvertConfig, convert
+    from zoomearth_jax.data import DataConfig, data
     from zoomearth_jax.demo import DemoConfig, demo
     from zoomearth_jax.evaluate import EvaluateConfig, evaluate
     from zoomearth_jax.grpo import GRPOConfig, grpo
@@ -38,6 +39,7 @@ def _verbs() -> dict:
         "ask": (AskConfig, ask),
         "bench": (BenchConfig, bench),
         "convert": (ConvertConfig, convert),
+        "data": (DataConfig, data),
         "demo": (DemoConfig, demo),
         "evaluate": (EvaluateConfig, evaluate),
         "grpo": (GRPOConfig, grpo),
@@ -69,6 +71,10 @@ def _parse(args: list[str], verbs: dict):
         from zoomearth_jax.bench import BENCHMARKS
 
         _check_name("benchmark", args[1:2], BENCHMARKS)
+    if args[:1] == ["data"]:
+        from zoomearth_jax.data import COMMANDS
+
+        _check_name("command", args[1:2], COMMANDS)
     args, defaults = _read_defaults(args, verbs)
     choices = tuple(
         Annotated[

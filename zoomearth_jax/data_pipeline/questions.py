@@ -127,9 +127,10 @@ def read_questions(directory, split: str | None = None) -> list[Question]:
     if split is None or find_rows(directory, released) is None:
         if split is None and any(find_rows(directory, name) for name in RELEASED_SPLITS):
             raise UserError(f"{directory}: holds LRS-GRO; say which split: {', '.join(RELEASED_SPLITS)}")
+        rows = f"rows of LRS-GRO for split {released}" if released else "rows of LRS-GRO"
         raise UserError(
-            f"{directory}: no such file questions.jsonl (`zoomearth scenes --out {directory}` writes an example), and no rows of "
-            f"LRS-GRO for split {released}. {WHERE_FROM}"
+            f"{directory / 'questions.jsonl'}: no such file (`zoomearth scenes --out {directory}` writes an example), and no "
+            f"{rows} in that folder. {WHERE_FROM}"
         )
     return _read_lrs_gro(directory, released)
 

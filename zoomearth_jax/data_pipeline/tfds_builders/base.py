@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -40,14 +40,14 @@ class FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return beam.Create(list(items)) | beam.Reshuffle() | beam.FlatMap(examples)
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir, beam_runner=None, beam_options=None) -> None:
+def prepare(builder: tfds.core.DatasetBuilder, manual_dir, beam_runner=None, beam_options: Sequence[str] = ()) -> None:
     """Writes a builder's files from a folder of downloaded data; nothing if they are there.
 
     Args:
         manual_dir: the folder, see the builder's MANUAL_DOWNLOAD_INSTRUCTIONS.
         beam_runner: name of an Apache Beam runner, such as DirectRunner, or one itself; without it or options, this process
             does the work.
-        beam_options: apache_beam's PipelineOptions.
+        beam_options: options of the runner without their dashes, such as "project=name".
 
     Raises:
         UserError: no such folder, Beam isn't installed, or what the builder says of the data.
@@ -55,12 +55,14 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir, beam_runner=None, bea
     manual_dir = Path(manual_dir)
     if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
         raise UserError(f"{manual_dir}: no such folder, or it is empty. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    options = None
     if beam_runner or beam_options:
         try:
-            import apache_beam  # noqa: F401
+            from apache_beam.options.pipeline_options import PipelineOptions
         except ImportError:
             raise UserError("Apache Beam isn't installed: pip install 'zoomearth_jax[beam]'") from None
+        options = PipelineOptions([f"--{option}" for option in beam_options])
     config = tfds.download.DownloadConfig(
-        manual_dir=manual_dir, beam_runner=beam_runner, beam_options=beam_options, try_download_gcs=False
+        manual_dir=manual_dir, beam_runner=beam_runner, beam_options=options, try_download_gcs=False
     )
     builder.download_and_prepare(download_config=config)
