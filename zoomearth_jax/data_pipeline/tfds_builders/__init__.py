@@ -4,8 +4,8 @@
     prepare(builder, manual_dir="path/to/LRS-GRO")       # once; array_record files
     rows = builder.as_data_source(split="rl")            # random access, for grain: rows[0]["question"]
 
-After the import `tfds.data_source("lrs_gro", ...)` works as well. `tfds.load` wants tensorflow (extra `tf`) and its own files, since
-it can't read array_record ones: `LrsGro(data_dir=..., file_format="tfrecord")`. On a cluster (extra `beam`):
+After the import `tfds.data_source("lrs_gro", ...)` works as well. `tfds.load` wants tensorflow (extra `tf`) and files of its
+own kind: `tfds.load("lrs_gro", builder_kwargs={"file_format": "tfrecord"}, ...)`. On a cluster (extra `beam`):
 `prepare(builder, manual_dir, beam_runner="DataflowRunner", beam_options=["project=NAME"])`.
 """
 
