@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sft_run(folder):
     config = SFTConfig(
-        out=folder / "sft", questions=48, steps=12, batch_size=16, checkpoint_every=6, optimizer=FAST, lora=LORA
+        out=folder / "sft", questions=48, steps=24, batch_size=16, checkpoint_every=12, optimizer=FAST, lora=LORA
     )
     sft(config)
     return config
@@ -84,7 +84,7 @@ def test_resume_is_bit_exact(sft_run, folder):
     cut = dataclasses.replace(sft_run, out=folder / "cut")
     sft(cut)
     with Checkpoints(cut.out) as checkpoints:
-        checkpoints._manager.delete(12)  # as if the run had died after step 6
+        checkpoints._manager.delete(24)  # as if the run had died after step 12
     sft(dataclasses.replace(cut, resume=True))
     assert rows_of(cut) == rows_of(sft_run)
     assert_same(params(cut.out), params(sft_run.out))

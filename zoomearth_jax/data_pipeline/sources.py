@@ -50,7 +50,8 @@ def open_sources(
 
     Args:
         data: `scenes`, folders with questions.jsonl and images, or both; one name may stand alone.
-        split, seed, global_share, questions: which procedural scenes, and how many.
+        split: sft, grpo or test, of scenes and of folders that hold several.
+        seed, global_share, questions: which procedural scenes, and how many.
 
     Raises:
         UserError: nothing named, or a folder that can't be read.
@@ -59,4 +60,4 @@ def open_sources(
         raise UserError(f"data: name a folder or `{SCENES}`")
     data = [data] if isinstance(data, str) else data
     scenes = SceneQuestions(split, seed, global_share, questions)
-    return [Source(name, scenes if name == SCENES else read_questions(name)) for name in data]
+    return [Source(name, scenes if name == SCENES else read_questions(name, split)) for name in data]
