@@ -141,6 +141,7 @@ def test_null_and_unknown_fields_count_as_absent():
 )
 def test_a_level_that_is_lacking_follows(category, bbox, level):
     assert normalise(parse_row({**BARE, "category": category, "bbox": bbox}, "row")).type == level
+    assert normalise(parse_row({**BARE, "category": category, "bbox": bbox, "type": " Region"}, "row")).type == "region"
 
 
 def test_categories():
@@ -235,6 +236,9 @@ def test_where_rows_are_found(folder):
     assert [q.text for q in read_questions(folder, "test")] == ["of test"]
     with pytest.raises(UserError, match="no rows of split 'rl'; it has sft, test"):
         read_questions(folder, "grpo")
+    write_jsonl(folder / "LRS-GRO.jsonl", [RAW])  # of one split alone: still not the others' rows
+    with pytest.raises(UserError, match="no rows of split 'rl'; it has sft"):
+        read_questions(folder, "grpo")
     write_jsonl(folder / "RL.jsonl", [{**RAW, "split": "train"}] * 3)  # a split's own file wins, whatever its rows say
     assert len(read_questions(folder, "grpo")) == 3
     write_saved(folder / "sft", [RAW, RAW])
@@ -257,6 +261,7 @@ def test_saved_folders(tmp_path):
     [
         ("sft/state.json", b"[]", "no list _data_files"),
         ("sft/state.json", b"{", "not JSON"),
+        ("sft/state.json", b"\xff", "not JSON"),
         ("sft/data-00000-of-00001.arrow", b"ARROW1 or not", "not a readable Arrow stream"),
         ("sft/data-00000-of-00001.arrow", None, "not a readable Arrow stream"),
         ("sft.jsonl", b"{\n", "sft.jsonl line 1: not JSON"),
@@ -287,6 +292,21 @@ def test_a_cut_arrow_file_is_an_error_not_a_crash(tmp_path):
         broken[place : place + 8] = b"\xff" * 8
         file.write_bytes(broken[: len(data) - place])
         assert "\n" not in complaint(lambda: read_split(tmp_path, "sft"))
+
+
+def test_broken_texts_of_arrow_files(tmp_path):
+    """They matter in the columns that are read alone."""
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    write_saved(tmp_path / "sft", [{**BARE, "note": ""}])
+    file = tmp_path / "sft" / "data-00000-of-00001.arrow"
+    table = pa.ipc.open_stream(file.read_bytes()).read_all()
+    for column in ("note", "question"):
+        changed = table.set_column(table.schema.get_field_index(column), column, broken)
+        with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, changed.schema) as stream:
+            stream.write_table(changed)
+        assert ("not a readable Arrow stream" in complaint(lambda: read_split(tmp_path, "sft"))) is (
+            column == "question"
+        )
 
 
 def test_nothing_there_tells_where_it_comes_from(tmp_path):

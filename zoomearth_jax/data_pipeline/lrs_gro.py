@@ -112,11 +112,14 @@ class LrsGroRow:
 
     def to_dict(self) -> dict:
         """The row as it was read, without the fields that it lacked."""
-        values = {_KEYS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {key: getattr(self, field.name) for key, field in FIELDS.items()}
         return {key: value for key, value in (values | {"bbox": list(self.bbox)}).items() if value is not None}
 
 
 _KEYS = {"overview": "global"}  # `global` is a word of Python's own
+FIELDS = {
+    _KEYS.get(field.name, field.name): field for field in dataclasses.fields(LrsGroRow)
+}  # by their released names
 
 
 def _numbers(value) -> tuple[float, ...] | None:
@@ -155,8 +158,7 @@ def parse_row(record: Mapping, where: str) -> LrsGroRow:
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: not a row of LRS-GRO, but a {type(record).__name__}")
     values = {}
-    for field in dataclasses.fields(LrsGroRow):
-        key = _KEYS.get(field.name, field.name)
+    for key, field in FIELDS.items():
         if record.get(key) is None:
             if field.default is dataclasses.MISSING:
                 raise UserError(f"{where}: field {key!r} is missing")

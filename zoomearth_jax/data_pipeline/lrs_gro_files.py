@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from zoomearth_jax.data_pipeline.lrs_gro import SPLITS, LrsGroRow, normalise, parse_row
+from zoomearth_jax.data_pipeline.lrs_gro import FIELDS, SPLITS, LrsGroRow, normalise, parse_row
 from zoomearth_jax.errors import UserError
 
 WHERE_FROM = (
@@ -111,7 +111,10 @@ def _json(text: str, where: str):
 
 
 def _read_saved(folder: Path) -> Iterator[LrsGroRow]:
-    """Rows of a folder by `datasets.Dataset.save_to_disk`: state.json names Arrow streams. Columns of images are not read."""
+    """Rows of a folder by `datasets.Dataset.save_to_disk`: state.json names Arrow streams.
+
+    Other columns, such as images, are not read.
+    """
     import pyarrow as pa  # 0.1 s that only this form costs
 
     state = _json((folder / "state.json").read_text(encoding="utf-8", errors="replace"), f"{folder}/state.json")
@@ -124,24 +127,13 @@ def _read_saved(folder: Path) -> Iterator[LrsGroRow]:
         try:
             with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as stream:
                 for batch in stream:
-                    batch.validate(full=True)  # offsets of a broken or hostile file lead anywhere
-                    plain = [f.name for f in batch.schema if _is_plain(f.type)]
-                    for record in batch.select(plain).to_pylist():
+                    known = batch.select([name for name in batch.schema.names if name in FIELDS])
+                    known.validate(full=True)  # texts and offsets of a broken or hostile file may be anything
+                    for record in known.to_pylist():
                         number += 1
                         yield parse_row(record, f"{file} row {number}")
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file}: not a readable Arrow stream ({str(error).splitlines()[0]})") from None
-
-
-def _is_plain(kind) -> bool:
-    import pyarrow as pa
-
-    types = pa.types
-    item = (
-        kind.value_type if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) else kind
-    )
-    text = types.is_string(item) or types.is_large_string(item) or types.is_string_view(item)
-    return text or types.is_integer(item) or types.is_floating(item) or types.is_boolean(item) or types.is_null(item)
 
 
 def manifest(rows: Sequence[LrsGroRow]) -> dict:
