@@ -17,13 +17,15 @@ CORE = [
     "nltk>=3.9",
     "numpy>=2.0",
     "pillow>=11",
+    "pyvips[binary]>=3.0",
+    "array-record>=0.8",
     "safetensors>=0.6",
     "tyro>=1.0",
     "jinja2>=3.1",
     "tqdm>=4.66",
     "pyyaml>=6.0",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "rasterio>=1.4"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
-import warnings
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, view_size
-from zoomearth_jax.errors import UserError
-
-MAX_PIXELS = 500_000_000  # checked against the header before anything is decoded
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}  # 8 bits a channel; others lose data silently
+from zoomearth_jax.data_pipeline.decoding import ImageFile
 
 
 class ImageSource(Protocol):
@@ -23,8 +19,13 @@ class ImageSource(Protocol):
 
     frame: Frame
 
-    def window(self, box: Box, size: Frame) -> np.ndarray:
-        """The window `box` (in px of `frame`) resized to `size`: uint8 [size.height, size.width, 3]."""
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """The window `box` (in px of `frame`) resized to `size`: uint8 [size.height, size.width, 3].
+
+        Args:
+            exact: computed from the full resolution, however large the window. Sources that hold coarser levels
+                otherwise take those for large windows; the others are always exact.
+        """
 
 
 class RawImage:
@@ -34,28 +35,12 @@ class RawImage:
         """Reads the header only.
 
         Raises:
-            UserError: missing, unreadable, over MAX_PIXELS, or of a pixel type that Pillow would silently ruin
-                (16-bit, float).
+            UserError: see `ImageFile`.
         """
         self.path = Path(path)
-        with self._open() as image:
-            self.frame = Frame(*image.size)
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path}: {image.width} x {image.height} px is over the limit of {MAX_PIXELS:,} px")
-            if image.mode not in _MODES:
-                raise UserError(f"{path}: pixel type {image.mode!r} is not supported; convert the image to 8-bit RGB")
+        self.frame = ImageFile(self.path).frame
 
-    def _open(self) -> Image.Image:
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such image file")
-        try:
-            with warnings.catch_warnings():  # our own limit is checked from the header
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                return Image.open(self.path)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-            raise UserError(f"{self.path}: not a readable image ({error})") from None
-
-    def window(self, box: Box, size: Frame) -> np.ndarray:
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """See `ImageSource.window`; Pillow's antialiased bicubic filter, as HF's slow image processor uses."""
         with _DECODING:  # threads that want the same file wait for one decoding of it
             pixels = _decode(self)
@@ -66,13 +51,13 @@ class RawImage:
 _DECODING = threading.Lock()
 
 
-@functools.lru_cache(maxsize=2)  # a 20,000 px image is 1.2 GB
+@functools.lru_cache(maxsize=2)  # a 20,000 px image is 1.6 GB
 def _decode(image: RawImage) -> Image.Image:
-    with image._open() as file:
-        try:
-            return file.convert("RGB")
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise UserError(f"{image.path}: broken image data ({error})") from None
+    pixels, top = Image.new("RGB", (image.frame.width, image.frame.height)), 0
+    for strip in ImageFile(image.path).strips(256):
+        pixels.paste(Image.fromarray(strip), (0, top))
+        top += len(strip)
+    return pixels
 
 
 def whole(source: ImageSource) -> Box:
