@@ -111,15 +111,13 @@ class LrsGroRow:
         return bool(self.bbox) and self.cut is not False
 
     def to_dict(self) -> dict:
-        """The row as it was read, without the fields that it lacked."""
+        """The row as it was read, with a bbox in any case and without nulls."""
         values = {key: getattr(self, field.name) for key, field in FIELDS.items()}
         return {key: value for key, value in (values | {"bbox": list(self.bbox)}).items() if value is not None}
 
 
 _KEYS = {"overview": "global"}  # `global` is a word of Python's own
-FIELDS = {
-    _KEYS.get(field.name, field.name): field for field in dataclasses.fields(LrsGroRow)
-}  # by their released names
+FIELDS = {_KEYS.get(field.name, field.name): field for field in dataclasses.fields(LrsGroRow)}  # by released name
 
 
 def _numbers(value) -> tuple[float, ...] | None:

@@ -13,7 +13,8 @@ from zoomearth_jax.errors import UserError
 WHERE_FROM = (
     "LRS-GRO comes from the authors of ZoomEarth (arXiv 2511.12267), https://huggingface.co/datasets/HappyBug/LRS-GRO: put "
     "sft.jsonl, rl.jsonl and test.jsonl (or folders of these names as `datasets` saves them, or LRS-GRO.jsonl with all "
-    "splits) into one folder, and the images into its subfolder images/; `zoomearth data check FOLDER` then tells what is there"
+    "splits) into one folder, and the images into its subfolder images/, or `zoomearth tile` them into tiles/; "
+    "`zoomearth data check FOLDER` then tells what is there"
 )
 _ALL = "lrs-gro.jsonl"  # all splits in one file
 _MAX_LINE = 1 << 20  # characters; the longest released row has some 5,000
