@@ -34,6 +34,7 @@ def _verbs() -> dict:
     from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
     from zoomearth_jax.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.sft import SFTConfig, sft
+    from zoomearth_jax.tile import TileConfig, tile
 
     return {
         "ask": (AskConfig, ask),
@@ -46,6 +47,7 @@ def _verbs() -> dict:
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
         "scenes": (ScenesConfig, write_scenes),
         "sft": (SFTConfig, sft),
+        "tile": (TileConfig, tile),
     }
 
 
