@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_model_is_refused(sft_run, tmp_path):
 def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
     scenes = write_scenes(ScenesConfig(out=folder / "scenes", count=2, side=600))
     results = evaluate(
-        EvaluateConfig(model=str(grpo_run.out), data=str(scenes), samples=folder / "s.jsonl", batch_size=8)
+        EvaluateConfig(model=str(grpo_run.out), data=(str(scenes),), samples=folder / "s.jsonl", batch_size=8)
     )
     records = [json.loads(line) for line in (folder / "s.jsonl").read_text().splitlines()]
     assert len(records) == results["shown"]["questions"] == len((scenes / "questions.jsonl").read_text().splitlines())
@@ -175,11 +175,15 @@ def test_a_step_compiles_once(sft_run):
 
 def test_stages_train_on_a_folder_of_files(folder):
     scenes = write_scenes(ScenesConfig(out=folder / "own", count=2, side=500, format="png"))
-    first = SFTConfig(out=folder / "own_sft", data=str(scenes), steps=2, batch_size=4)
+    first = SFTConfig(out=folder / "own_sft", data=(str(scenes),), steps=2, batch_size=4)
     sft(first)
-    second = GRPOConfig(model=str(first.out), out=folder / "own_grpo", data=str(scenes), steps=2, prompts=3, group=2)
+    second = GRPOConfig(model=str(first.out), out=folder / "own_grpo", data=(str(scenes),), steps=2, prompts=3, group=2)
     grpo(second)
     assert [row["step"] for row in losses(second)] == [1, 2]
+    file = scenes / "questions.jsonl"
+    file.write_text(file.read_text().replace("How many", "What number of"))
+    with pytest.raises(UserError, match=r"the questions of .*own have changed since the run began"):
+        grpo(dataclasses.replace(second, resume=True))
 
 
 def test_demo_settings_are_checked():

@@ -127,7 +127,7 @@ def grpo(config: GRPOConfig) -> Path:
     )
 
     loader = open_loader(config, "grpo", rows.prompts, config.prompts)
-    open_run(config, model, rows)
+    open_run(config, model, rows, loader)
     with loader, Checkpoints(config.out) as checkpoints:
         if config.resume:
             state = checkpoints.restore(state)

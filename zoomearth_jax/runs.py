@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +21,12 @@ from zoomearth_jax.errors import UserError
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
 
 
-def open_run(config, model, rows) -> None:
-    """Prepares `config.out`: header files and the settings in run.yaml.
+def open_run(config, model, rows, loader: Loader) -> None:
+    """Prepares `config.out`: header files, the settings in run.yaml, and what identifies the questions in data.json.
 
     Raises:
         UserError: a run is there and neither `resume` nor `overwrite` is set, or nothing is there to resume, or what is
-            there had other settings.
+            there had other settings or questions.
     """
     out = Path(config.out)
     settings = out / "run.yaml"
@@ -42,13 +43,26 @@ def open_run(config, model, rows) -> None:
             raise UserError(
                 f"{out}: the run to resume has {key}={before[key]!r}, not {now[key]!r}; use its own settings"
             )
+        _check_questions(out / "data.json", loader.digests)
         return
     if exists and not config.overwrite:
         raise UserError(f"{out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out")
     if exists:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     write_run_header(out, model, rows)
+    (out / "data.json").write_text(json.dumps(loader.digests, indent=2) + "\n", encoding="utf-8")
     write_yaml(settings, config)
+
+
+def _check_questions(file: Path, digests: dict[str, str]) -> None:
+    """Questions that changed would silently change what the steps to come train on."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: can't tell whether the questions are those of the run ({error})") from None
+    changed = [name for name in digests if before.get(name) != digests[name]]
+    if changed:
+        raise UserError(f"{file}: the questions of {changed[0]} have changed since the run began; start a new run")
 
 
 def open_loader(config, split: str, make: Callable, batch_size: int, questions: int = ENDLESS) -> Loader:

@@ -74,7 +74,7 @@ def sft(config: SFTConfig) -> Path:
         return jax.device_put(row_batch(*batch, model.config.vision))
 
     loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions)
-    open_run(config, model, rows)
+    open_run(config, model, rows, loader)
     with loader, Checkpoints(config.out) as checkpoints:
         if config.resume:
             state = checkpoints.restore(state)

@@ -179,7 +179,7 @@ def test_workers_end_with_a_killed_main_process(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_question_is_named(workers, nano, tmp_path):
     folder = write_scenes(ScenesConfig(out=tmp_path, count=2, side=300, format="png"))
-    source = open_sources(str(folder), "sft", seed=0, global_share=0)
+    source = open_sources([str(folder)], "sft", seed=0, global_share=0)
     image = source[0].questions[-1].image.path
     image.write_bytes(image.read_bytes()[:2000])
     with (
@@ -195,8 +195,9 @@ def test_bad_settings_are_one_line():
     for mix in [(1,), (1, 0), (1, -1), (1, float("nan"))]:
         with pytest.raises(UserError, match="mix: give 2 positive shares"):
             open_loader((FINITE, ENDLESS), mix=mix)
-    with pytest.raises(UserError, match="data: name a folder"):
-        open_sources((), "sft", seed=0, global_share=0)
+    for data in ((), "scenes"):
+        with pytest.raises(UserError, match="data: give a sequence of folders"):
+            open_sources(data, "sft", seed=0, global_share=0)
 
 
 def test_sources_pickle_small():

@@ -94,6 +94,11 @@ class Loader:
     def __exit__(self, *error):
         self._pool.__exit__(*error)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Name -> hash of each source: a step is the loader's state as long as these stay."""
+        return {source.name: source.digest() for source in self._maker.sources}
+
     def places(self, step: int) -> list[Place]:
         """Where this host's questions of a step are."""
         first = step * self._batch_size + self._offset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
@@ -42,22 +43,29 @@ class Source:
         """Whether there is no end to it; nothing is shuffled then."""
         return len(self.questions) >= ENDLESS
 
+    def digest(self) -> str:
+        """A hash that changes with any question; of procedural ones, with their settings."""
+        if isinstance(self.questions, SceneQuestions):
+            said = repr(self.questions)
+        else:
+            said = "\n".join(repr((q.text, q.answer, q.level, q.box, q.label, q.thoughts)) for q in self.questions)
+        return hashlib.sha256(said.encode()).hexdigest()
+
 
 def open_sources(
-    data: str | Sequence[str], split: str, *, seed: int, global_share: float, questions: int = ENDLESS
+    data: Sequence[str], split: str, *, seed: int, global_share: float, questions: int = ENDLESS
 ) -> list[Source]:
     """The sources that the `data` setting names.
 
     Args:
-        data: `scenes`, folders with questions.jsonl and images, or both; one name may stand alone.
+        data: `scenes`, folders with questions.jsonl and images, or both.
         split: sft, grpo or test, of scenes and of folders that hold several.
         seed, global_share, questions: which procedural scenes, and how many.
 
     Raises:
         UserError: nothing named, or a folder that can't be read.
     """
-    if not data:
-        raise UserError(f"data: name a folder or `{SCENES}`")
-    data = [data] if isinstance(data, str) else data
+    if not data or isinstance(data, str):
+        raise UserError(f"data: give a sequence of folders, `{SCENES}` among them or alone, not {data!r}")
     scenes = SceneQuestions(split, seed, global_share, questions)
     return [Source(name, scenes if name == SCENES else read_questions(name, split)) for name in data]
