@@ -59,10 +59,10 @@ def open_images(folder: ImageFolder, names: Iterable[str]) -> tuple[dict[str, Im
     images, faults = {}, {}
     for name in names:
         try:
-            if folder.find(name) is None:
+            if (image := folder.get(name)) is None:
                 faults[name] = "image is missing", name
             else:
-                images |= folder.open([name])
+                images[name] = image
         except UserError as error:
             faults[name] = "image can't be read", str(error)
     return images, faults

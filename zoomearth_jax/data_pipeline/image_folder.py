@@ -8,43 +8,57 @@ from pathlib import Path
 from zoomearth_jax.data_pipeline.images import ImageSource, RawImage
 from zoomearth_jax.errors import UserError
 
-_PLACES = ("images", ".")  # subfolders of the folder, in this order
+_STORES = ("tiles", ".")  # subfolders of the folder, in this order
+_FILES = ("images", ".")
 
 
 class ImageFolder:
-    """Images of a folder: plain files in its subfolder images/ or in the folder itself."""
+    """Images of a folder: of the tile store in its subfolder tiles/, or plain files in images/ or in the folder itself.
+
+    The folder may be a tile store itself. What a store has is read from there, what it lacks from files.
+    """
 
     def __init__(self, directory):
-        """Opens nothing yet."""
-        self.directory = Path(directory)
-
-    def find(self, name: str) -> Path | None:
-        """The file of an image; None if there is none.
+        """Reads the index of a tile store if there is one.
 
         Raises:
-            UserError: the name leads out of the folder.
+            UserError: a broken store.
         """
+        from zoomearth_jax.data_pipeline.tiles import TileStore, is_store  # which imports this module
+
+        self.directory = Path(directory)
+        self._stores = [TileStore.open(self.directory / place) for place in _STORES if is_store(self.directory / place)]
+
+    def get(self, name: str) -> ImageSource | None:
+        """The image of that file name; None if there is none.
+
+        Raises:
+            UserError: the name leads out of the folder, or the file is unreadable.
+        """
+        for store in self._stores:
+            if name in store:
+                return store.image(name)
         root = self.directory.resolve()
-        for place in _PLACES:
+        for place in _FILES:
             path = self.directory / place / name
             if not path.resolve().is_relative_to(root):
                 raise UserError(f"image {name!r} is not inside the folder {self.directory}")
             if path.is_file():
-                return path
+                return RawImage(path)
         return None
 
     def open(self, names: Iterable[str]) -> dict[str, ImageSource]:
-        """Opens images by name.
+        """Images by name.
 
         Raises:
-            UserError: names that lead out of the folder, unreadable files, or missing ones: how many, and the first.
+            UserError: as `get` does; or images are missing: how many, and the first.
         """
-        paths = {name: self.find(name) for name in dict.fromkeys(names)}
-        missing = [name for name, path in paths.items() if path is None]
+        images = {name: self.get(name) for name in dict.fromkeys(names)}
+        missing = [name for name, image in images.items() if image is None]
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise UserError(
-                f"{self.directory}: {len(missing)} of {len(paths)} images are missing: {shown}: no such image file there or in "
-                f"its subfolder images/"
+                f"{self.directory}: {len(missing)} of {len(images)} images are missing: {shown}: no such image file there, in its "
+                f"subfolder images/ or in a tile store in tiles/"
             )
-        return {name: RawImage(path) for name, path in paths.items()}
+        return images
