@@ -4,9 +4,11 @@ import dataclasses
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from zoomearth_jax.bench import BENCHMARKS, peers, table
+from zoomearth_jax.bench import BENCHMARKS, loader, peers, table
+from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
 from zoomearth_jax.errors import UserError
@@ -50,6 +52,8 @@ def test_models_may_be_separated_by_commas():
         (["bench", "peers", "--models", ""], "unknown models"),
         (["bench", "peers", "--models", "nanno"], "unknown models nanno; known: nano, 100m, full_width"),
         (["bench", "peers", "--repeats", "0"], "must be positive"),
+        (["bench", "loader", "--formats", "jpg"], "formats are png and tif"),
+        (["bench", "loader", "--repeats", "0"], "counts must be positive"),
         (["bench", "windows", "--sides", "7"], "sides must be even"),
         (["bench", "full-size", "--tokens", "0"], "tokens must be positive"),
         (["bench", "full-size", "--preset", "nanno"], "did you mean 'nano'"),
@@ -115,3 +119,18 @@ def test_peers_refuses_to_time_different_functions(what, message, monkeypatch):
     monkeypatch.setattr(peers.Ours, what, wrong)
     with pytest.raises(UserError, match=f"nano differs in .*{message}"):
         peers.bench_peers(PeersConfig(("nano",)))
+
+
+def test_loader_rows_tell_speeds_whose_ratio_they_state():
+    rows = bench_loader(LoaderConfig(images=1, side=1200, prompts=1, group=2, steps=2, repeats=1))
+    assert [row["images"] for row in rows] == ["png", "tif", "71% png"]
+    for row in rows:
+        assert row["ratio"] == row["loader_per_s"] / row["files_per_s"] > 0
+    speeds = [row["files_per_s"] for row in rows]
+    assert min(speeds[:2]) <= speeds[2] <= max(speeds[:2])
+
+
+def test_loader_figures_are_refused_where_the_pictures_differ(monkeypatch):
+    monkeypatch.setattr(loader.WholeFile, "window", lambda self, box, size: np.zeros((size.height, size.width, 3)))
+    with pytest.raises(UserError, match="the store's pictures differ"):
+        bench_loader(LoaderConfig(formats=("png",), images=1, side=600))

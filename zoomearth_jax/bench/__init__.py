@@ -16,12 +16,14 @@ import jax
 import tyro
 
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
+from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS = {
     "full-size": (FullSizeConfig, bench_full_size),
+    "loader": (LoaderConfig, bench_loader),
     "peers": (PeersConfig, bench_peers),
     "windows": (WindowsConfig, bench_windows),
 }
