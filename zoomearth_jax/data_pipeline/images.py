@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from pathlib import Path
 from typing import Protocol
@@ -41,11 +42,10 @@ class RawImage:
         self.frame = ImageFile(self.path).frame
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
-        """See `ImageSource.window`; Pillow's antialiased bicubic filter, as HF's slow image processor uses."""
+        """See `ImageSource.window`; always exact."""
         with _DECODING:  # threads that want the same file wait for one decoding of it
             pixels = _decode(self)
-        resized = pixels.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box.corners)
-        return np.asarray(resized)
+        return resized(pixels, box.corners, size)
 
 
 _DECODING = threading.Lock()
@@ -58,6 +58,31 @@ def _decode(image: RawImage) -> Image.Image:
         pixels.paste(Image.fromarray(strip), (0, top))
         top += len(strip)
     return pixels
+
+
+def span(low: float, high: float, size: int, side: int) -> tuple[int, int]:
+    """The px of one axis, of `side` px, that [low, high) resized to `size` px depends on.
+
+    Pillow's bicubic filter reaches 2 px of the result, or of the original if it is enlarged, beyond the window.
+    """
+    reach = 2 * max(1.0, (high - low) / size) + 2
+    return max(math.floor(low - reach), 0), min(math.ceil(high + reach), side)
+
+
+def resized(pixels: Image.Image, corners: tuple[float, float, float, float], size: Frame) -> np.ndarray:
+    """A window resized by Pillow's antialiased bicubic filter, as HF's slow image processor does: uint8 [h, w, 3].
+
+    Columns are resized first, then rows, each rounded to uint8: that is `Image.resize` before Pillow 13, which takes the
+    other order for some shapes of the whole picture. With the order fixed a window's pixels don't depend on the version,
+    nor on how much of the image is at hand. Edges are float32, as in Pillow; so they can be shifted exactly.
+    """
+    x1, y1, x2, y2 = (float(np.float32(edge)) for edge in corners)
+    left, right = span(x1, x2, size.width, pixels.width)
+    top, bottom = span(y1, y2, size.height, pixels.height)
+    part = pixels.crop((left, top, right, bottom))
+    part = part.resize((size.width, part.height), Image.Resampling.BICUBIC, box=(x1 - left, 0, x2 - left, part.height))
+    part = part.resize((size.width, size.height), Image.Resampling.BICUBIC, box=(0, y1 - top, size.width, y2 - top))
+    return np.asarray(part)
 
 
 def whole(source: ImageSource) -> Box:

@@ -261,7 +261,7 @@ class _ImageBuild:
         _write_json(_record_path(self.directory, path.name), dataclasses.asdict(record))
 
     def _add_strip(self, strip: Image.Image) -> None:
-        """A row of full-size tiles. Pillow resizes columns, then rows: strips and the whole give the same bits."""
+        """A row of full-size tiles. Views' columns are resized here, their rows at the end, as in `images.resized`."""
         if self.stop.is_set():
             raise _Stopped
         for size, squeezed in zip(self.sizes, self.squeezed, strict=True):

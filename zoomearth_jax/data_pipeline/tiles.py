@@ -23,7 +23,7 @@ from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.images import ImageSource
+from zoomearth_jax.data_pipeline.images import ImageSource, resized, span
 from zoomearth_jax.errors import UserError
 
 FORMAT, VERSION = "zoomearth tile store", 1
@@ -110,8 +110,7 @@ class StoredImage:
                 if stored == [size.width, size.height]:
                     return np.array(self._tiles([number])[0])
         level = 0 if exact else level_for(box, size, len(self.record.levels))
-        pixels, corners = self._around(level, box, size)
-        return np.asarray(pixels.resize((size.width, size.height), Image.Resampling.BICUBIC, box=corners))
+        return resized(*self._around(level, box, size), size)
 
     def _around(self, level: int, box: Box, size: Frame) -> tuple[Image.Image, tuple[float, ...]]:
         """The tiles that a resized window depends on, as one picture, and the window's corners in it."""
@@ -149,17 +148,13 @@ def level_for(box: Box, size: Frame, levels: int) -> int:
 
 
 def _tile_range(low: float, high: float, size: int, level: int, whole: int) -> tuple[range, float, float]:
-    """Tiles of one axis that a resize to `size` reads, and the window's edges from the first tile's edge on.
-
-    Pillow's bicubic filter reaches 2 px of the result beyond the window. It takes edges as float32; rounded before the
-    shift, which is then exact, they give Pillow's very weights.
-    """
-    low, high = (float(np.float32(edge)) / 2**level for edge in (low, high))
-    reach = 2 * max(1.0, (high - low) / size) + 2
-    last = _ceil_shift(whole, level)
-    first = max(math.floor(low - reach), 0) // TILE
-    tiles = range(first, (min(math.ceil(high + reach), last) - 1) // TILE + 1)
-    return tiles, low - first * TILE, high - first * TILE
+    """Tiles of one axis that a resize to `size` reads, and the window's edges from the first tile's edge on."""
+    low, high = (
+        float(np.float32(edge)) / 2**level for edge in (low, high)
+    )  # rounded as in `resized`, before any shift
+    first, last = span(low, high, size, _ceil_shift(whole, level))
+    tiles = range(first // TILE, (last - 1) // TILE + 1)
+    return tiles, low - tiles.start * TILE, high - tiles.start * TILE
 
 
 def _ceil_shift(side: int, level: int) -> int:
