@@ -83,6 +83,7 @@ def test_every_fault_is_found(tmp_path, run):
             {**twin, "question_id": "2"},
         ],
         test=[asked(ROW, " shared")],
+        sft=[asked(ROW, "sft"), asked(ROW, "with reasoning", stage_1_reasoning="look")],
     )
     (tmp_path / "images" / "broken.png").write_text("no image")
     found = problems(run()[0])
@@ -99,16 +100,16 @@ def test_every_fault_is_found(tmp_path, run):
         ("rl", "category is of another level"): 1,
         ("rl", "asks for a crop without a box"): 1,
         ("rl", "question is there more than once"): 1,
+        ("sft", "reasoning is missing; the row isn't trained on"): 1,
         ("rl, test", "question is in both"): 1,
         ("rl, test", "image is in both"): 1,
+        ("sft, rl", "image is in both"): 1,
+        ("sft, test", "image is in both"): 1,
     }
     assert found["rl", "image is missing"][1] == ["gone.png"]
     assert found["rl", "box is degenerate"][1] == ["a.png: flat [5, 5, 5, 9]"]
     assert found["rl, test", "question is in both"][1] == ["a.png: shared"]
-    assert set(problems(run(split="test")[0])) == {
-        ("rl, test", "question is in both"),
-        ("rl, test", "image is in both"),
-    }
+    assert {split for split, _ in problems(run(split="test")[0])} == {"rl, test", "sft, test"}
 
 
 def test_the_picture_shows_boxes_where_they_are(tmp_path, run):

@@ -104,6 +104,8 @@ def find_problems(
         counts = collections.Counter(row.key for row in rows)
         for row in {row.key: row for row in rows if counts[row.key] > 1}.values():
             found[split, "question is there more than once"].append(_example(row))
+    for row in _unreasoned(splits.get("sft", ())):
+        found["sft", "reasoning is missing; the row isn't trained on"].append(_example(row))
     for (one, rows), (other, others) in _pairs(splits):
         for what, shared in (
             ("question is in both", {row.key for row in rows} & {row.key for row in others}),
@@ -117,6 +119,12 @@ def find_problems(
         for (split, problem), examples in found.items()
         if examples
     ]
+
+
+def _unreasoned(rows: Sequence[LrsGroRow]) -> list[LrsGroRow]:
+    """Rows without reasoning where others have it."""
+    without = [row for row in rows if not row.stage_1_reasoning]
+    return without if len(without) < len(rows) else []
 
 
 def _pairs(splits: Mapping) -> list[tuple]:

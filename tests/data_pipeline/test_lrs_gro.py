@@ -218,15 +218,27 @@ def folder(tmp_path):
 
 
 def test_questions_in_px_of_the_original(folder, capsys):
-    last = {**BARE, "bbox": [0, 0, 1024, 600], "split": "SFT"}  # without reasoning; lower than the image
+    last = {**BARE, "bbox": [0, 0, 1024, 600]}  # lower than the image
     gone = [{**last, "bbox": [5, 5, 5, 9]}, {**last, "bbox": [0, 600, 9, 700]}, {**last, "ground_truth": " "}]
-    write_jsonl(folder / "sft.jsonl", [RAW, last, *gone])
-    first, second = read_questions(folder, "sft")
+    write_jsonl(folder / "test.jsonl", [RAW, last, *gone])
+    first, second = read_questions(folder, "test")
     assert first.box == Box(200, 400, 600, 1000, Frame(2048, 1024))
     assert second.box == Box(0, 0, 2048, 1024, Frame(2048, 1024))
     assert (first.text, first.answer, first.level) == ("What colour is the roof?", "a qlarge Red roof", "object")
     assert second.thoughts == ("", "")
-    assert "3 of 5 rows of split sft are left out" in capsys.readouterr().err
+    assert "3 of 5 rows of split test are left out" in capsys.readouterr().err
+    write_jsonl(folder / "test.jsonl", gone)
+    with pytest.raises(UserError, match="no row of split test has an answer"):
+        read_questions(folder, "test")
+
+
+def test_fine_tuning_takes_rows_with_reasoning(folder, capsys):
+    write_jsonl(folder / "sft.jsonl", [RAW, BARE])
+    assert [q.thoughts[1] for q in read_questions(folder, "sft")] == ["The roof is red."]
+    assert "1 of 2 rows of split sft are left out (no reasoning" in capsys.readouterr().err
+    write_jsonl(folder / "sft.jsonl", [BARE, BARE])  # nobody has any: then it isn't meant to be taught
+    assert len(read_questions(folder, "sft")) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_where_rows_are_found(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zoomearth_jax.data_pipeline.lrs_gro import FIELDS, SPLITS, LrsGroRow, normalise, parse_row
@@ -57,10 +57,12 @@ def read_split(path, split: str) -> list[LrsGroRow]:
     source = find_rows(path, split)
     if source is None:
         raise UserError(f"{path}: no rows of LRS-GRO for split {split!r}. {WHERE_FROM}")
-    groups = _by_split(_read(source))
-    rows = next(iter(groups.values())) if len(groups) == 1 and source.name.lower() != _ALL else groups.get(split)
+    rows = list(_read(source))
+    named = _named(rows)
+    if len(named) > 1 or source.name.lower() == _ALL:
+        rows = [row for row in rows if _split(row) == split]
     if not rows:
-        raise UserError(f"{source}: no rows of split {split!r}; it has {', '.join(groups) or 'none at all'}")
+        raise UserError(f"{source}: no rows of split {split!r}; it has {', '.join(named) or 'none at all'}")
     return rows
 
 
@@ -74,15 +76,21 @@ def read_all(path) -> dict[str, list[LrsGroRow]]:
     if not sources:
         raise UserError(f"{path}: no rows of LRS-GRO. {WHERE_FROM}")
     if len({*sources.values()}) == 1 < len(sources):  # one file for all
-        return _by_split(_read(sources["rl"]))
+        rows = list(_read(sources["rl"]))
+        named = _named(rows)
+        if len(named) < 2:
+            return {named[0] if named else "rows": rows}
+        return {split: [row for row in rows if _split(row) == split] for split in named}
     return {split: read_split(path, split) for split in sources}
 
 
-def _by_split(rows: Iterable[LrsGroRow]) -> dict[str, list[LrsGroRow]]:
-    groups: dict[str, list[LrsGroRow]] = {}
-    for row in rows:
-        groups.setdefault((row.split or "rows").strip().lower(), []).append(row)
-    return groups
+def _split(row: LrsGroRow) -> str | None:
+    return row.split and row.split.strip().lower()
+
+
+def _named(rows: Sequence[LrsGroRow]) -> list[str]:
+    """The splits that rows name, in order."""
+    return [split for split in dict.fromkeys(map(_split, rows)) if split]
 
 
 def _read(source: Path) -> Iterator[LrsGroRow]:

@@ -164,15 +164,24 @@ def _read_own(directory: Path) -> list[Question]:
 
 
 def _read_lrs_gro(path: Path, split: str) -> list[Question]:
-    """Rows without an answer, or whose box has no area in the image, are left out and counted on standard error."""
+    """Rows that would teach or score nothing are left out and counted on standard error.
+
+    Those are rows without an answer, or whose box has no area in the image; and for fine-tuning, rows without reasoning among
+    rows with it: the last 11 of the released 1,011, so that the paper's 1,000 remain.
+    """
     rows = [normalise(row) for row in read_split(path, split)]
     images = ImageFolder(images_of(path)).open(row.image_name for row in rows)
-    questions = [lrs_gro_question(row, images[row.image_name]) for row in rows]
-    kept = [question for question in questions if question is not None]
-    if len(kept) < len(rows):
-        left_out = f"{len(rows) - len(kept)} of {len(rows)} rows of split {split} are left out"
-        print(f"{path}: {left_out} (no answer, or no box in the image): see `zoomearth data check`", file=sys.stderr)
-    return kept
+    reasoned = split == "sft" and any(row.stage_1_reasoning for row in rows)
+    kept = [row for row in rows if row.stage_1_reasoning or not reasoned]
+    questions = [lrs_gro_question(row, images[row.image_name]) for row in kept]
+    questions = [question for question in questions if question is not None]
+    if len(questions) < len(rows):
+        left_out = f"{len(rows) - len(questions)} of {len(rows)} rows of split {split} are left out"
+        reason = "no reasoning, no answer, or no box in the image" if reasoned else "no answer, or no box in the image"
+        print(f"{path}: {left_out} ({reason}); `zoomearth data check` lists them", file=sys.stderr)
+    if not questions:
+        raise UserError(f"{path}: no row of split {split} has an answer, and a box in its image if it has one")
+    return questions
 
 
 def lrs_gro_question(row: LrsGroRow, image: ImageSource) -> Question | None:
