@@ -64,7 +64,7 @@ def tile(config: TileConfig) -> dict:
     """Builds or verifies, prints a summary and returns it."""
     began = time.monotonic()
     summary = _verify(config) if config.verify else _build(config)
-    summary = {"store": str(config.out), **summary, "seconds": round(time.monotonic() - began, 1)}
+    summary = {"store": str(config.out), **summary, "seconds": round(time.monotonic() - began, 2)}
     print(json.dumps(summary) if config.json else ", ".join(f"{key} {value}" for key, value in summary.items()))
     return summary
 

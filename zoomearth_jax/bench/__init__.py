@@ -18,6 +18,7 @@ import tyro
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
+from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 
 # name -> (settings with a field `json`, function from them to rows)
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "full-size": (FullSizeConfig, bench_full_size),
     "loader": (LoaderConfig, bench_loader),
     "peers": (PeersConfig, bench_peers),
+    "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
 }
 _Settings = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]
