@@ -89,6 +89,14 @@ def test_annotation_frame(size, corners):
     assert box.frame == Frame(*size)
 
 
+def test_the_border_of_the_annotators_picture():
+    row, image = parse_row(RAW, "row"), Frame(5000, 3000)  # 1024 x 614.4 px
+    for low, fault in ((614, ""), (615, ""), (616, "partly outside")):
+        assert box_fault(dataclasses.replace(row, bbox=(0, 0, 1024, low)), image) == fault
+    assert box_fault(dataclasses.replace(row, bbox=(0, 615, 9, 700)), image) == "outside"
+    assert box_fault(dataclasses.replace(row, bbox=(0, 615, 9, 700))) == ""  # nobody knows the image
+
+
 def test_clamped():
     frame = Frame(100, 50)
     assert clamped(Box(-5, 10, 120, 60, frame)).corners == (0, 10, 100, 50)
@@ -199,12 +207,16 @@ def test_thoughts_without_a_crop_are_one():
     assert thoughts(normalise(parse_row(BARE, "row"))) == ("", "")
 
 
-@given(st.sampled_from(["```json\n", "```", ""]), st.sampled_from(["\n```", ""]), st.booleans())
-def test_boxes_in_any_dress_are_cut(opening, closing, list_form):
-    box = '{"bbox_2d": [1, 2, 3, 4], "label": "a [b]"}'
-    box = f"[\n  {box}\n]" if list_form else f"[{box}]"
-    row = parse_row({**RAW, "stage_1_reasoning": f"look at\n{opening}{box}{closing}\nnow"}, "row")
-    assert parse_box(thoughts(normalise(row))[0], Frame(504, 504)).reason == "absent"
+@given(
+    st.sampled_from(["```json\n", "```", ""]),
+    st.sampled_from(["\n```", ""]),
+    st.sampled_from(["[\n  %s\n]", "[%s]", "%s"]),
+    st.integers(1, 3),
+)
+def test_boxes_in_any_dress_are_cut(opening, closing, form, count):
+    boxes = form % ",\n".join(['{"bbox_2d": [1, 2, 3, 4], "label": "a [b]"}'] * count)
+    row = parse_row({**RAW, "stage_1_reasoning": f"look at\n{opening}{boxes}{closing}\nnow"}, "row")
+    assert " ".join(thoughts(normalise(row))[0].split()) == "A town by a river. look at now"
 
 
 # files
@@ -259,6 +271,15 @@ def test_where_rows_are_found(folder):
         assert read_questions(folder / alone, "test")[0].image.frame == Frame(2048, 1024)
     with pytest.raises(UserError, match="say which split"):
         read_questions(folder)
+
+
+def test_single_files(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [RAW, {**RAW, "split": "test"}, {**RAW, "split": "test"}])
+    assert {split: len(rows) for split, rows in read_all(tmp_path / "x.jsonl").items()} == {"sft": 1, "test": 2}
+    assert [len(read_split(tmp_path / "x.jsonl", split)) for split in ("sft", "test")] == [1, 2]
+    for rows, names in (([RAW, BARE], ["sft"]), ([BARE, BARE], ["rows"])):
+        write_jsonl(tmp_path / "x.jsonl", rows)
+        assert {split: len(rows) for split, rows in read_all(tmp_path / "x.jsonl").items()} == dict.fromkeys(names, 2)
 
 
 def test_saved_folders(tmp_path):

@@ -227,7 +227,7 @@ def box_fault(row: LrsGroRow, image: Frame | None = None) -> str:
     return "partly outside" if min(x1, y1) < 0 or x2 > width or y2 > height else ""
 
 
-_JSON_BOX = re.compile(r"```(?:json)?\s*\[.*?\]\s*```|\[\s*\{[^{}]*bbox_2d[^{}]*\}\s*\]|```(?:json)?", re.DOTALL)
+_JSON_BOX = re.compile(r"(?:\[\s*)?\{[^{}]*bbox_2d[^{}]*\}(?:\s*,\s*\{[^{}]*\})*(?:\s*\])?|```(?:json)?")
 _TAGS = re.compile(r"</?(?:think|answer)>")
 
 

@@ -40,7 +40,8 @@ def find_rows(path, split: str) -> Path | None:
 def images_of(path) -> Path:
     """The folder where a split's images are: the one that holds the rows, or `path` itself."""
     path = Path(path)
-    alone = path.is_file() or (_is_saved(path) and not (path / "images").is_dir())
+    has_images = (path / "images").is_dir() or (path / "tiles").is_dir()
+    alone = path.is_file() or (_is_saved(path) and not has_images)
     return path.parent if alone else path
 
 
