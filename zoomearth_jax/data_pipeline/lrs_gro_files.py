@@ -17,7 +17,7 @@ WHERE_FROM = (
     "`zoomearth data check FOLDER` then tells what is there"
 )
 _ALL = "lrs-gro.jsonl"  # all splits in one file
-_MAX_LINE = 1 << 20  # characters; the longest released row has some 5,000
+_MAX_LINE = 1 << 16  # characters; the longest released row has some 5,000
 
 
 def find_rows(path, split: str) -> Path | None:
