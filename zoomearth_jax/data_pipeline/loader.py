@@ -47,7 +47,8 @@ def _stream(number: int, source: Source, seed: int) -> grain.MapDataset:
 
 
 class Loader:
-    """Makes the batches of a run ahead of their use. Use as a context manager."""
+    """Makes the batches of a run ahead of their use. Use as a context manager; with workers, a script of your own needs the
+    guard `if __name__ == "__main__":`, because spawned processes import it."""
 
     def __init__(
         self,
