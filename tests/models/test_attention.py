@@ -96,6 +96,37 @@ def test_decoder_backends_equal_xla(backend, case):
         np.testing.assert_allclose(got_grad, want_grad, atol=TOLERANCE)
 
 
+def test_packed_rows_attend_within_samples(backend):
+    """Each sample of a packed row is as it would be alone, in values and gradients; padding stays finite."""
+    samples = np.repeat([[1] * 90 + [2] * 41 + [0] * 9], 2, axis=0)
+    arrays = [normal(0, 2, 140, 4, 16)] + [normal(i, 2, 2, 140, 16) for i in (1, 2)]
+    weights = normal(3, *arrays[0].shape) * (samples > 0)[..., None, None]
+
+    def alone(q, k, v):
+        parts = [
+            decoder_attention(q[:, i], k[:, :, i], v[:, :, i], jnp.ones((2, i.stop - i.start), bool), backend="xla")
+            for i in (slice(0, 90), slice(90, 131), slice(131, 140))
+        ]
+        return jnp.concatenate(parts, axis=1)
+
+    want, want_grads = values_and_gradients(alone, arrays, weights)
+    for name in ("xla", backend):
+        got, grads = values_and_gradients(
+            lambda q, k, v, name=name: decoder_attention(q, k, v, jnp.asarray(samples), None, name), arrays, weights
+        )
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got[samples > 0], want[samples > 0], atol=TOLERANCE)
+        for grad, want_grad in zip(grads, want_grads, strict=True):
+            np.testing.assert_allclose(grad, want_grad, atol=TOLERANCE)
+
+
+def test_packed_rows_have_no_past():
+    arrays, _, _ = decoder_case(2, 1, 16, 8, 8, "right")
+    q, k, v, *past = arrays
+    with pytest.raises(ValueError, match="no past"):
+        decoder_attention(q, k, v, jnp.ones((2, 8), jnp.int32), KVCache(*past, jnp.ones((2, 8), bool)))
+
+
 def test_vision_backends_equal_xla(backend):
     arrays, valid = [normal(i, 2, 150, 2, 80) for i in range(3)], validity("right", 2, 150)
     run = [

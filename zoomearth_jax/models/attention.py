@@ -34,8 +34,9 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = N
 
     Args:
         q_BTNH, k_BKTH, v_BKTH: rotated queries and keys, and values, of the segment.
-        valid_BT: bool, which of the segment's tokens may be attended to.
-        past: one layer's cache of the slots before the segment.
+        valid_BT: bool, which of the segment's tokens may be attended to; or of packed rows int32, the sample that each
+            token is of (0: none), and then queries see their own sample alone.
+        past: one layer's cache of the slots before the segment; packed rows have none.
         backend: see `choose_backend`.
 
     Returns:
@@ -43,15 +44,19 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = N
 
     Raises:
         UserError: the backend can't serve.
+        ValueError: packed rows with a past.
     """
+    if past is not None and valid_BT.dtype != bool:
+        raise ValueError("packed rows have no past")
     backend = choose_backend(backend, compile_platform(), q_BTNH)
     if backend == "xla":
         return _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past)
+    samples_BT = jnp.ones_like(valid_BT, jnp.int32) if valid_BT.dtype == bool else valid_BT
     if past is not None:  # a copy, which a long segment repays
         k_BKTH, v_BKTH = (jnp.concatenate(pair, axis=2) for pair in ((past.k, k_BKTH), (past.v, v_BKTH)))
         valid_BT = jnp.concatenate([past.valid_BS, valid_BT], axis=1)
     k_BSKH, v_BSKH = k_BKTH.swapaxes(1, 2), v_BKTH.swapaxes(1, 2)
-    return fused_attention(q_BTNH, k_BSKH, v_BSKH, valid_BT, causal=True, backend=backend)
+    return fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, valid_BT, causal=True, backend=backend)
 
 
 def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
@@ -59,7 +64,8 @@ def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
     backend = choose_backend(backend, compile_platform(), q_BTNH)
     if backend == "xla":
         return _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS)
-    return fused_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, causal=False, backend=backend)
+    samples_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+    return fused_attention(q_BTNH, k_BSNH, v_BSNH, samples_BT, valid_BS, causal=False, backend=backend)
 
 
 def choose_backend(backend: str, platform: str, q_BTNH) -> str:
@@ -103,7 +109,8 @@ def _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | Non
         return jnp.where(jnp.tile(visible, (1, 1, group, 1)), out, MASKED)
 
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
-    own = scores(k_BKTH, (causal_TT & valid_BT[:, None, :])[:, None])
+    seen_BTS = valid_BT[:, None, :] if valid_BT.dtype == bool else valid_BT[:, :, None] == valid_BT[:, None, :]
+    own = scores(k_BKTH, (causal_TT & seen_BTS)[:, None])
     if past is None:
         out = jnp.einsum("BKQS,BKSH->BKQH", jax.nn.softmax(own, axis=-1).astype(v_BKTH.dtype), v_BKTH)
     else:

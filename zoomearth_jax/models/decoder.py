@@ -65,7 +65,8 @@ class Decoder(nnx.Module):
         Args:
             x_BTD: embeddings, image features merged in.
             positions_3BT: multimodal positions.
-            valid_BT: bool, tokens that may be attended to; outputs at other tokens are undefined but finite.
+            valid_BT: bool, tokens that may be attended to, or the samples of packed rows (see `decoder_attention`); outputs
+                at other tokens are undefined but finite.
             past: cache of all earlier slots, k and v [L, B, K, S, H].
 
         Returns:

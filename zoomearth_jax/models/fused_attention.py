@@ -22,14 +22,15 @@ def compile_platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
-def fused_attention(q_BTNH, k_BSKH, v_BSKH, valid_BS, *, causal: bool, backend: str):
+def fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: bool, backend: str):
     """Grouped-query attention by a kernel; the compiler can't partition kernels, so each device of the mesh runs its own.
 
     Rows go along data and fsdp, query heads along tensor. Each shard takes the key-value heads that its query heads use:
     its own part of them, or a copy where there are fewer than shards.
 
     Args:
-        valid_BS: bool, keys that may be attended to.
+        samples_BT, samples_BS: of queries and keys, int32 or bool; a query sees the keys with its own number. With queries
+            all 1 that of a key says whether it exists; 0 stands for padding.
         causal: query t sees the keys up to t + S - T, otherwise all.
         backend: "cudnn" or "splash"; off a TPU splash is interpreted, slowly.
 
@@ -42,44 +43,47 @@ def fused_attention(q_BTNH, k_BSKH, v_BSKH, valid_BS, *, causal: bool, backend: 
         kernel = functools.partial(_cudnn, causal=causal)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return kernel(q_BTNH, k_BSKH, v_BSKH, valid_BS)
+        return kernel(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS)
     spec = partition_spec(("batch", None, "heads", None), q_BTNH.shape, mesh)
     shards, heads = 1 if spec[2] is None else mesh.shape[spec[2]], k_BSKH.shape[2]
     copies = math.lcm(heads, shards) // heads
     k_BSKH, v_BSKH = (jnp.repeat(x, copies, axis=2) for x in (k_BSKH, v_BSKH))
-    specs = (spec, spec, spec, PartitionSpec(spec[0]))
+    specs = (spec, spec, spec, PartitionSpec(spec[0]), PartitionSpec(spec[0]))
     # pallas_call doesn't say along which axes its outputs vary: no check of it
-    return jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)(q_BTNH, k_BSKH, v_BSKH, valid_BS)
+    kernel = jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)
+    return kernel(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS)
 
 
-def _cudnn(q_BTNH, k_BSKH, v_BSKH, valid_BS, *, causal: bool):
-    """cuDNN takes key lengths or a mask; validity has gaps, so a mask.
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: bool):
+    """cuDNN takes key lengths or a mask; validity has gaps and rows may be packed, so a mask.
 
     It becomes a bias [B, 1, T, S], which has a backward pass at even lengths alone. Masked by position only (`is_causal`)
     the upper triangle is skipped; that mask starts at the first key, so it serves where there is no past.
     """
     length, offset = q_BTNH.shape[1], k_BSKH.shape[1] - q_BTNH.shape[1]
-    q_BTNH, k_BSKH, v_BSKH, valid_BS = (_pad(x, 2) for x in (q_BTNH, k_BSKH, v_BSKH, valid_BS))
+    q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS = (
+        _pad(x, 2) for x in (q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS)
+    )
     shape = (q_BTNH.shape[1], k_BSKH.shape[1])
     seen_TS = jnp.tri(*shape, offset, dtype=bool) if causal else jnp.ones(shape, bool)
     out_BTNH = jax.nn.dot_product_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        mask=(seen_TS & valid_BS[:, None])[:, None],
+        mask=(seen_TS & (samples_BT[:, :, None] == samples_BS[:, None]))[:, None],
         is_causal=causal and offset == 0,
         implementation="cudnn",
     )
     return out_BTNH[:, :length]
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, valid_BS, *, causal: bool, interpret: bool):
-    """Splash attention; causal blocks above the diagonal are skipped, padding and gaps are another segment's keys."""
-    batch, length, num_heads, head_dim = q_BTNH.shape
+def _splash(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: bool, interpret: bool):
+    """Splash attention; causal blocks above the diagonal are skipped, padding, gaps and other samples are other segments."""
+    _, length, num_heads, head_dim = q_BTNH.shape
     slots = k_BSKH.shape[1]
     block_q, block_kv = _block(length), _block(slots)
-    q_BTNH = _pad(q_BTNH * head_dim**-0.5, block_q)
-    k_BSKH, v_BSKH, valid_BS = (_pad(x, block_kv) for x in (k_BSKH, v_BSKH, valid_BS))
+    q_BTNH, samples_BT = _pad(q_BTNH * head_dim**-0.5, block_q), _pad(samples_BT, block_q)
+    k_BSKH, v_BSKH, samples_BS = (_pad(x, block_kv) for x in (k_BSKH, v_BSKH, samples_BS))
     shape = (q_BTNH.shape[1], k_BSKH.shape[1])
     mask = splash.CausalMask(shape, offset=slots - length) if causal else splash.FullMask(shape)
     kernel = splash.make_splash_mha_single_device(
@@ -94,7 +98,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, valid_BS, *, causal: bool, interpret: bool):
         ),
         interpret=interpret,
     )
-    segments = splash.SegmentIds(jnp.ones((batch, shape[0]), jnp.int32), valid_BS.astype(jnp.int32))
+    segments = splash.SegmentIds(samples_BT, samples_BS.astype(jnp.int32))
     out_BNTH = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH)), segments)
     return out_BNTH.swapaxes(1, 2)[:, :length]
 

@@ -124,7 +124,8 @@ class Qwen2_5_VL(nnx.Module):
 
         Args:
             ids_BT: token ids of the segment.
-            valid_BT: bool, tokens that exist.
+            valid_BT: bool, tokens that exist; or of packed rows int32, the sample that each token is of (0: none). Positions
+                run on from sample to sample: only their differences matter.
             features_BFD: visual tokens of the segment's images, and their merged grids_BI2; None without images.
             start_B: position of the segment's first token; 0 by default.
             past: cache of all earlier slots.
@@ -135,7 +136,7 @@ class Qwen2_5_VL(nnx.Module):
         if grids_BI2 is None:
             grids_BI2 = jnp.zeros((ids_BT.shape[0], 1, 2), jnp.int32)
         is_image_BT = ids_BT == self.config.image_token_id
-        positions_3BT, next_B = mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B)
+        positions_3BT, next_B = mrope_positions(is_image_BT, valid_BT.astype(bool), grids_BI2, start_B)
         x_BTD = self.embed(ids_BT, features_BFD)
         hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
         return hidden_BTD, cache, next_B

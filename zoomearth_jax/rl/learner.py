@@ -13,12 +13,13 @@ from flax import nnx
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.model import VisionConfig
+from zoomearth_jax.data_pipeline.packing import PackedRows
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.lora import has_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl.objective import grpo_loss
-from zoomearth_jax.rl.policy import Images, Segment, device_images, reply_logprobs
+from zoomearth_jax.rl.policy import Images, Segment, device_images, packed_logprobs, reply_logprobs
 
 
 class TrainState(NamedTuple):
@@ -49,6 +50,19 @@ class RowBatch(NamedTuple):
     crop_grids: jax.Array
 
 
+class PackedBatch(NamedTuple):
+    """Packed rows on the device: as `PackedRows`, the views ready to encode or as visual tokens that are final."""
+
+    ids: jax.Array
+    samples: jax.Array
+    places: jax.Array
+    targets: jax.Array
+    target: jax.Array
+    features: jax.Array
+    grids: jax.Array
+    views: Images | jax.Array
+
+
 class GRPOBatch(NamedTuple):
     """Rows with the log-probabilities they were sampled at [N x G, written slots] and their advantages [N x G]."""
 
@@ -70,6 +84,11 @@ def row_batch(prompts: Prompts, replies: Replies, config: VisionConfig, overview
         device_images(replies.crops, config) if crops is None else crops,
         replies.crops.grids[:, None],
     )
+
+
+def packed_batch(rows: PackedRows, config: VisionConfig) -> PackedBatch:
+    """Packed rows from NumPy arrays."""
+    return PackedBatch(*rows[:-1], device_images(rows.views, config))
 
 
 def written_slots(episode: EpisodeConfig) -> np.ndarray:
@@ -123,15 +142,20 @@ def _update(state: TrainState, optimizer, loss_fn) -> tuple[TrainState, dict[str
 
 
 def make_sft_step(graph, optimizer, episode: EpisodeConfig) -> Callable:
-    """step(state, RowBatch) -> (state, metrics): mean cross-entropy over the target tokens, the full vocabulary at T = 1."""
+    """step(state, RowBatch or PackedBatch) -> (state, metrics): mean cross-entropy over the target tokens, the full
+    vocabulary at T = 1. Both forms of the same samples give the same loss."""
     slots = written_slots(episode)
 
-    def step(state: TrainState, batch: RowBatch):
-        mask = batch.target[:, slots].astype(jnp.float32)
+    def step(state: TrainState, batch: RowBatch | PackedBatch):
+        packed = isinstance(batch, PackedBatch)
+        mask = (batch.target if packed else batch.target[:, slots]).astype(jnp.float32)
 
         def loss_fn(trainable):
             model = nnx.merge(graph, trainable, state.frozen)
-            logp, entropy = row_logprobs(model, batch, episode, 1.0, ())
+            if packed:
+                logp, entropy = packed_logprobs(model, batch, _features(model, batch.views))
+            else:
+                logp, entropy = row_logprobs(model, batch, episode, 1.0, ())
             loss = -(logp * mask).sum() / mask.sum()
             return loss, {"loss": loss, "entropy": (entropy * mask).sum() / mask.sum()}
 

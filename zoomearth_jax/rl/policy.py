@@ -134,3 +134,15 @@ def reply_logprobs(model, prompt: Segment, reply: Segment, scored, temperature, 
     """Log-probabilities and entropies of the reply's tokens at the slots `scored` (a static index array): [B, scored]."""
     hidden_BTD = reply_hidden(model, prompt, reply)
     return token_logprobs(model, hidden_BTD[:, scored], reply.ids[:, scored], temperature, banned_ids)
+
+
+def packed_logprobs(model: Qwen2_5_VL, batch, features_IMD):
+    """Log-probabilities and entropies of the targets of packed rows, [R, T] each, at T = 1 over the full vocabulary.
+
+    Args:
+        batch: `data_pipeline.packing.PackedRows`, on the device.
+        features_IMD: visual tokens of its views.
+    """
+    features_BFD = features_IMD.reshape(-1, features_IMD.shape[-1])[batch.features]
+    hidden_BTD, _, _ = model.segment(batch.ids, batch.samples, features_BFD, batch.grids)
+    return token_logprobs(model, take_rows(hidden_BTD, batch.places), batch.targets, 1.0)
