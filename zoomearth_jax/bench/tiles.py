@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +135,10 @@ def _windows(stored: StoredImage, path: Path, count: int, seed: int) -> tuple[fl
 
 def decoded_whole(path: Path, corners: tuple[int, int, int, int], size: Frame) -> np.ndarray:
     """The release's way: open, cut, shrink."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        part = image.crop(corners).convert("RGB")
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as image:
+            part = image.crop(corners).convert("RGB")
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
     return np.asarray(part.resize((size.width, size.height), Image.Resampling.BICUBIC))
