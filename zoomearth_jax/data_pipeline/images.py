@@ -77,12 +77,21 @@ def resized(pixels: Image.Image, corners: tuple[float, float, float, float], siz
     nor on how much of the image is at hand. Edges are float32, as in Pillow; so they can be shifted exactly.
     """
     x1, y1, x2, y2 = (float(np.float32(edge)) for edge in corners)
-    left, right = span(x1, x2, size.width, pixels.width)
     top, bottom = span(y1, y2, size.height, pixels.height)
-    part = pixels.crop((left, top, right, bottom))
-    part = part.resize((size.width, part.height), Image.Resampling.BICUBIC, box=(x1 - left, 0, x2 - left, part.height))
-    part = part.resize((size.width, size.height), Image.Resampling.BICUBIC, box=(0, y1 - top, size.width, y2 - top))
-    return np.asarray(part)
+    part = columns_resized(pixels.crop((0, top, pixels.width, bottom)), x1, x2, size.width)
+    return rows_resized(part, y1 - top, y2 - top, size.height)
+
+
+def columns_resized(strip: Image.Image, x1: float, x2: float, width: int) -> Image.Image:
+    """The first half of `resized`: columns [x1, x2) of any rows become `width` px."""
+    left, right = span(x1, x2, width, strip.width)
+    part = strip.crop((left, 0, right, strip.height))
+    return part.resize((width, part.height), Image.Resampling.BICUBIC, box=(x1 - left, 0, x2 - left, part.height))
+
+
+def rows_resized(part: Image.Image, y1: float, y2: float, height: int) -> np.ndarray:
+    """The second half of `resized`: rows [y1, y2), of which all that count are there, become `height` px."""
+    return np.asarray(part.resize((part.width, height), Image.Resampling.BICUBIC, box=(0, y1, part.width, y2)))
 
 
 def whole(source: ImageSource) -> Box:

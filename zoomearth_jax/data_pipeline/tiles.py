@@ -7,13 +7,14 @@ again and again (means of 2 x 2 px), and exact global views. Without index.json 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.images import ImageSource, resized, span
+from zoomearth_jax.data_pipeline.images import ImageSource, columns_resized, rows_resized, span
 from zoomearth_jax.errors import UserError
 
 FORMAT, VERSION = "zoomearth tile store", 1
@@ -108,34 +109,53 @@ class StoredImage:
         if box.corners == (0, 0, *dataclasses.astuple(self.frame)):
             for *stored, number in self.record.views:
                 if stored == [size.width, size.height]:
-                    return np.array(self._tiles([number])[0])
+                    with self._clear():
+                        return np.array(_decode(self._read([number])[0]))
         level = 0 if exact else level_for(box, size, len(self.record.levels))
-        return resized(*self._around(level, box, size), size)
+        with self._clear():
+            return self._resized(level, box, size)
 
-    def _around(self, level: int, box: Box, size: Frame) -> tuple[Image.Image, tuple[float, ...]]:
-        """The tiles that a resized window depends on, as one picture, and the window's corners in it."""
-        columns, left, right = _tile_range(box.x1, box.x2, size.width, level, self.record.width)
-        rows, top, bottom = _tile_range(box.y1, box.y2, size.height, level, self.record.height)
-        starts = self.record.levels[level]
-        places = [(column, row) for row in rows for column in columns]
-        tiles = self._tiles([starts[row] + column for column, row in places])
-        width = min(columns.stop * TILE, _ceil_shift(self.record.width, level)) - columns.start * TILE
-        height = min(rows.stop * TILE, _ceil_shift(self.record.height, level)) - rows.start * TILE
-        pixels = Image.new("RGB", (width, height))
-        for (column, row), tile in zip(places, tiles, strict=True):
-            pixels.paste(tile, ((column - columns.start) * TILE, (row - rows.start) * TILE))
-        return pixels, (left, top, right, bottom)
+    def _resized(self, level: int, box: Box, size: Frame) -> np.ndarray:
+        """As `images.resized`: rows of tiles in threads, each decoded and its columns resized; then all rows together."""
+        x1, y1, x2, y2 = (float(np.float32(edge)) / 2**level for edge in box.corners)  # rounded before any shift
+        left, right = span(x1, x2, size.width, _ceil_shift(self.record.width, level))
+        top, bottom = span(y1, y2, size.height, _ceil_shift(self.record.height, level))
+        columns, rows = _tile_range(left, right), _tile_range(top, bottom)
+        starts = [self.record.levels[level][row] for row in rows]
+        blobs = self._read([start + column for start in starts for column in columns])
+        x1, x2 = x1 - columns.start * TILE, x2 - columns.start * TILE
 
-    def _tiles(self, numbers: list[int]) -> list[Image.Image]:
-        path = self.directory / SHARDS / self.record.shard
+        def resized_row(row: int) -> Image.Image:
+            first = (row - rows.start) * len(columns)
+            tiles = [_decode(blob) for blob in blobs[first : first + len(columns)]]
+            begin, end = max(top, row * TILE), min(bottom, (row + 1) * TILE)
+            strip = Image.new("RGB", (sum(tile.width for tile in tiles), end - begin))
+            for index, tile in enumerate(tiles):
+                strip.paste(tile, (index * TILE, row * TILE - begin))
+            return columns_resized(strip, x1, x2, size.width)
+
+        joined, filled = Image.new("RGB", (size.width, bottom - top)), 0
+        for strip in _threads().map(resized_row, rows):
+            joined.paste(strip, (0, filled))
+            filled += strip.height
+        return rows_resized(joined, y1 - top, y2 - top, size.height)
+
+    def _read(self, numbers: list[int]) -> list[bytes]:
+        return _reader(str(self._shard), self.record.sha256).read(numbers)
+
+    @property
+    def _shard(self) -> Path:
+        return self.directory / SHARDS / self.record.shard
+
+    @contextlib.contextmanager
+    def _clear(self) -> Iterator[None]:
+        """Turns what ArrayRecord and Pillow say of a broken shard into one line."""
         try:
-            blobs = _reader(str(path), self.record.sha256).read(numbers)
-            return list(_threads().map(_decode, blobs)) if len(blobs) > 2 else [_decode(blob) for blob in blobs]
+            yield
         except (RuntimeError, ValueError, OSError, SyntaxError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{self.directory}: image {self.record.id!r} is damaged ({said}); remove {path} and run `zoomearth tile` again"
-            ) from None
+            hint = f"remove {self._shard} and run `zoomearth tile` again"
+            raise UserError(f"{self.directory}: image {self.record.id!r} is damaged ({said}); {hint}") from None
 
 
 def level_for(box: Box, size: Frame, levels: int) -> int:
@@ -147,14 +167,9 @@ def level_for(box: Box, size: Frame, levels: int) -> int:
     return min(max(math.floor(math.log2(max(oversampling / 2, 1))), 0), levels - 1)
 
 
-def _tile_range(low: float, high: float, size: int, level: int, whole: int) -> tuple[range, float, float]:
-    """Tiles of one axis that a resize to `size` reads, and the window's edges from the first tile's edge on."""
-    low, high = (
-        float(np.float32(edge)) / 2**level for edge in (low, high)
-    )  # rounded as in `resized`, before any shift
-    first, last = span(low, high, size, _ceil_shift(whole, level))
-    tiles = range(first // TILE, (last - 1) // TILE + 1)
-    return tiles, low - tiles.start * TILE, high - tiles.start * TILE
+def _tile_range(first: int, last: int) -> range:
+    """The tiles of one axis that hold the px [first, last)."""
+    return range(first // TILE, (last - 1) // TILE + 1)
 
 
 def _ceil_shift(side: int, level: int) -> int:
