@@ -19,11 +19,11 @@ from zoomearth_jax.data_pipeline.decoding import MAX_PIXELS
 from zoomearth_jax.data_pipeline.tiles import StoredImage, TileStore
 from zoomearth_jax.errors import UserError
 
-_PEAK = """
-import sys
-from zoomearth_jax.cli import main
-main(sys.argv[1:])
-status = open("/proc/self/status").read()
+_BUILD = """
+import pathlib, sys
+from zoomearth_jax.tile import TileConfig, tile
+tile(TileConfig((pathlib.Path(sys.argv[1]),), pathlib.Path(sys.argv[2]), json=True))
+status = pathlib.Path("/proc/self/status").read_text()
 print(int(status.split("VmHWM:")[1].split()[0]) / 1e6)
 """
 
@@ -57,8 +57,8 @@ class TilesConfig:
 def bench_tiles(config: TilesConfig) -> list[dict]:
     """One row: `striped_tiff_ratio, png_ratio, big_ratio, build_s`, the milliseconds behind them and the memory.
 
-    `build_s` is the larger of the two files' builds inside a running program; `*_peak_gb` the highest memory of the whole
-    `zoomearth tile` process, its libraries included.
+    `build_s` is the larger of the two files' builds, start-up not counted; `*_peak_gb` the highest resident memory of a
+    process that does nothing else (the `zoomearth` command also imports jax and the models, which builds don't need).
     """
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         return [_measured(config, Path(folder))]
@@ -107,7 +107,7 @@ def write_photograph(path: Path, side: int, seed: int) -> None:
 
 def _build(path: Path, store: Path) -> tuple[float, float]:
     """Seconds of the build as `zoomearth tile` states them, and the process's highest memory in GB."""
-    command = [sys.executable, "-c", _PEAK, "tile", str(path), "--out", str(store), "--json"]
+    command = [sys.executable, "-c", _BUILD, str(path), str(store)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"bench tiles: the build failed: {done.stderr.strip().splitlines()[-1:]}")
