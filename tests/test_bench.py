@@ -9,6 +9,7 @@ import pytest
 
 from zoomearth_jax.bench import BENCHMARKS, loader, peers, table
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
+from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
 from zoomearth_jax.errors import UserError
@@ -54,6 +55,7 @@ def test_models_may_be_separated_by_commas():
         (["bench", "peers", "--repeats", "0"], "must be positive"),
         (["bench", "loader", "--formats", "jpg"], "formats are png and tif"),
         (["bench", "loader", "--repeats", "0"], "counts must be positive"),
+        (["bench", "packing", "--width", "96"], "width a multiple of 128"),
         (["bench", "windows", "--sides", "7"], "sides must be even"),
         (["bench", "full-size", "--tokens", "0"], "tokens must be positive"),
         (["bench", "full-size", "--preset", "nanno"], "did you mean 'nano'"),
@@ -80,6 +82,15 @@ def test_full_size_measures_loading_and_answers(capsys):
     assert load["seconds"] > 0
     assert first["tokens"] == again["tokens"] > 0
     assert again["peak_gb"] >= load["peak_gb"] > 0
+
+
+def test_packing_has_the_same_loss_and_less_padding():
+    sizes = PackingConfig(samples=2, pack_len=(2048,), width=128, layers=1, repeats=1)
+    (row,) = bench_packing(sizes)
+    assert row["loss_gap"] < 1e-5
+    assert row["rows"] == 1
+    assert row["packed_padding"] < row["fixed_padding"] < 0.5
+    assert row["ratio"] == pytest.approx(row["packed_tokens_s"] / row["fixed_tokens_s"])
 
 
 def test_windows_times_both_kinds(capsys):

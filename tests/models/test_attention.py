@@ -96,8 +96,9 @@ def test_decoder_backends_equal_xla(backend, case):
         np.testing.assert_allclose(got_grad, want_grad, atol=TOLERANCE)
 
 
-def test_packed_rows_attend_within_samples(backend):
+def test_packed_rows_attend_within_samples(backend, monkeypatch):
     """Each sample of a packed row is as it would be alone, in values and gradients; padding stays finite."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 64)
     samples = np.repeat([[1] * 90 + [2] * 41 + [0] * 9], 2, axis=0)
     arrays = [normal(0, 2, 140, 4, 16)] + [normal(i, 2, 2, 140, 16) for i in (1, 2)]
     weights = normal(3, *arrays[0].shape) * (samples > 0)[..., None, None]

@@ -17,6 +17,7 @@ import tyro
 
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
+from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
@@ -25,6 +26,7 @@ from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 BENCHMARKS = {
     "full-size": (FullSizeConfig, bench_full_size),
     "loader": (LoaderConfig, bench_loader),
+    "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),

@@ -15,6 +15,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.fused_attention import compile_platform, fused_attention
 
 MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
+QUERY_BLOCK = 512  # of packed rows: their scores above the diagonal, in whole blocks, are not computed
 MIN_FUSED_LENGTH = 128  # a kernel's tile: windows of 64 patches, padded to it, would cost four times as much
 
 
@@ -49,6 +50,8 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = N
     if past is not None and valid_BT.dtype != bool:
         raise ValueError("packed rows have no past")
     backend = choose_backend(backend, compile_platform(), q_BTNH)
+    if backend == "xla" and valid_BT.dtype != bool:
+        return _xla_packed_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT)
     if backend == "xla":
         return _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past)
     samples_BT = jnp.ones_like(valid_BT, jnp.int32) if valid_BT.dtype == bool else valid_BT
@@ -95,32 +98,56 @@ def choose_backend(backend: str, platform: str, q_BTNH) -> str:
     return backend if q_BTNH.shape[1] >= MIN_FUSED_LENGTH else "xla"
 
 
+def _split_heads(q_BTNH, num_kv_heads: int):
+    """Scaled queries [B, K, group x T, H]: the heads that share a key-value head make one matrix product with its keys."""
+    batch, length, _, head_dim = q_BTNH.shape
+    q = q_BTNH.reshape(batch, length, num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4) * head_dim**-0.5
+    return q.reshape(batch, num_kv_heads, -1, head_dim)
+
+
+def _join_heads(out_BKQH, shape):
+    """Back from [B, K, group x T, H] to the queries' shape [B, T, N, H]."""
+    batch, length, _, head_dim = shape
+    out = out_BKQH.reshape(batch, out_BKQH.shape[1], -1, length, head_dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(shape)
+
+
+def _scores(q_BKQH, k_BKSH, visible):
+    """float32 [B, K, group x T, S]; visible broadcasts against [B, 1, T, S]."""
+    out = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
+    return jnp.where(jnp.tile(visible, (1, 1, q_BKQH.shape[2] // visible.shape[2], 1)), out, MASKED)
+
+
 def _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None):
     """The past is read, never copied: its scores are computed apart and joined before the softmax."""
-    batch, length, num_heads, head_dim = q_BTNH.shape
-    num_kv_heads = k_BKTH.shape[1]
-    group = num_heads // num_kv_heads  # query heads that share a key-value head: one matrix product with its keys
-    q = q_BTNH.reshape(batch, length, num_kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4) * head_dim**-0.5
-    q = q.reshape(batch, num_kv_heads, group * length, head_dim)
-
-    def scores(k_BKSH, visible):
-        """float32 [B, K, group x T, S]; visible broadcasts against [B, 1, T, S]."""
-        out = jnp.einsum("BKQH,BKSH->BKQS", q, k_BKSH, preferred_element_type=jnp.float32)
-        return jnp.where(jnp.tile(visible, (1, 1, group, 1)), out, MASKED)
-
+    batch, length = q_BTNH.shape[:2]
+    q = _split_heads(q_BTNH, k_BKTH.shape[1])
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
-    seen_BTS = valid_BT[:, None, :] if valid_BT.dtype == bool else valid_BT[:, :, None] == valid_BT[:, None, :]
-    own = scores(k_BKTH, (causal_TT & seen_BTS)[:, None])
+    own = _scores(q, k_BKTH, (causal_TT & valid_BT[:, None, :])[:, None])
     if past is None:
         out = jnp.einsum("BKQS,BKSH->BKQH", jax.nn.softmax(own, axis=-1).astype(v_BKTH.dtype), v_BKTH)
     else:
         slots = past.k.shape[2]
-        before = scores(past.k, jnp.broadcast_to(past.valid_BS[:, None, None, :], (batch, 1, length, slots)))
+        before = _scores(q, past.k, jnp.broadcast_to(past.valid_BS[:, None, None, :], (batch, 1, length, slots)))
         weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1).astype(v_BKTH.dtype)
         past_weights, own_weights = jnp.split(weights, [slots], axis=-1)
         out = jnp.einsum("BKQS,BKSH->BKQH", past_weights, past.v) + jnp.einsum("BKQS,BKSH->BKQH", own_weights, v_BKTH)
-    out = out.reshape(batch, num_kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(q_BTNH.shape)
+    return _join_heads(out, q_BTNH.shape)
+
+
+def _xla_packed_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
+    """Causal, each query on its own sample, in blocks of queries."""
+    blocks = []
+    for begin in range(0, q_BTNH.shape[1], QUERY_BLOCK):
+        block_BTNH = q_BTNH[:, begin : begin + QUERY_BLOCK]
+        end = begin + block_BTNH.shape[1]
+        causal_TS = jnp.tri(end - begin, end, begin, dtype=bool)
+        seen_BTS = causal_TS & (samples_BT[:, begin:end, None] == samples_BT[:, None, :end])
+        scores = _scores(_split_heads(block_BTNH, k_BKTH.shape[1]), k_BKTH[:, :, :end], seen_BTS[:, None])
+        weights = jax.nn.softmax(scores, axis=-1).astype(v_BKTH.dtype)
+        out = jnp.einsum("BKQS,BKSH->BKQH", weights, v_BKTH[:, :, :end])
+        blocks.append(_join_heads(out, block_BTNH.shape))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
