@@ -16,7 +16,7 @@ from PIL import Image
 
 from zoomearth_jax.data_pipeline import tile_build, tiles
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import RawImage, global_view
+from zoomearth_jax.data_pipeline.images import RawImage, global_view, resized
 from zoomearth_jax.data_pipeline.tile_build import build_store, verify_store
 from zoomearth_jax.data_pipeline.tiles import StoreSettings, TileStore, open_images
 from zoomearth_jax.errors import UserError
@@ -50,6 +50,18 @@ def one(tmp_path):
     return lambda **more: build_store(
         [tmp_path / "a.png"], tmp_path / "store", StoreSettings(**more), workers=1
     ), tmp_path / "store"
+
+
+def test_resized_is_pillows_columns_first():
+    pixels, rng = picture(500, 400), np.random.default_rng(3)
+    for _ in range(60):
+        (x1, x2), (y1, y2) = np.sort(rng.uniform(0, 500, 2)), np.sort(rng.uniform(0, 400, 2))
+        size = Frame(*(int(n) for n in rng.integers(1, 120, 2)))
+        columns = pixels.resize((size.width, 400), Image.Resampling.BICUBIC, box=(x1, 0, x2, 400))
+        expected = columns.resize((size.width, size.height), Image.Resampling.BICUBIC, box=(0, y1, size.width, y2))
+        np.testing.assert_array_equal(resized(pixels, (x1, y1, x2, y2), size), expected)
+    plain = pixels.resize((50, 40), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(resized(pixels, (0, 0, 500, 400), Frame(50, 40)), plain)
 
 
 @pytest.mark.parametrize("name", SIZES)
