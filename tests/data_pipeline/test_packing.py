@@ -66,6 +66,8 @@ def test_features_are_those_of_the_samples_own_views(nano, fixed):
         used = np.repeat(np.arange(len(images)), images)  # which of the row's images each placeholder is of
         sample = packed.samples[row][(packed.ids[row] == nano.rows.image_id) & (packed.samples[row] > 0)]
         assert (used // 2 + 1 == sample).all()
+        is_crop = views[row, : images.sum()] >= len(fixed[0].ids)
+        np.testing.assert_array_equal(is_crop, used % 2 == 1)  # a sample's first view is the overview
         owner = views[row, : images.sum()] % len(fixed[0].ids)  # overview and crop of one question
         prompts = [tuple(fixed[0].ids[i][fixed[0].valid[i]]) for i in owner]
         for number, prompt in zip(sample, prompts, strict=True):
