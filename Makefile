@@ -9,7 +9,7 @@ demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, repo
 	$(BIN)/zoomearth demo
 
 test: .venv/installed   ## the core suite: no torch, no network, no accelerator
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv/parity    ## live comparison with HF transformers in torch
 	$(BIN)/python -m pytest -m parity tests

@@ -25,7 +25,7 @@ CORE = [
     "tqdm>=4.66",
     "pyyaml>=6.0",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", "rasterio>=1.4"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "rasterio>=1.4"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],

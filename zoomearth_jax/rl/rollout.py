@@ -92,7 +92,7 @@ def _write(cache: KVCache, own: KVCache, offset) -> KVCache:
     return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.valid_BS, own.valid_BS, offset, axis=1))
 
 
-def _grow(cache: KVCache, slots: int) -> KVCache:
+def grow_cache(cache: KVCache, slots: int) -> KVCache:
     """Appends empty slots."""
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))) for x in (cache.k, cache.v))
     return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
@@ -180,7 +180,7 @@ class RolloutEngine:
         features = model.encode_views(images.pixels, images.layout)
         hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
         first = repeat_rows(last_valid(hidden, valid), group)
-        cache = _grow(repeat_cache(cache, group), episode.stage1_len)
+        cache = grow_cache(repeat_cache(cache, group), episode.stage1_len)
         start = repeat_rows(next_N, group)
         active = jnp.ones(first.shape[:1], bool)
         seen = None
@@ -197,7 +197,7 @@ class RolloutEngine:
         features = model.encode_views(images.pixels, images.layout)
         hidden, own, next_B = model.segment(ids, valid, features, images.grids, start, cache)
         offset = episode.prompt_len + episode.stage1_len
-        cache = _write(_grow(cache, episode.crop_len + episode.stage2_len), own, offset)
+        cache = _write(grow_cache(cache, episode.crop_len + episode.stage2_len), own, offset)
         stage = cache, offset + episode.crop_len, episode.stage2_len, last_valid(hidden, valid), next_B, active
         seen = mark_seen(seen, ids, valid)
         _, written_ids, logps, written, *_ = decode(model, *stage, keys, temperature, self.rows, filters, seen)
