@@ -14,7 +14,7 @@ from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, _assign_images, _row_fea
 from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.models.vision import vision_layout
 from zoomearth_jax.rl.policy import last_valid
-from zoomearth_jax.rl.rollout import _grow, decode
+from zoomearth_jax.rl.rollout import decode, grow_cache
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 1e-4  # absolute, fp32
@@ -83,7 +83,7 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
     keys = jax.random.split(jax.random.key(0), len(ids))
     _, written_ids, _, written, *_ = decode(
-        model, _grow(cache, 12), ids.shape[1], 12, first, following, active, keys, 0.0, rows
+        model, grow_cache(cache, 12), ids.shape[1], 12, first, following, active, keys, 0.0, rows
     )
     assert np.asarray(written).all()
     np.testing.assert_array_equal(written_ids, expected["greedy"])

@@ -29,8 +29,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.vision import pixel_values, vision_layout
 from zoomearth_jax.rl.policy import last_valid, token_logprobs
-from zoomearth_jax.rl.rollout import grow_cache
-from zoomearth_jax.rl.rollout import decode
+from zoomearth_jax.rl.rollout import decode, grow_cache
 from zoomearth_jax.rl.sampling import row_keys
 
 LEAST_SECONDS = 2.0  # short runs take more turns than asked for, until both have had this long together
@@ -279,7 +278,10 @@ def _check_same(name: str, ours: Ours, theirs: Theirs, train: Batch, prompt: Bat
     a, b = ours.loss(train), theirs.loss(train)
     differ = [f"losses {a} and {b}"] if abs(a - b) > 1e-3 * abs(b) else []
     for vision in (False, True):
-        a, b = (sum(float(np.linalg.norm(np.asarray(x))) ** 2 for x in peer.step(train, vision)) ** 0.5 for peer in (ours, theirs))
+        a, b = (
+            sum(float(np.linalg.norm(np.asarray(x))) ** 2 for x in peer.step(train, vision)) ** 0.5
+            for peer in (ours, theirs)
+        )
         differ += [f"gradient norms {a} and {b}"] if abs(a - b) > 1e-3 * abs(b) else []
     for length in (1, count):
         same = (ours.generate(prompt, length) == theirs.generate(prompt, length)).mean()
