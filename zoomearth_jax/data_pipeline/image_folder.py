@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zoomearth_jax.data_pipeline.images import ImageSource, RawImage
+from zoomearth_jax.data_pipeline.tiles import TileStore, is_store
 from zoomearth_jax.errors import UserError
 
 _STORES = ("tiles", ".")  # subfolders of the folder, in this order
@@ -24,8 +25,6 @@ class ImageFolder:
         Raises:
             UserError: a broken store.
         """
-        from zoomearth_jax.data_pipeline.tiles import TileStore, is_store  # which imports this module
-
         self.directory = Path(directory)
         self._stores = [TileStore.open(self.directory / place) for place in _STORES if is_store(self.directory / place)]
 

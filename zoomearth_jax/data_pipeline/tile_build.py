@@ -10,8 +10,8 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
-import io
 import json
 import os
 import threading
@@ -25,6 +25,7 @@ from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import view_size
 from zoomearth_jax.data_pipeline.decoding import Channels, ImageFile
+from zoomearth_jax.data_pipeline.tile_codecs import delta_encoded, encoded
 from zoomearth_jax.data_pipeline.tiles import (
     FORMAT,
     INDEX,
@@ -42,13 +43,13 @@ from zoomearth_jax.errors import UserError
 
 _RECORDS, _SETTINGS = "records", "settings.json"
 _PENDING = 128  # tiles of an image that are being encoded or wait to be written: 32 MB
-_LOSSLESS = {
-    "format": "WEBP",
-    "lossless": True,
-    "quality": 0,
-    "method": 0,
-}  # more effort: a few % smaller, several times slower
-_CODECS = {"webp": _LOSSLESS, "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0}}
+# More effort for WebP: a few % smaller, several times slower.
+_LOSSLESS = functools.partial(encoded, format="WEBP", lossless=True, quality=0, method=0)
+_ENCODERS = {
+    "delta": delta_encoded,
+    "webp": _LOSSLESS,
+    "jpeg": functools.partial(encoded, format="JPEG", quality=95, subsampling=0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +227,7 @@ class _ImageBuild:
 
     def __init__(self, image: ImageFile, directory: Path, settings: StoreSettings, encoders: Executor, stop):
         self.image, self.directory, self.encoders, self.stop = image, directory, encoders, stop
-        self.codec, frame = _CODECS[settings.codec], image.frame
+        self.encode, frame = _ENCODERS[settings.codec], image.frame
         self.sizes = list(dict.fromkeys(view_size(frame.width, frame.height, px, UNIT) for px in settings.views))
         self.squeezed: list[list[np.ndarray]] = [[] for _ in self.sizes]  # strips at a view's width, full height
         depth = max(-(-max(frame.width, frame.height) // TILE) - 1, 0).bit_length()
@@ -246,7 +247,7 @@ class _ImageBuild:
         stat, source = _identity(path)
         name = f"{_hashed(path.name)}_{source[:8]}.array_record"
         partial = self.directory / SHARDS / f"{name}.partial"
-        with _shard_writer(partial) as self.writer:
+        with _shard_writer(partial, self.encode is delta_encoded) as self.writer:
             for strip in self.image.strips(TILE):
                 self._add_strip(Image.fromarray(strip))
                 progress(strip.shape[0] * strip.shape[1])
@@ -273,7 +274,7 @@ class _ImageBuild:
         """A row of tiles of a level; every two of them, or the last, make one of the next."""
         self.levels[level].append(self.count)
         for left in range(0, row.width, TILE):
-            self._submit(row.crop((left, 0, min(left + TILE, row.width), row.height)), self.codec)
+            self._submit(row.crop((left, 0, min(left + TILE, row.width), row.height)), self.encode)
         if level + 1 == len(self.levels):
             return
         halves = self.halves[level + 1]
@@ -293,9 +294,9 @@ class _ImageBuild:
             self._submit(tall.resize((size.width, size.height), Image.Resampling.BICUBIC), _LOSSLESS)
         return places
 
-    def _submit(self, tile: Image.Image, codec: dict) -> None:
+    def _submit(self, tile: Image.Image, encode: Callable[[Image.Image], bytes]) -> None:
         self._drain(_PENDING - 1)
-        self.pending.append(self.encoders.submit(_encode, tile, codec))
+        self.pending.append(self.encoders.submit(encode, tile))
         self.count += 1
 
     def _drain(self, most: int) -> None:
@@ -304,11 +305,11 @@ class _ImageBuild:
 
 
 @contextlib.contextmanager
-def _shard_writer(path: Path) -> Iterator[ArrayRecordWriter]:
+def _shard_writer(path: Path, compressed: bool) -> Iterator[ArrayRecordWriter]:
     """Leaves no partial file where the image turns out broken; ArrayRecord's own errors become OSError."""
     writer = None
     try:
-        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        writer = ArrayRecordWriter(str(path), "group_size:1," + ("zstd:1" if compressed else "uncompressed"))
         yield writer
         writer.close()
     except BaseException as error:
@@ -333,12 +334,6 @@ def _identity(path: Path) -> tuple[os.stat_result, str]:
         return path.stat(), _sha256(path)
     except OSError as error:
         raise UserError(f"{path}: not a readable image ({error.strerror})") from None
-
-
-def _encode(tile: Image.Image, codec: dict) -> bytes:
-    data = io.BytesIO()
-    tile.save(data, **codec)
-    return data.getvalue()
 
 
 def _record_path(directory: Path, name: str) -> Path:

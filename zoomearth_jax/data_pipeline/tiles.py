@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.images import ImageSource, columns_resized, rows_resized, span
+from zoomearth_jax.data_pipeline.images import columns_resized, rows_resized, span
+from zoomearth_jax.data_pipeline.tile_codecs import decoded, decoded_row
 from zoomearth_jax.errors import UserError
 
 FORMAT, VERSION = "zoomearth tile store", 1
@@ -39,12 +38,13 @@ class StoreSettings:
     """What all images of a store have in common.
 
     Attributes:
-        codec: of the tiles: `webp` is lossless, `jpeg` is quality 95 with full colour resolution.
+        codec: of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
+            resolution.
         views: longest sides in px of the global views that are stored beside the tiles.
         bands, stretch: see `decoding.Channels`.
     """
 
-    codec: str = "webp"
+    codec: str = "delta"
     views: tuple[int, ...] = (512, 1024)
     bands: tuple[int, int, int] | None = None
     stretch: tuple[float, float] | None = None
@@ -92,6 +92,7 @@ class StoredImage:
 
     directory: Path
     record: ImageRecord
+    codec: str
 
     @property
     def frame(self) -> Frame:
@@ -110,7 +111,7 @@ class StoredImage:
             for *stored, number in self.record.views:
                 if stored == [size.width, size.height]:
                     with self._clear():
-                        return np.array(_decode(self._read([number])[0]))
+                        return np.array(decoded(self._read([number])[0]))
         level = 0 if exact else level_for(box, size, len(self.record.levels))
         with self._clear():
             return self._resized(level, box, size)
@@ -118,8 +119,9 @@ class StoredImage:
     def _resized(self, level: int, box: Box, size: Frame) -> np.ndarray:
         """As `images.resized`: rows of tiles in threads, each decoded and its columns resized; then all rows together."""
         x1, y1, x2, y2 = (float(np.float32(edge)) / 2**level for edge in box.corners)  # rounded before any shift
-        left, right = span(x1, x2, size.width, _ceil_shift(self.record.width, level))
-        top, bottom = span(y1, y2, size.height, _ceil_shift(self.record.height, level))
+        width, height = (_ceil_shift(side, level) for side in (self.record.width, self.record.height))
+        left, right = span(x1, x2, size.width, width)
+        top, bottom = span(y1, y2, size.height, height)
         columns, rows = _tile_range(left, right), _tile_range(top, bottom)
         starts = [self.record.levels[level][row] for row in rows]
         blobs = self._read([start + column for start in starts for column in columns])
@@ -127,12 +129,11 @@ class StoredImage:
 
         def resized_row(row: int) -> Image.Image:
             first = (row - rows.start) * len(columns)
-            tiles = [_decode(blob) for blob in blobs[first : first + len(columns)]]
-            begin, end = max(top, row * TILE), min(bottom, (row + 1) * TILE)
-            strip = Image.new("RGB", (sum(tile.width for tile in tiles), end - begin))
-            for index, tile in enumerate(tiles):
-                strip.paste(tile, (index * TILE, row * TILE - begin))
-            return columns_resized(strip, x1, x2, size.width)
+            widths = [min(TILE, width - column * TILE) for column in columns]
+            tall = min(TILE, height - row * TILE)
+            strip = decoded_row(blobs[first : first + len(columns)], widths, tall, self.codec)
+            begin, end = max(top - row * TILE, 0), min(bottom - row * TILE, TILE)
+            return columns_resized(strip.crop((0, begin, strip.width, end)), x1, x2, size.width)
 
         joined, filled = Image.new("RGB", (size.width, bottom - top)), 0
         for strip in _threads().map(resized_row, rows):
@@ -174,12 +175,6 @@ def _tile_range(first: int, last: int) -> range:
 
 def _ceil_shift(side: int, level: int) -> int:
     return -(-side >> level)
-
-
-def _decode(blob: bytes) -> Image.Image:
-    tile = Image.open(io.BytesIO(blob), formats=("WEBP", "JPEG"))
-    tile.load()
-    return tile
 
 
 @functools.lru_cache(maxsize=128)  # file descriptors are few
@@ -243,7 +238,7 @@ class TileStore:
         """
         if name not in self.records:
             raise UserError(f"{self.directory}: no image {name!r} among the {len(self.records)} of this tile store")
-        return StoredImage(self.directory, self.records[name])
+        return StoredImage(self.directory, self.records[name], self.settings.codec)
 
     __getitem__ = image
 
@@ -269,11 +264,3 @@ def check_version(directory: Path, index: dict) -> None:
 def is_store(directory) -> bool:
     """Whether a folder is a store that was built to the end."""
     return (Path(directory) / INDEX).is_file() and (Path(directory) / SHARDS).is_dir()
-
-
-def open_images(directory) -> Callable[[str], ImageSource]:
-    """A function from a name to an image: of a tile store, or of the plain files in a folder."""
-    if is_store(directory):
-        return TileStore.open(directory).image
-    folder = ImageFolder(directory)
-    return lambda name: folder.open([name])[name]
