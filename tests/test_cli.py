@@ -115,7 +115,7 @@ def test_interruption_is_not_a_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        cli, "_verbs", lambda: {"scenes": (ScenesConfig, interrupted), "again": (UserErrorConfig, failing)}
+        cli, "_light_verbs", lambda: {"scenes": (ScenesConfig, interrupted), "again": (UserErrorConfig, failing)}
     )
     assert cli.main(["scenes"]) == 130
     assert "interrupted" in capsys.readouterr().err
@@ -127,3 +127,9 @@ class UserErrorConfig:
 
 def failing(_):
     raise UserError("never run")
+
+
+def test_light_verbs_need_no_jax():
+    code = "import sys; from zoomearth_jax import cli; cli._light_verbs(); print({'jax', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -84,6 +84,15 @@ def test_resume_is_bit_exact(stage, workers, request, folder):
     assert_same(params(out), params(config.out))
 
 
+def test_packed_rows_train_as_fixed_ones_do(sft_run, folder):
+    config = dataclasses.replace(sft_run, out=folder / "sft_packed", pack_len=160)
+    sft(config)
+    packed, fixed = (read_metrics(run.out / "metrics.jsonl") for run in (config, sft_run))
+    np.testing.assert_allclose([m["loss"] for m in packed], [m["loss"] for m in fixed], rtol=1e-3)
+    with pytest.raises(UserError, match="raise pack_len"):
+        sft(dataclasses.replace(config, out=folder / "sft_short", pack_len=20))
+
+
 def test_training_moves_text_and_leaves_frozen_vision(sft_run, nano_params):
     before, after = dict(nnx.to_flat_state(nano_params)), dict(params(sft_run.out))
     for path in before:

@@ -22,44 +22,53 @@ _HELP = (
 )
 
 
+def _light_verbs() -> dict:
+    """Verb -> (config class, function), of those that run without jax and the models."""
+    from zoomearth_jax.data import DataConfig, data
+    from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
+    from zoomearth_jax.tile import TileConfig, tile
+
+    return {"data": (DataConfig, data), "scenes": (ScenesConfig, write_scenes), "tile": (TileConfig, tile)}
+
+
 def _verbs() -> dict:
-    """Verb -> (config class, function). Imported late, so that --version and a typo stay fast."""
+    """Verb -> (config class, function), of all. Imported late, so that --version stays fast."""
     from zoomearth_jax.ask import AskConfig, ask
     from zoomearth_jax.bench import BenchConfig, bench
     from zoomearth_jax.convert import ConvertConfig, convert
-    from zoomearth_jax.data import DataConfig, data
     from zoomearth_jax.demo import DemoConfig, demo
     from zoomearth_jax.evaluate import EvaluateConfig, evaluate
     from zoomearth_jax.grpo import GRPOConfig, grpo
-    from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
     from zoomearth_jax.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.sft import SFTConfig, sft
-    from zoomearth_jax.tile import TileConfig, tile
 
-    return {
+    verbs = {
         "ask": (AskConfig, ask),
         "bench": (BenchConfig, bench),
         "convert": (ConvertConfig, convert),
-        "data": (DataConfig, data),
         "demo": (DemoConfig, demo),
         "evaluate": (EvaluateConfig, evaluate),
         "grpo": (GRPOConfig, grpo),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
-        "scenes": (ScenesConfig, write_scenes),
         "sft": (SFTConfig, sft),
-        "tile": (TileConfig, tile),
     }
+    return dict(sorted((verbs | _light_verbs()).items()))
 
 
 def _quiet() -> None:
-    """Keeps the libraries' chatter off the terminal, and turns XLA's compilation cache on."""
+    """Keeps the libraries' chatter off the terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import absl.logging
-    import jax
 
     absl.logging.set_verbosity(absl.logging.ERROR)
+
+
+def _cache_programs() -> None:
+    """Turns XLA's compilation cache on."""
+    import jax
+
     cache = os.environ.get("ZOOMEARTH_CACHE", str(Path.home() / ".cache" / "zoomearth_jax"))
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
@@ -140,7 +149,10 @@ def main(args: list[str] | None = None) -> int:
         return 0
     _quiet()
     try:
-        verbs = _verbs()
+        verbs = _light_verbs() if args[:1] else {}
+        if not verbs.keys() & set(args[:1]):
+            verbs = _verbs()
+            _cache_programs()
         config = _parse(args, verbs)
         next(function for kind, function in verbs.values() if isinstance(config, kind))(config)
     except UserError as error:

@@ -12,10 +12,12 @@ from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.train import OptimizerConfig
+from zoomearth_jax.data_pipeline.packing import pack
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora
-from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
+from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
 from zoomearth_jax.runs import finite, look_ahead, open_loader, open_run
 
 
@@ -32,7 +34,9 @@ class SFTConfig:
         questions: size of the finite set of procedural questions.
         global_share: share of procedural questions that need no crop.
         steps: optimizer steps.
-        batch_size: rows a step.
+        batch_size: samples a step.
+        pack_len: tokens of a packed row, which holds several samples; 0 for one sample a row, in fixed slots. The loss is
+            the same.
         optimizer: AdamW's settings.
         lora: adapters that train instead of the model's own parameters.
         compute: number types, attention backend, and what the backward pass recomputes.
@@ -52,6 +56,7 @@ class SFTConfig:
     global_share: float = 0.3
     steps: int = 100
     batch_size: int = 32
+    pack_len: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -60,6 +65,10 @@ class SFTConfig:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
+
+    def __post_init__(self):
+        if self.pack_len < 0:
+            raise UserError("sft config: pack_len must be a number of tokens, or 0 for fixed rows")
 
 
 def sft(config: SFTConfig) -> Path:
@@ -71,7 +80,10 @@ def sft(config: SFTConfig) -> Path:
     train_step = make_sft_step(graph, optimizer, rows.episode)
 
     def prepare(batch):
-        return jax.device_put(row_batch(*batch, model.config.vision))
+        if not config.pack_len:
+            return jax.device_put(row_batch(*batch, model.config.vision))
+        packed = pack(*batch, rows.episode.view_tokens, config.pack_len)
+        return jax.device_put(packed_batch(packed, model.config.vision))
 
     loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions)
     open_run(config, model, rows, loader)
