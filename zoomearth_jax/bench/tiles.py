@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,8 +22,8 @@ from zoomearth_jax.errors import UserError
 
 _BUILD = """
 import pathlib, sys
-from zoomearth_jax.tile import TileConfig, tile
-tile(TileConfig((pathlib.Path(sys.argv[1]),), pathlib.Path(sys.argv[2]), json=True))
+from zoomearth_jax import cli
+cli.main(["tile", sys.argv[1], "--out", sys.argv[2], "--codec", sys.argv[3], "--json"])
 status = pathlib.Path("/proc/self/status").read_text()
 print(int(status.split("VmHWM:")[1].split()[0]) / 1e6)
 """
@@ -36,6 +37,7 @@ class TilesConfig:
         side: px a side of the image that is read as striped TIFF and as PNG.
         big: px a side of the large striped TIFF; 0 leaves it out.
         windows: random windows of 512 to 2,048 px that are shrunk to at most 512 px; the median of each way counts.
+        codec: of the tiles (see `zoomearth tile`).
         folder: where the temporary images go (2 GB with `big`); None is the system's.
         seed: of images and windows.
         json: print JSON.
@@ -44,6 +46,7 @@ class TilesConfig:
     side: int = 5000
     big: int = 20_000
     windows: int = 15
+    codec: Literal["delta", "webp", "jpeg"] = "delta"
     folder: Path | None = None
     seed: int = 0
     json: bool = False
@@ -57,8 +60,8 @@ class TilesConfig:
 def bench_tiles(config: TilesConfig) -> list[dict]:
     """One row: `striped_tiff_ratio, png_ratio, big_ratio, build_s`, the milliseconds behind them and the memory.
 
-    `build_s` is the larger of the two files' builds, start-up not counted; `*_peak_gb` the highest resident memory of a
-    process that does nothing else (the `zoomearth` command also imports jax and the models, which builds don't need).
+    `build_s` is the larger of the two files' builds, start-up not counted; `*_peak_gb` the highest resident memory of
+    `zoomearth tile`.
     """
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         return [_measured(config, Path(folder))]
@@ -69,10 +72,10 @@ def _measured(config: TilesConfig, folder: Path) -> dict:
     write_photograph(tiff, config.side, config.seed)
     with Image.open(tiff) as image:
         image.save(png, compress_level=6)
-    builds = {path.name: _build(path, folder / "store") for path in (tiff, png)}
+    builds = {path.name: _build(path, folder / "store", config.codec) for path in (tiff, png)}
     if config.big:
         write_photograph(big, config.big, config.seed)
-        builds[big.name] = _build(big, folder / "store")
+        builds[big.name] = _build(big, folder / "store", config.codec)
     row: dict = {"striped_tiff_ratio": 0.0, "png_ratio": 0.0, "big_ratio": None, "build_s": 0.0}
     store = TileStore.open(folder / "store")
     for name, path in (("striped_tiff", tiff), ("png", png), ("big", big)):
@@ -105,11 +108,11 @@ def write_photograph(path: Path, side: int, seed: int) -> None:
     image.save(path)
 
 
-def _build(path: Path, store: Path) -> tuple[float, float]:
+def _build(path: Path, store: Path, codec: str) -> tuple[float, float]:
     """Seconds of the build as `zoomearth tile` states them, and the process's highest memory in GB."""
-    command = [sys.executable, "-c", _BUILD, str(path), str(store)]
+    command = [sys.executable, "-c", _BUILD, str(path), str(store), codec]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode or not done.stdout:
         raise UserError(f"bench tiles: the build failed: {done.stderr.strip().splitlines()[-1:]}")
     summary, peak = done.stdout.splitlines()
     return json.loads(summary)["seconds"], float(peak)
