@@ -27,7 +27,7 @@ class EpisodeConfig:
 
     view_px: int = 512
     min_window_px: int = 512
-    prompt_len: int = 512
+    prompt_len: int = 576
     stage1_len: int = 640
     stage2_len: int = 256
     merged_px: int = 28
