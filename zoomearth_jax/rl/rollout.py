@@ -98,6 +98,39 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
     return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
 
 
+def prefill(model: Qwen2_5_VL, ids, valid, images: Images, group: int, slots: int):
+    """Encodes the overviews of N prompts, runs each prompt once and broadcasts its cache to its G samples.
+
+    Args:
+        ids, valid: prompt slots [N, prompt_len].
+        slots: empty ones to append to the cache.
+
+    Returns:
+        visual tokens [N, M, D]; of each sample [N x G]: the state that predicts its first token, its cache, and that
+        token's position.
+    """
+    features = model.encode_views(images.pixels, images.layout)
+    hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
+    hidden = repeat_rows(last_valid(hidden, valid), group)
+    return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_N, group)
+
+
+def append_crops(model: Qwen2_5_VL, cache: KVCache, ids, valid, images: Images, start_B, offset: int, slots: int):
+    """Encodes crops and appends them to their rows' caches, at `offset`, with `slots` empty slots after them.
+
+    Args:
+        ids, valid: crop slots [B, crop_len]; rows without a crop have no valid token.
+        start_B: position of the crop's first token.
+
+    Returns:
+        visual tokens [B, M, D], the state that predicts the next token, the cache, and that token's position.
+    """
+    features = model.encode_views(images.pixels, images.layout)
+    hidden, own, next_B = model.segment(ids, valid, features, images.grids, start_B, cache)
+    cache = _write(grow_cache(cache, ids.shape[1] + slots), own, offset)
+    return features, last_valid(hidden, valid), cache, next_B
+
+
 def decode(
     model: Qwen2_5_VL,
     cache: KVCache,
@@ -177,28 +210,23 @@ class RolloutEngine:
 
     def _look_step(self, params, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig):
         model, episode = nnx.merge(self._graph, params), self.rows.episode
-        features = model.encode_views(images.pixels, images.layout)
-        hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
-        first = repeat_rows(last_valid(hidden, valid), group)
-        cache = grow_cache(repeat_cache(cache, group), episode.stage1_len)
-        start = repeat_rows(next_N, group)
-        active = jnp.ones(first.shape[:1], bool)
+        features, hidden, cache, start = prefill(model, ids, valid, images, group, episode.stage1_len)
+        active = jnp.ones(hidden.shape[:1], bool)
         seen = None
         if filters.repetition_penalty != 1:
             nothing = jnp.zeros((len(ids), model.config.text.vocab_size), bool)
             seen = repeat_rows(mark_seen(nothing, ids, valid), group)
-        stage = cache, episode.prompt_len, episode.stage1_len, first, start, active
+        stage = cache, episode.prompt_len, episode.stage1_len, hidden, start, active
         return features, *decode(model, *stage, keys, temperature, self.rows, filters, seen)
 
     def _zoom_step(
         self, params, cache, start, seen, ids, valid, images: Images, active, keys, temperature, filters: SamplingConfig
     ):
         model, episode = nnx.merge(self._graph, params), self.rows.episode
-        features = model.encode_views(images.pixels, images.layout)
-        hidden, own, next_B = model.segment(ids, valid, features, images.grids, start, cache)
         offset = episode.prompt_len + episode.stage1_len
-        cache = _write(grow_cache(cache, episode.crop_len + episode.stage2_len), own, offset)
-        stage = cache, offset + episode.crop_len, episode.stage2_len, last_valid(hidden, valid), next_B, active
+        crop = ids, valid, images, start, offset, episode.stage2_len
+        features, hidden, cache, next_B = append_crops(model, cache, *crop)
+        stage = cache, offset + episode.crop_len, episode.stage2_len, hidden, next_B, active
         seen = mark_seen(seen, ids, valid)
         _, written_ids, logps, written, *_ = decode(model, *stage, keys, temperature, self.rows, filters, seen)
         return features, written_ids, logps, written
