@@ -1,6 +1,6 @@
 """What known accelerators can do, by the name that jax gives them.
 
-Peak bf16 FLOP/s, HBM size and HBM bandwidth are the makers' (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; data sheets of
+Peak bf16 FLOP/s, HBM size and HBM bandwidth are the makers' (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e; data sheets of
 NVIDIA's A100, H100, H200). Of a TPU's HBM we count what its compiler gives a program, as its out-of-memory message states it.
 Links of TPUs are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), 10 % under the makers' figures.
 """
@@ -38,10 +38,9 @@ class Chip(NamedTuple):
 
 # device_kind -> Chip
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, 30.75 * GIB, 1.228e12, 4.5e10, 6, 3.1e9, 4),
     "TPU v5 lite": Chip("v5e", 197e12, 15.75 * GIB, 8.19e11, 4.5e10, 4, 3.1e9, 16),
-    "TPU v5": Chip("v5p", 459e12, 95.74 * GIB, 2.765e12, 9e10, 6, 6.2e9, 4),
-    "TPU v6 lite": Chip("v6e", 918e12, 31.25 * GIB, 1.638e12, 9e10, 4, 1.25e10, 16),
+    "TPU v5": Chip("v5p", 459e12, 95.73 * GIB, 2.765e12, 9e10, 6, 6.2e9, 4),
+    "TPU v6 lite": Chip("v6e", 918e12, 31.24 * GIB, 1.638e12, 9e10, 4, 1.25e10, 16),
     "NVIDIA A100-SXM4-40GB": Chip("a100-40", 312e12, 39.4 * GIB, 1.555e12, 3e11, 1, 2.5e10),
     "NVIDIA A100-SXM4-80GB": Chip("a100-80", 312e12, 79.1 * GIB, 2.039e12, 3e11, 1, 2.5e10),
     "NVIDIA H100 80GB HBM3": Chip("h100", 989e12, 79.1 * GIB, 3.35e12, 4.5e11, 1, 5e10),
