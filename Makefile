@@ -39,7 +39,7 @@ clean:
 	touch $@
 
 .venv/parity: .venv/installed
-	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4'
+	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4' 'wandb>=0.19'
 	touch $@
 
 .venv-beam/installed: setup.py pyproject.toml

@@ -25,13 +25,16 @@ CORE = [
     "tqdm>=4.66",
     "pyyaml>=6.0",
 ]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "rasterio>=1.4"]
+TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "rasterio>=1.4", *TENSORBOARD]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "geo": ["rasterio>=1.4"],
     "tools": ["scikit-image>=0.24", "opencv-python-headless>=4.10"],
     "serve": ["starlette>=0.40", "uvicorn>=0.30", "sse-starlette>=2.1"],
+    "tensorboard": TENSORBOARD,
+    "wandb": ["wandb>=0.19"],
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],
     "bench": ["torch>=2.9"],

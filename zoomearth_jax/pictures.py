@@ -33,9 +33,11 @@ def with_boxes(overview: np.ndarray, boxes: Sequence[tuple[Box | None, str]], si
     return picture
 
 
-def annotate(overview: np.ndarray, crop: np.ndarray | None, boxes: Sequence[tuple[Box | None, str]]) -> Image.Image:
+def annotate(
+    overview: np.ndarray, crop: np.ndarray | None, boxes: Sequence[tuple[Box | None, str]], side: int = 448
+) -> Image.Image:
     """The overview with boxes, and the crop beside it."""
-    left = with_boxes(overview, boxes)
+    left = with_boxes(overview, boxes, side)
     if crop is None:
         return left
     right = enlarged(crop, left.height)

@@ -1,0 +1,74 @@
+"""What happened in a rollout, in numbers. docs/metrics.md tells what each means."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.rl.rollout import Episode, Trajectories
+
+SAME = 1e-6  # standard deviation of a group's rewards that counts as none
+
+
+def episode_table(
+    questions: Sequence[Question],
+    played: Trajectories,
+    rewards: Mapping[str, np.ndarray],
+    advantages: np.ndarray,
+    episode: EpisodeConfig,
+) -> dict[str, np.ndarray]:
+    """One number an episode, float32 [N x G] each; NaN where it doesn't apply."""
+    group = len(played.episodes) // len(questions)
+    asked = [q for q in questions for _ in range(group)]
+    episodes, target = played.episodes, played.replies.target
+    has_reference = np.array([q.box is not None for q in asked])
+    zoomed = np.array([e.zoomed for e in episodes])
+    table = {f"reward_{name}": values for name, values in rewards.items()} | {
+        "advantage": advantages,
+        "zoom_rate": zoomed,
+        "has_reference": has_reference,
+        "iou": np.where(has_reference, rewards["iou"], np.nan),
+        "crop_area": [_share(e) for e in episodes],
+        "parse_failure": [e.box_reason not in ("", "absent") for e in episodes],
+        "no_answer": [e.answer is None for e in episodes],
+        "truncated": [e.truncated for e in episodes],
+        "tokens": target.sum(axis=1),
+        "stage1_tokens": target[:, : episode.stage1_len].sum(axis=1),
+        "stage2_tokens": np.where(zoomed, target[:, episode.stage1_len :].sum(axis=1), np.nan),
+    }
+    return {name: np.asarray(values, np.float32) for name, values in table.items()}
+
+
+def _share(episode: Episode) -> float:
+    """The part of the image that the crop covers, 0 to 1."""
+    if episode.window is None:
+        return np.nan
+    x1, y1, x2, y2 = episode.window.corners
+    return (x2 - x1) * (y2 - y1) / (episode.window.frame.width * episode.window.frame.height)
+
+
+def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, float]:
+    """Means of a table of all episodes, and some spreads; what applies to no episode is left out.
+
+    Args:
+        table: of `episode_table`; of several processes one behind the other.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
+        metrics = {name: float(np.nanmean(values)) for name, values in table.items() if name != "has_reference"}
+    spread = {f"{name}_std": float(x.std()) for name, x in table.items() if name.startswith(("reward_", "advantage"))}
+    total = table["reward_total"].reshape(-1, group)
+    extra = {"flat_groups": float((total.std(axis=1) < SAME).mean()), "tokens_max": float(table["tokens"].max())}
+    return {name: value for name, value in (metrics | spread | extra).items() if not np.isnan(value)}
+
+
+def zoom_alarm(table: Mapping[str, np.ndarray]) -> str | None:
+    """What is wrong where no episode zooms, or every one does, though some question of the step needs no crop."""
+    rate = table["zoom_rate"].mean()
+    if rate == 0:
+        return "no episode zooms in"
+    return "every episode zooms in" if rate == 1 and not table["has_reference"].all() else None
