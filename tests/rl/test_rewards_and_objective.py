@@ -61,6 +61,8 @@ def test_loss_by_hand():
     loss, metrics = grpo_loss(new, old, advantages, mask, clip=0.2)
     assert loss == pytest.approx(want, abs=1e-6)
     assert metrics["clip_fraction"] == pytest.approx((1 / 2 + 1) / 2)
+    assert metrics["clip_fraction_low"] == pytest.approx(1 / 2)  # row 1
+    assert metrics["clip_fraction_high"] == pytest.approx(1 / 2 / 2)  # half of row 0
     assert "kl" not in metrics
     ref = np.log(np.array([[0.5, 0.4, 0.3], [0.1, 0.5, 0.2]], np.float32))
     kl_row0 = (0.5 / 0.75 - np.log(0.5 / 0.75) - 1) / 2

@@ -29,7 +29,8 @@ def grpo_loss(logp, old_logp, advantages, mask, *, clip: float, kl_weight: float
         ref_logp: under the reference policy; needed where kl_weight is not 0.
 
     Returns:
-        the loss, and metrics: clip_fraction, kl, ratio_max.
+        the loss, and metrics: clip_fraction (of the tokens, averaged by row, how many ratios are outside), of it
+        clip_fraction_low and _high, kl, ratio_max.
     """
     mask = mask.astype(jnp.float32)
     length_B = jnp.maximum(mask.sum(axis=1), 1.0)
@@ -43,7 +44,13 @@ def grpo_loss(logp, old_logp, advantages, mask, *, clip: float, kl_weight: float
     clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
     surrogate = jnp.minimum(ratio * advantage_BT, clipped * advantage_BT)
     loss = -per_sequence(surrogate)
-    metrics = {"clip_fraction": per_sequence(jnp.abs(ratio - 1.0) > clip), "ratio_max": ratio.max()}
+    low, high = per_sequence(1.0 - ratio > clip), per_sequence(ratio - 1.0 > clip)
+    metrics = {
+        "clip_fraction": low + high,
+        "clip_fraction_low": low,
+        "clip_fraction_high": high,
+        "ratio_max": ratio.max(),
+    }
     if kl_weight:
         kl = per_sequence(k3_kl(jnp.where(mask > 0, logp, 0.0), jnp.where(mask > 0, ref_logp, 0.0)))
         loss, metrics["kl"] = loss + kl_weight * kl, kl
