@@ -62,7 +62,7 @@ def run_curves(runs: dict[str, Path]) -> list[dict]:
     for stage, directory in runs.items():
         rows = read_metrics(Path(directory) / "metrics.jsonl")
         for key in CURVES[stage]:
-            kept = [(row["step"], row[key]) for row in rows if key in row]
+            kept = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if kept:
                 curves.append(curve(f"{stage}: {key}", *map(list, zip(*kept, strict=True))))
     return curves
