@@ -6,24 +6,26 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora
-from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, row_batch
+from zoomearth_jax.models.sharding import shard_batch
+from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, reference_policy, row_batch
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
-from zoomearth_jax.runs import finite, look_ahead, open_loader, open_run
+from zoomearth_jax.runs import finite, look_ahead, of_all_processes, on_mesh, open_loader, open_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,8 @@ class GRPOConfig:
         workers: processes that make prompts ahead, for large images; 0 makes them in threads of this one.
         global_share: share of procedural questions that need no crop.
         steps: rollouts.
-        prompts: questions a step.
+        prompts: questions a step, over all devices.
+        accumulate: microbatches that an update's questions are cut into, to save memory.
         group: episodes a question (paper: 4).
         updates: optimizer steps on each rollout (mu).
         temperature: of sampling, in both stages, and of the log-probabilities. (Top-k, top-p and a repetition penalty
@@ -49,6 +52,7 @@ class GRPOConfig:
         optimizer: AdamW's settings.
         lora: adapters that train instead of the model's own parameters; the reference is the model without them.
         compute: number types, attention backend, and what the backward pass recomputes.
+        mesh: how devices and processes share the work.
         freeze_vision: keep the vision encoder as it is; its tokens then come from the rollout.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of questions and samples.
@@ -64,6 +68,7 @@ class GRPOConfig:
     global_share: float = 0.25
     steps: int = 130
     prompts: int = 16
+    accumulate: int = 1
     group: int = 8
     updates: int = 1
     temperature: float = 1.0
@@ -73,6 +78,7 @@ class GRPOConfig:
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
     lora: LoRAConfig = LoRAConfig()
     compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
     checkpoint_every: int = 500
     seed: int = 0
@@ -84,38 +90,51 @@ class GRPOConfig:
             raise UserError("grpo config: group must be at least 2, advantages compare samples of one question")
         if self.temperature <= 0:
             raise UserError("grpo config: temperature must be positive")
+        if self.updates < 1 or self.accumulate < 1:
+            raise UserError("grpo config: updates and accumulate must be positive")
 
 
-def learner_batch(played: Trajectories, advantages: np.ndarray, vision, freeze_vision: bool) -> GRPOBatch:
+def learner_batch(
+    played: Trajectories, advantages: np.ndarray, vision, freeze_vision: bool, mesh: Mesh | None = None
+) -> GRPOBatch:
     """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
     tokens = (played.overview_features, played.crop_features) if freeze_vision else (None, None)
-    return GRPOBatch(row_batch(played.prompts, played.replies, vision, *tokens), played.logprobs, advantages)
+    rows = row_batch(played.prompts, played.replies, vision, *tokens)
+    return shard_batch(GRPOBatch(rows, played.logprobs, advantages), mesh)
 
 
 def rollout_metrics(played: Trajectories, rewards: dict[str, np.ndarray], group: int) -> dict[str, float]:
-    """Means of what happened in a rollout."""
+    """Means of what happened in a rollout, over all processes' episodes."""
     episodes = played.episodes
-    metrics = {f"reward_{name}": values.mean() for name, values in rewards.items()}
-    grouped = rewards["total"].reshape(-1, group)
-    return metrics | {
-        "reward_std": rewards["total"].std(),
-        "flat_groups": float((grouped.std(axis=1) < 1e-6).mean()),
-        "zoom_rate": np.mean([e.zoomed for e in episodes]),
-        "parse_failure": np.mean([e.box_reason not in ("", "absent") for e in episodes]),
-        "no_answer": np.mean([e.answer is None for e in episodes]),
-        "truncated": np.mean([e.truncated for e in episodes]),
-        "tokens": played.replies.target.sum(axis=1).mean(),
-    }
+    table = of_all_processes(
+        {f"reward_{name}": values for name, values in rewards.items()}
+        | {
+            "zoom_rate": np.array([e.zoomed for e in episodes], np.float32),
+            "parse_failure": np.array([e.box_reason not in ("", "absent") for e in episodes], np.float32),
+            "no_answer": np.array([e.answer is None for e in episodes], np.float32),
+            "truncated": np.array([e.truncated for e in episodes], np.float32),
+            "tokens": played.replies.target.sum(axis=1).astype(np.float32),
+        }
+    )
+    total = table["reward_total"]
+    flat = (total.reshape(-1, group).std(axis=1) < 1e-6).mean()
+    return {name: values.mean() for name, values in table.items()} | {"reward_std": total.std(), "flat_groups": flat}
 
 
 def grpo(config: GRPOConfig) -> Path:
     """Runs GRPO; returns the run's directory."""
-    model, rows = load_model(config.model, config.compute)
+    with on_mesh(config.mesh, config.model) as mesh:
+        return _grpo(config, mesh)
+
+
+def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
+    model, rows = load_model(config.model, config.compute, mesh)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     optimizer = config.optimizer.build(config.steps * config.updates)
-    graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision)
-    reference = jax.tree.map(jnp.copy, state.trainable) if config.kl_weight else None
-    engine, sampling = RolloutEngine(model, rows), SamplingConfig(temperature=config.temperature)
+    graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
+    reference = reference_policy(state, config.compute.dtype) if config.kl_weight else None
+    engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
+    sampling = SamplingConfig(temperature=config.temperature)
     train_step = make_grpo_step(
         graph,
         optimizer,
@@ -124,9 +143,10 @@ def grpo(config: GRPOConfig) -> Path:
         banned_ids=rows.banned_ids,
         clip=config.clip,
         kl_weight=config.kl_weight,
+        accumulate=config.accumulate,
     )
 
-    loader = open_loader(config, "grpo", rows.prompts, config.prompts)
+    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh)
     open_run(config, model, rows, loader)
     with loader, Checkpoints(config.out) as checkpoints:
         if config.resume:
@@ -141,7 +161,7 @@ def grpo(config: GRPOConfig) -> Path:
                 played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
                 rewards = episode_rewards(config.reward, questions, played, rows)
                 advantages = group_advantages(rewards["total"], config.group)
-                batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision)
+                batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision, mesh)
                 for _ in range(config.updates):
                     state, metrics = train_step(state, reference, batch)
                 log.write(step + 1, finite(metrics | rollout_metrics(played, rewards, config.group), step + 1))

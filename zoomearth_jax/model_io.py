@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from flax import nnx
+from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints, load_run_model, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
@@ -20,8 +22,8 @@ from zoomearth_jax.data_pipeline.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
-from zoomearth_jax.models.hf import source_dtype, write_checkpoint
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.hf import read_config, source_dtype, write_checkpoint
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 
 
 class LoadedModel(NamedTuple):
@@ -112,27 +114,29 @@ def weights_dtype(directory: Path) -> str:
         return checkpoints.dtype()
 
 
-def load_weights(directory: Path, compute: ComputeConfig) -> Qwen2_5_VL:
+def load_weights(directory: Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Qwen2_5_VL:
     """The model of an HF directory, or of the last checkpoint of a run."""
     if is_run(directory):
-        return load_run_model(directory, compute)
-    return Qwen2_5_VL.from_pretrained(directory, compute=compute)
+        return load_run_model(directory, compute, mesh)
+    return Qwen2_5_VL.from_pretrained(directory, compute=compute, mesh=mesh)
 
 
-def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig()) -> LoadedModel:
+def count_parameters(name: str | Path) -> int:
+    """Parameters of the model that `load_model` would load, from its config.json alone."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(_existing(name))), nnx.Param)))
+
+
+def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig(), mesh: Mesh | None = None) -> LoadedModel:
     """Loads a shipped model, an HF directory, or the last checkpoint of a run, in the types of `compute`.
+
+    Args:
+        mesh: where the parameters go, sharded by `models.sharding.RULES`; the default device without one.
 
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
     """
-    directory = resolve(name)
-    if not directory.exists():
-        close = difflib.get_close_matches(str(name), SHIPPED, n=1)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
-        )
-        raise UserError(f"{name}: no such model; {hint}")
-    model = load_weights(directory, compute)
+    directory = _existing(name)
+    model = load_weights(directory, compute, mesh)
     rows = load_rows(directory)
     if rows.image_id != model.config.image_token_id:
         raise UserError(
@@ -143,3 +147,14 @@ def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig()) -> Lo
             f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}"
         )
     return LoadedModel(model, rows)
+
+
+def _existing(name: str | Path) -> Path:
+    directory = resolve(name)
+    if not directory.exists():
+        close = difflib.get_close_matches(str(name), SHIPPED, n=1)
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
+        )
+        raise UserError(f"{name}: no such model; {hint}")
+    return directory

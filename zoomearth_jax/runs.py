@@ -4,21 +4,67 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import write_run_header
 from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.data_pipeline.loader import Loader
 from zoomearth_jax.data_pipeline.sources import ENDLESS, open_sources
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import count_parameters
+from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
 
+FREE_SETTINGS = ("resume", "overwrite", "out", "workers", "mesh")  # may change on resuming
+CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
+
+
+@contextmanager
+def on_mesh(config: MeshConfig, model: str) -> Iterator[Mesh]:
+    """Joins the other processes, if there are any, and sets the mesh of all devices; yields it.
+
+    Args:
+        model: as `load_model` takes it; its size decides what `config` leaves open.
+
+    Raises:
+        UserError: sizes that don't fit the devices, or no such model.
+    """
+    joined = _join(config)
+    try:
+        devices = jax.devices()
+        mesh = make_mesh(config.shape(len(devices), count_parameters(model), num_slices(devices)), devices)
+        with jax.set_mesh(mesh):
+            yield mesh
+    finally:
+        if joined:
+            jax.distributed.shutdown()
+
+
+def _join(config: MeshConfig) -> bool:
+    """Starts `jax.distributed` where settings or surroundings ask for it; whether this call did."""
+    if jax.distributed.is_initialized():
+        return False
+    if config.coordinator not in ("", "auto"):
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+        return True
+    cloud_tpu = find_spec("libtpu") is not None and (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists())
+    if config.coordinator == "auto" or cloud_tpu or any(int(os.environ.get(name) or 1) > 1 for name in CLUSTER):
+        jax.distributed.initialize()
+        return True
+    return False
 
 
 def open_run(config, model, rows, loader: Loader) -> None:
@@ -35,9 +81,7 @@ def open_run(config, model, rows, loader: Loader) -> None:
         if not exists:
             raise UserError(f"{out}: no run to resume; leave --resume out to start one")
         before, now = to_dict(read_yaml(settings, type(config))), to_dict(config)
-        changed = [
-            key for key in now if before[key] != now[key] and key not in ("resume", "overwrite", "out", "workers")
-        ]
+        changed = [key for key in now if before[key] != now[key] and key not in FREE_SETTINGS]
         if changed:
             key = changed[0]
             raise UserError(
@@ -47,11 +91,14 @@ def open_run(config, model, rows, loader: Loader) -> None:
         return
     if exists and not config.overwrite:
         raise UserError(f"{out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out")
-    if exists:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    write_run_header(out, model, rows)
-    (out / "data.json").write_text(json.dumps(loader.digests, indent=2) + "\n", encoding="utf-8")
-    write_yaml(settings, config)
+    together("looked at the run")  # before one of the processes writes
+    if jax.process_index() == 0:
+        if exists:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        write_run_header(out, model, rows)
+        (out / "data.json").write_text(json.dumps(loader.digests, indent=2) + "\n", encoding="utf-8")
+        write_yaml(settings, config)
+    together("wrote the run's settings")
 
 
 def _check_questions(file: Path, digests: dict[str, str]) -> None:
@@ -65,8 +112,21 @@ def _check_questions(file: Path, digests: dict[str, str]) -> None:
         raise UserError(f"{file}: the questions of {changed[0]} have changed since the run began; start a new run")
 
 
-def open_loader(config, split: str, make: Callable, batch_size: int, questions: int = ENDLESS) -> Loader:
-    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this host."""
+def open_loader(
+    config, split: str, make: Callable, batch_size: int, questions: int = ENDLESS, mesh: Mesh | None = None
+) -> Loader:
+    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
+
+    Raises:
+        UserError: a batch that doesn't divide over the mesh and the microbatches.
+    """
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shards * config.accumulate):
+        cut = f" in {config.accumulate} microbatches" if config.accumulate > 1 else ""
+        raise UserError(
+            f"a step of {batch_size} questions doesn't divide over {shards} devices{cut} (data x fsdp); "
+            "take a multiple, or another mesh"
+        )
     sources = open_sources(config.data, split, seed=config.seed, global_share=config.global_share, questions=questions)
     return Loader(
         sources,
@@ -76,7 +136,7 @@ def open_loader(config, split: str, make: Callable, batch_size: int, questions: 
         mix=config.mix,
         workers=config.workers,
         keep_bytes=KEPT_BYTES,
-        process=(jax.process_index(), jax.process_count()),
+        process=batch_stretch(mesh),
     )
 
 
@@ -96,6 +156,19 @@ def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:
         while (batch := ready.result()) is not ended:
             ready = thread.submit(following)
             yield batch
+
+
+def together(what: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def of_all_processes(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One array [all rows] of each array [this process's rows]; all processes must call it at the same time."""
+    if jax.process_count() == 1:
+        return dict(rows)
+    return {name: x.reshape(-1) for name, x in multihost_utils.process_allgather(dict(rows)).items()}
 
 
 def finite(metrics: Mapping, step: int) -> dict[str, float]:

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.packing import pack
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora
+from zoomearth_jax.models.sharding import shard_batch
 from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
-from zoomearth_jax.runs import finite, look_ahead, open_loader, open_run
+from zoomearth_jax.runs import finite, look_ahead, on_mesh, open_loader, open_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +37,14 @@ class SFTConfig:
         questions: size of the finite set of procedural questions.
         global_share: share of procedural questions that need no crop.
         steps: optimizer steps.
-        batch_size: samples a step.
+        batch_size: samples a step, over all devices.
+        accumulate: microbatches that a step's samples are cut into, to save memory.
         pack_len: tokens of a packed row, which holds several samples; 0 for one sample a row, in fixed slots. The loss is
             the same.
         optimizer: AdamW's settings.
         lora: adapters that train instead of the model's own parameters.
         compute: number types, attention backend, and what the backward pass recomputes.
+        mesh: how devices and processes share the work.
         freeze_vision: keep the vision encoder as it is.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of the data's order.
@@ -56,10 +61,12 @@ class SFTConfig:
     global_share: float = 0.3
     steps: int = 100
     batch_size: int = 32
+    accumulate: int = 1
     pack_len: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()
     compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
     checkpoint_every: int = 500
     seed: int = 0
@@ -69,23 +76,32 @@ class SFTConfig:
     def __post_init__(self):
         if self.pack_len < 0:
             raise UserError("sft config: pack_len must be a number of tokens, or 0 for fixed rows")
+        if self.accumulate < 1 or (self.accumulate > 1 and self.pack_len):
+            raise UserError("sft config: accumulate must be positive, and 1 for packed rows")
 
 
 def sft(config: SFTConfig) -> Path:
     """Runs fine-tuning; returns the run's directory."""
-    model, rows = load_model(config.model, config.compute)
+    with on_mesh(config.mesh, config.model) as mesh:
+        return _sft(config, mesh)
+
+
+def _sft(config: SFTConfig, mesh: Mesh) -> Path:
+    if config.pack_len and jax.process_count() > 1:
+        raise UserError("sft config: packed rows are for one process; leave pack_len out")
+    model, rows = load_model(config.model, config.compute, mesh)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     optimizer = config.optimizer.build(config.steps)
-    graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision)
-    train_step = make_sft_step(graph, optimizer, rows.episode)
+    graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
+    train_step = make_sft_step(graph, optimizer, rows.episode, config.accumulate)
 
     def prepare(batch):
         if not config.pack_len:
-            return jax.device_put(row_batch(*batch, model.config.vision))
+            return shard_batch(row_batch(*batch, model.config.vision), mesh)
         packed = pack(*batch, rows.episode.view_tokens, config.pack_len)
-        return jax.device_put(packed_batch(packed, model.config.vision))
+        return shard_batch(packed_batch(packed, model.config.vision), mesh)
 
-    loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions)
+    loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions, mesh)
     open_run(config, model, rows, loader)
     with loader, Checkpoints(config.out) as checkpoints:
         if config.resume:

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from zoomearth_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -28,23 +32,37 @@ RULES: dict[str | None, tuple[str, ...]] = {
 
 
 def make_mesh(shape: Sequence[int], devices=None) -> Mesh:
-    """A mesh of the given sizes along (data, fsdp, tensor), over all devices by default."""
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    """A mesh of the given sizes along (data, fsdp, tensor), over all devices by default; data alone spans TPU slices."""
+    devices = jax.devices() if devices is None else devices
+    slices = num_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    inside = (shape[0] // slices, *shape[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices=devices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh) -> PartitionSpec:
+def num_slices(devices) -> int:
+    """Slices of a TPU system, which a slower network joins; 1 elsewhere."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh, without: tuple[str, ...] = ()
+) -> PartitionSpec:
     """Where an array's dimensions go; a dimension that its mesh axes don't divide evenly stays whole.
 
     Args:
         axes: logical axes of the trailing dimensions; leading ones (a stack of layers) stay whole.
         shape: of the array.
         mesh: concrete or abstract.
+        without: mesh axes to leave out.
     """
     axes = (*[None] * (len(shape) - len(axes)), *axes)
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     parts = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(name for name in RULES[axis] if sizes[name] > 1)
+        names = tuple(name for name in RULES[axis] if sizes[name] > 1 and name not in without)
         fits = names and size % int(np.prod([sizes[name] for name in names])) == 0
         parts.append((names if len(names) > 1 else names[0]) if fits else None)
     return PartitionSpec(*parts)
@@ -64,20 +82,115 @@ def num_devices() -> int:
     return 1 if mesh.empty else mesh.size
 
 
-def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """The shardings of a model's (possibly abstract) parameters, in the same tree."""
-
-    def one(variable: nnx.Variable):
-        axes = variable.get_metadata().get("axes", ())
-        return variable.replace(NamedSharding(mesh, partition_spec(axes, variable.shape, mesh)))
-
-    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+def _is_variable(x) -> bool:
+    return isinstance(x, nnx.Variable)
 
 
-def shard_batch(batch, mesh: Mesh):
-    """Puts a tree of host arrays on the mesh, first dimension along data and fsdp."""
+def _axes(variable: nnx.Variable) -> tuple[str | None, ...]:
+    return variable.get_metadata().get("axes", ())
+
+
+def param_shardings(state, mesh: Mesh):
+    """The shardings of a tree of (possibly abstract) parameters, or of an optimizer's state made from them, in the same
+    tree: each parameter's moments lie where it does, and what is no parameter is everywhere."""
+
+    def one(x):
+        if _is_variable(x):
+            return x.replace(NamedSharding(mesh, partition_spec(_axes(x), x.shape, mesh)))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(one, state, is_leaf=_is_variable)
+
+
+def constrain_params(state):
+    """Pins parameters, gradients or an optimizer's state as `param_shardings` lays them out, on the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return state
+
+    def one(x):
+        spec = partition_spec(_axes(x), x.shape, mesh) if _is_variable(x) else PartitionSpec()
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), x)
+
+    return jax.tree.map(one, state, is_leaf=_is_variable)
+
+
+def cast_kernels(params, dtype, gather: bool = False):
+    """Weights that products use (embeddings, kernels) in the compute type, where that is the smaller one.
+
+    The model would convert them at every use. Norms' scales and biases stay as they are.
+
+    Args:
+        gather: whole along fsdp too, on the mesh in context: one gathering instead of one a use.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def one(x):
+        if "embed" not in _axes(x):
+            return x
+        value = x[...]
+        if jnp.dtype(dtype).itemsize < value.dtype.itemsize:
+            value = value.astype(dtype)
+        if gather and not mesh.empty:
+            spec = partition_spec(_axes(x), value.shape, mesh, without=("fsdp",))
+            value = jax.lax.with_sharding_constraint(value, spec)
+        return x.replace(value)
+
+    return jax.tree.map(one, params, is_leaf=_is_variable)
+
+
+def batch_stretch(mesh: Mesh | None) -> tuple[int, int]:
+    """(which, of how many) equal stretches of a batch's rows this process makes and holds.
+
+    Processes that differ only along tensor hold the same rows.
+
+    Raises:
+        UserError: processes whose rows overlap in part.
+    """
+    if mesh is None:
+        return 0, 1
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))).devices_indices_map((shards,))
+    held = {process: set() for process in range(jax.process_count())}
+    for device, (stretch,) in rows.items():
+        held[device.process_index].add(stretch.indices(shards)[0])
+    stretches = sorted({tuple(sorted(own)) for own in held.values()})
+    if sum(map(len, stretches)) != shards:
+        raise UserError("mesh config: tensor groups overlap processes in part; choose another tensor size")
+    return stretches.index(tuple(sorted(held[jax.process_index()]))), len(stretches)
+
+
+def shard_batch(batch, mesh: Mesh | None):
+    """Puts this process's rows of a batch, a tree of arrays, onto the mesh: first dimension along data and fsdp.
+
+    What is on devices already stays as it is. Without a mesh everything goes to the default device.
+    """
+    if mesh is None:
+        return jax.device_put(batch)
+    single = jax.process_count() == 1
+    stretches = 1 if single else batch_stretch(mesh)[1]
 
     def put(x):
-        return jax.device_put(x, NamedSharding(mesh, partition_spec(("batch", *[None] * (x.ndim - 1)), x.shape, mesh)))
+        if isinstance(x, jax.Array):
+            return x
+        shape = (x.shape[0] * stretches, *x.shape[1:])
+        sharding = NamedSharding(mesh, partition_spec(("batch", *[None] * (x.ndim - 1)), shape, mesh))
+        if single:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, x, shape)
 
     return jax.tree.map(put, batch)
+
+
+def local_rows(tree):
+    """This process's rows of arrays that `shard_batch` would lay out so, as NumPy arrays, in their order."""
+
+    def one(x):
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    for x in jax.tree.leaves(tree):
+        x.copy_to_host_async()
+    return jax.tree.map(one, tree)

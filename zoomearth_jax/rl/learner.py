@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.model import VisionConfig
@@ -18,6 +19,7 @@ from zoomearth_jax.data_pipeline.rows import Prompts, Replies
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.lora import has_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.sharding import cast_kernels, constrain, constrain_params, param_shardings
 from zoomearth_jax.rl.objective import grpo_loss
 from zoomearth_jax.rl.policy import Images, Segment, device_images, packed_logprobs, reply_logprobs
 
@@ -97,10 +99,15 @@ def written_slots(episode: EpisodeConfig) -> np.ndarray:
     return np.concatenate([np.arange(episode.stage1_len), np.arange(stage2, episode.reply_len)])
 
 
-def init_state(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, *, freeze_vision: bool):
+def init_state(
+    model: Qwen2_5_VL, optimizer: optax.GradientTransformation, *, freeze_vision: bool, mesh: Mesh | None = None
+):
     """The model's structure and a fresh TrainState; what is frozen has no optimizer state and no backward.
 
     A model with adapters trains these alone; otherwise all parameters train, those of a frozen vision encoder excepted.
+
+    Args:
+        mesh: where the state goes, optimizer state beside its parameters; the default device without one.
 
     Raises:
         UserError: adapters in a frozen vision encoder.
@@ -118,8 +125,19 @@ def init_state(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, *, fr
         return freeze_vision and path[0] == "vision"
 
     graph, frozen, trainable = nnx.split(model, is_frozen, ...)
-    state = TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
-    return graph, jax.device_put(state, jax.devices()[0])  # all committed, as a step's results are: one compilation
+    if mesh is None:
+        state = TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+        return graph, jax.device_put(state, jax.devices()[0])  # all committed, as a step's results are: one compilation
+    trainable, frozen, step = (
+        jax.device_put(part, param_shardings(part, mesh)) for part in (trainable, frozen, np.zeros((), np.int32))
+    )
+    shardings = param_shardings(jax.eval_shape(optimizer.init, trainable), mesh)
+    return graph, TrainState(trainable, frozen, jax.jit(optimizer.init, out_shardings=shardings)(trainable), step)
+
+
+def reference_policy(state: TrainState, dtype: str):
+    """A copy of the trainable parameters that stays as it is, its kernels in the compute type."""
+    return jax.tree.map(jnp.copy, cast_kernels(state.trainable, dtype))
 
 
 def _features(model, images: Images | jax.Array):
@@ -133,69 +151,119 @@ def row_logprobs(model, batch: RowBatch, episode: EpisodeConfig, temperature: fl
     return reply_logprobs(model, prompt, reply, written_slots(episode), temperature, banned_ids)
 
 
-def _update(state: TrainState, optimizer, loss_fn) -> tuple[TrainState, dict[str, jax.Array]]:
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
+def _split(batch, rows: int, parts: int):
+    """A batch in `parts` microbatches [parts, ...]; a prompt's replies stay with it, every row on its device.
+
+    Args:
+        rows: the batch's first dimension; arrays of a multiple of it have a group's replies one after the other.
+    """
+    if parts == 1:
+        return jax.tree.map(lambda x: x[None], batch)
+
+    def one(x):
+        split = x.reshape(rows // parts, parts, x.shape[0] // rows, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(split.reshape(parts, -1, *x.shape[1:]), None, "batch", *[None] * (x.ndim - 1))
+
+    return jax.tree.map(one, batch)
+
+
+def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
+
+    loss_fn also gives metrics that add up likewise, but for those named `*_max`.
+    """
+    gradient = jax.grad(loss_fn, has_aux=True)
+    parts = jax.tree.leaves(micros)[0].shape[0]
+    if parts == 1:
+        grads, metrics = gradient(state.trainable, jax.tree.map(lambda x: x[0], micros))
+    else:
+
+        def add(total, micro):
+            grads, metrics = gradient(state.trainable, micro)
+            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, constrain_params(grads))
+            return constrain_params(total), metrics
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trainable)
+        grads, metrics = jax.lax.scan(add, constrain_params(zeros), micros)
+        grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, state.trainable)
+        metrics = {name: x.max() if name.endswith("_max") else x.sum() for name, x in metrics.items()}
+    grads = constrain_params(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(trainable, state.frozen, opt_state, state.step + 1), metrics
+    return TrainState(*constrain_params((trainable, state.frozen, opt_state, state.step + 1))), metrics
 
 
-def make_sft_step(graph, optimizer, episode: EpisodeConfig) -> Callable:
+def make_sft_step(graph, optimizer, episode: EpisodeConfig, accumulate: int = 1) -> Callable:
     """step(state, RowBatch or PackedBatch) -> (state, metrics): mean cross-entropy over the target tokens, the full
-    vocabulary at T = 1. Both forms of the same samples give the same loss."""
+    vocabulary at T = 1. Both forms of the same samples give the same loss.
+
+    Args:
+        accumulate: microbatches that a batch is cut into, one after the other; packed rows are not cut.
+    """
     slots = written_slots(episode)
 
     def step(state: TrainState, batch: RowBatch | PackedBatch):
         packed = isinstance(batch, PackedBatch)
-        mask = (batch.target if packed else batch.target[:, slots]).astype(jnp.float32)
+        count = (batch.target if packed else batch.target[:, slots]).sum()
 
-        def loss_fn(trainable):
+        def loss_fn(trainable, micro):
             model = nnx.merge(graph, trainable, state.frozen)
             if packed:
-                logp, entropy = packed_logprobs(model, batch, _features(model, batch.views))
+                mask, (logp, entropy) = micro.target, packed_logprobs(model, micro, _features(model, micro.views))
             else:
-                logp, entropy = row_logprobs(model, batch, episode, 1.0, ())
-            loss = -(logp * mask).sum() / mask.sum()
-            return loss, {"loss": loss, "entropy": (entropy * mask).sum() / mask.sum()}
+                mask, (logp, entropy) = micro.target[:, slots], row_logprobs(model, micro, episode, 1.0, ())
+            loss = -(logp * mask).sum() / count
+            return loss, {"loss": loss, "entropy": (entropy * mask).sum() / count}
 
-        return _update(state, optimizer, loss_fn)
+        return _update(state, optimizer, loss_fn, _split(batch, len(batch.target), accumulate))
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_grpo_step(
-    graph, optimizer, episode: EpisodeConfig, *, temperature: float, banned_ids, clip: float, kl_weight: float
+    graph,
+    optimizer,
+    episode: EpisodeConfig,
+    *,
+    temperature: float,
+    banned_ids,
+    clip: float,
+    kl_weight: float,
+    accumulate: int = 1,
 ) -> Callable:
     """step(state, ref_trainable, GRPOBatch) -> (state, metrics).
 
     Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once a
     group. ref_trainable are the reference policy's trainable parameters (with LoRA fresh adapters, which change nothing);
     unused where kl_weight is 0.
+
+    Args:
+        accumulate: microbatches that a batch is cut into, whole groups each, one after the other.
     """
     slots = written_slots(episode)
 
     def step(state: TrainState, ref_trainable, batch: GRPOBatch):
-        rows, mask = batch.rows, batch.rows.target[:, slots]
+        count = batch.rows.target[:, slots].sum()
 
-        def logprobs(trainable):
+        def logprobs(trainable, rows):
             return row_logprobs(nnx.merge(graph, trainable, state.frozen), rows, episode, temperature, banned_ids)
 
-        ref_logp = jax.lax.stop_gradient(logprobs(ref_trainable)[0]) if kl_weight else None
-
-        def loss_fn(trainable):
-            logp, entropy = logprobs(trainable)
+        def loss_fn(trainable, micro):
+            mask = micro.rows.target[:, slots]
+            ref_logp = jax.lax.stop_gradient(logprobs(ref_trainable, micro.rows)[0]) if kl_weight else None
+            logp, entropy = logprobs(trainable, micro.rows)
             loss, metrics = grpo_loss(
-                logp, batch.old_logp, batch.advantages, mask, clip=clip, kl_weight=kl_weight, ref_logp=ref_logp
+                logp, micro.old_logp, micro.advantages, mask, clip=clip, kl_weight=kl_weight, ref_logp=ref_logp
             )
-            count = mask.sum()
+            metrics = {name: x if name.endswith("_max") else x / accumulate for name, x in metrics.items()}
             metrics |= {
-                "loss": loss,
+                "loss": loss / accumulate,
                 "entropy": (entropy * mask).sum() / count,
-                "sampler_gap": jnp.max(jnp.abs(logp - batch.old_logp) * mask),
+                "sampler_gap_max": jnp.max(jnp.abs(logp - micro.old_logp) * mask),
             }
-            return loss, metrics
+            return loss / accumulate, metrics
 
-        return _update(state, optimizer, loss_fn)
+        return _update(state, optimizer, loss_fn, _split(batch, len(batch.rows.prompt_ids), accumulate))
 
     return jax.jit(step, donate_argnums=0)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
@@ -24,6 +25,7 @@ from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies, RowBuilder
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.sharding import batch_stretch, cast_kernels, constrain, local_rows, shard_batch
 from zoomearth_jax.rl.policy import Images, device_images, last_valid, repeat_cache, repeat_rows
 from zoomearth_jax.rl.sampling import mark_seen, row_keys, sample
 
@@ -58,10 +60,10 @@ class Episode:
 
 
 class Look(NamedTuple):
-    """What N questions show the policy first: the prompt slots, and their overviews on the device."""
+    """What N questions show the policy first: the prompt slots, and on the devices their ids, validity and overviews."""
 
     prompts: Prompts
-    images: Images
+    on_devices: tuple[jax.Array, jax.Array, Images]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +87,21 @@ class Trajectories:
     crops: list[np.ndarray | None]
 
 
+def _pin(cache_LBKSH):
+    """Keeps each row's keys or values on the devices that hold the row."""
+    return constrain(cache_LBKSH, None, "batch", "kv_heads", None, None)
+
+
 def _write(cache: KVCache, own: KVCache, offset) -> KVCache:
     """Puts a segment's keys and values into the cache's slots from `offset` on."""
-    k = jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3)
-    v = jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3)
+    k = _pin(jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3))
+    v = _pin(jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3))
     return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.valid_BS, own.valid_BS, offset, axis=1))
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
     """Appends empty slots."""
-    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))) for x in (cache.k, cache.v))
+    k, v = (_pin(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))) for x in (cache.k, cache.v))
     return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
 
 
@@ -192,24 +199,35 @@ def decode(
     ids, logps, written, alive_B, position_B, seen_BV = state
     # A row that filled its slot has its last token still outside the cache; for all others this adds nothing valid.
     _, own, next_B = model.segment(ids[:, length - 1 :], alive_B[:, None], start_B=position_B, past=cache)
+    ids, logps, written = (constrain(x, "batch", None) for x in (ids, logps, written))
     return _write(cache, own, offset + length - 1), ids, logps, written, next_B, seen_BV
 
 
 class RolloutEngine:
     """Plays episodes with one compiled program for each stage and batch shape."""
 
-    def __init__(self, model: Qwen2_5_VL, rows: RowBuilder):
-        """Takes the model's structure; parameters come with each call."""
-        self.rows = rows
-        self._vision = model.config.vision
+    def __init__(self, model: Qwen2_5_VL, rows: RowBuilder, mesh: Mesh | None = None, gather: bool = False):
+        """Takes the model's structure; parameters come with each call.
+
+        Args:
+            mesh: where rows go, as in context at the calls; the default device without one. Of several processes each
+                plays its own questions, all at the same time.
+            gather: see `MeshConfig`.
+        """
+        self.rows, self._mesh, self._gather = rows, mesh, gather
+        self._vision, self._dtype = model.config.vision, model.compute.dtype
         self._graph = nnx.graphdef(model)
         options = model.compute.compiler_options
         self._look = jax.jit(self._look_step, static_argnames=("group", "filters"), compiler_options=options)
         self._zoom = jax.jit(self._zoom_step, static_argnames="filters", compiler_options=options)
         self._readers = ThreadPoolExecutor(8, thread_name_prefix="crop-reader")
 
+    def _sampler(self, params) -> Qwen2_5_VL:
+        """The model in the compute type, ahead of the loops over tokens."""
+        return nnx.merge(self._graph, cast_kernels(params, self._dtype, self._gather))
+
     def _look_step(self, params, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig):
-        model, episode = nnx.merge(self._graph, params), self.rows.episode
+        model, episode = self._sampler(params), self.rows.episode
         features, hidden, cache, start = prefill(model, ids, valid, images, group, episode.stage1_len)
         active = jnp.ones(hidden.shape[:1], bool)
         seen = None
@@ -222,7 +240,7 @@ class RolloutEngine:
     def _zoom_step(
         self, params, cache, start, seen, ids, valid, images: Images, active, keys, temperature, filters: SamplingConfig
     ):
-        model, episode = nnx.merge(self._graph, params), self.rows.episode
+        model, episode = self._sampler(params), self.rows.episode
         offset = episode.prompt_len + episode.stage1_len
         crop = ids, valid, images, start, offset, episode.stage2_len
         features, hidden, cache, next_B = append_crops(model, cache, *crop)
@@ -236,8 +254,9 @@ class RolloutEngine:
         return self.send(self.rows.prompts(questions, list(self._readers.map(self.rows.overview, questions))))
 
     def send(self, prompts: Prompts) -> Look:
-        """Sends the overviews of prompts to the device, as uint8."""
-        return Look(prompts, jax.device_put(device_images(prompts.views, self._vision)))
+        """Sends prompts to the devices, overviews as uint8."""
+        on_devices = prompts.ids, prompts.valid, device_images(prompts.views, self._vision)
+        return Look(prompts, shard_batch(on_devices, self._mesh))
 
     def __call__(
         self,
@@ -269,12 +288,15 @@ class RolloutEngine:
         rows = self.rows
         look = look or self.look(questions)
         prompts, overviews = look.prompts, rows.pictures(look.prompts.views)
-        count = len(questions) * group
-        look_keys, zoom_keys = row_keys(key, np.array(range(count) if seeds is None else seeds, np.uint32))
+        if seeds is None:
+            first = batch_stretch(self._mesh)[0] * len(questions) * group
+            seeds = range(first, first + len(questions) * group)
+        look_keys, zoom_keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self._mesh))
         temperature, filters = sampling.temperature, sampling.filters
         overview_features, cache, ids1, logps1, written1, start, seen = self._look(
-            params, prompts.ids, prompts.valid, look.images, look_keys, temperature, group=group, filters=filters
+            params, *look.on_devices, look_keys, temperature, group=group, filters=filters
         )
+        ids1, logps1, written1 = local_rows((ids1, logps1, written1))
         stage1 = _tokens(ids1, written1)
         asked = [q for q in questions for _ in range(group)]
         views = [rows.view_frame(view) for view in overviews for _ in range(group)]
@@ -286,11 +308,10 @@ class RolloutEngine:
             crops = [None if crop is None else np.full_like(crop, MASK_LEVEL) for crop in crops]
         crop_views = rows.views(crops)
         crop_ids, crop_valid = rows.crop_slots(crop_views.grids)
-        images = device_images(crop_views, self._vision)
         zooms = np.array([window is not None for window in windows])
-        crop_features, ids2, logps2, written2 = self._zoom(
-            params, cache, start, seen, crop_ids, crop_valid, images, zooms, zoom_keys, temperature, filters=filters
-        )
+        crop = shard_batch((crop_ids, crop_valid, device_images(crop_views, self._vision), zooms), self._mesh)
+        crop_features, *written = self._zoom(params, cache, start, seen, *crop, zoom_keys, temperature, filters=filters)
+        ids2, logps2, written2 = local_rows(written)
         stage2 = _tokens(ids2, written2)
         return Trajectories(
             prompts=prompts,
@@ -325,5 +346,4 @@ class RolloutEngine:
 
 def _tokens(ids, written) -> list[list[int]]:
     """The ids that each row wrote."""
-    ids, written = np.asarray(ids), np.asarray(written)
     return [row[mask].tolist() for row, mask in zip(ids, written, strict=True)]
