@@ -14,9 +14,10 @@ from zoomearth_jax.rl.policy import masked_logits
 
 @jax.jit
 def row_keys(key, seeds_B):
-    """A key for each row and stage [2, B], from the call's key and the row's seed alone."""
+    """A key [B] for each row in each of the two stages, from the call's key and the row's seed alone."""
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, seeds_B)
-    return jax.vmap(jax.random.split, out_axes=1)(keys_B)
+    keys_2B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+    return keys_2B[0], keys_2B[1]
 
 
 def mark_seen(seen_BV, ids_BT, valid_BT):
