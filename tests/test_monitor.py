@@ -1,6 +1,5 @@
 """Alarms, compilations, throughput, and the stop of a run that breaks, whose batch gives the same NaN again."""
 
-import json
 import math
 
 import jax
@@ -8,10 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.configs.train import OptimizerConfig
+from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import RowCounts
 from zoomearth_jax.metrics import MetricsLog, read_metrics
+from zoomearth_jax.model_io import load_model
 from zoomearth_jax.monitor import Alarms, Compilations, Monitor, load_replay, save_replay, throughput
+from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
+from zoomearth_jax.sft import SFTConfig, sft
 
 ONE = RowCounts(np.array([10]), np.array([20, 30]), np.array([5, 5]), np.array([[2, 2]]), np.array([[1, 2], [0, 0]]))
 
@@ -99,20 +104,11 @@ def test_a_profile_of_a_run_that_stops_is_closed(tmp_path):
     jax.profiler.stop_trace()
 
 
-def test_a_broken_step_stops_the_run(tmp_path):
-    saved = []
+def test_batches_are_saved_in_any_number_type(tmp_path):
     batch = {"x": jnp.arange(6.0).reshape(3, 2), "features": jnp.ones((3, 2), jnp.bfloat16) * 1.5}
-    with monitor(tmp_path) as watched:
-        watched.stop_if_broken(1, {"loss": 1.0, "grad_norm": 2.0}, batch, saved.append)
-        with pytest.raises(
-            UserError, match=r"step 2: grad_norm nan; the batch and the state before it are in .*replay"
-        ):
-            watched.stop_if_broken(2, {"loss": 1.0, "grad_norm": math.nan}, batch, saved.append)
-    assert saved == [tmp_path / "replay"]
-    row = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert (row["grad_norm"], row["alarms"]) == (None, ["not_finite"])
-    path = tmp_path / "replay" / "step_000002_0.npz"
-    again = load_replay(path, jax.tree.map(np.zeros_like, batch))
+    save_replay(tmp_path / "replay" / "step.npz", batch)
+    assert [file.name for file in (tmp_path / "replay").iterdir()] == ["step.npz"]
+    again = load_replay(tmp_path / "replay" / "step.npz", jax.tree.map(np.zeros_like, batch))
     assert again["features"].dtype == jnp.bfloat16
     assert jax.tree.all(jax.tree.map(np.array_equal, again, batch))
 
@@ -127,3 +123,33 @@ def test_replays_that_cannot_be_loaded(tmp_path):
     np.savez(path, x=np.array([{}], object))
     with pytest.raises(UserError, match="not a batch that was saved"):
         load_replay(path, {"x": np.ones(1)})
+
+
+def test_a_run_that_breaks_can_be_replayed(tmp_path, capsys):
+    """A first step of absurd size makes the second one's loss NaN; its batch and the state before it give that NaN again."""
+    out = tmp_path / "run"
+    config = SFTConfig(
+        out=out, questions=8, steps=4, batch_size=4, checkpoint_every=1, optimizer=OptimizerConfig(lr=1e15, warmup=0)
+    )
+    with pytest.raises(UserError, match=r"step 2: loss nan.*the batch and the state before it are in .*replay"):
+        sft(config)
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [(row["step"], row["loss"] is None) for row in rows] == [(1, False), (2, True)]
+    with Checkpoints(out) as checkpoints:
+        assert checkpoints.latest == 1
+
+    model, builder = load_model("nano")
+    optimizer = config.optimizer.build(config.steps)
+    graph, state = init_state(model, optimizer, freeze_vision=True)
+    with Checkpoints(out / "replay") as checkpoints:
+        state = checkpoints.restore(state)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trainable))
+    like = row_batch(*builder.supervised(scene_questions("sft", 7, 0, 4, global_share=0.5)), model.config.vision)
+    batch = load_replay(out / "replay" / "step_000002_0.npz", like)
+    step = make_sft_step(graph, optimizer, builder.episode)
+    before = jax.tree.map(np.array, state)
+    after, metrics = step(state, jax.device_put(batch))
+    assert math.isnan(metrics["loss"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))  # the broken step changed nothing
+    _, metrics = step(after, jax.device_put(like))
+    assert math.isnan(metrics["loss"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,15 +18,19 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import MetricsLog
+from zoomearth_jax.flops import grpo_flops, rollout_flops, row_counts
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.models.lora import add_lora
+from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import shard_batch
+from zoomearth_jax.monitor import open_monitor
+from zoomearth_jax.panel import write_panel
 from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, reference_policy, row_batch
+from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
-from zoomearth_jax.runs import finite, look_ahead, of_all_processes, on_mesh, open_loader, open_run
+from zoomearth_jax.runs import look_ahead, of_all_processes, on_mesh, open_loader, open_run
+from zoomearth_jax.sinks import check_sinks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,9 @@ class GRPOConfig:
         compute: number types, attention backend, and what the backward pass recomputes.
         mesh: how devices and processes share the work.
         freeze_vision: keep the vision encoder as it is; its tokens then come from the rollout.
+        log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
+        panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
+        profile: write an XProf trace of three steps after warm-up to OUT/profile.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of questions and samples.
         resume: go on from the last checkpoint in `out`.
@@ -80,6 +88,9 @@ class GRPOConfig:
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    panel_every: int = 50
+    profile: bool = False
     checkpoint_every: int = 500
     seed: int = 0
     resume: bool = False
@@ -92,6 +103,8 @@ class GRPOConfig:
             raise UserError("grpo config: temperature must be positive")
         if self.updates < 1 or self.accumulate < 1:
             raise UserError("grpo config: updates and accumulate must be positive")
+        if self.panel_every < 0:
+            raise UserError("grpo config: panel_every must be a number of steps, or 0 for no panels")
 
 
 def learner_batch(
@@ -103,26 +116,18 @@ def learner_batch(
     return shard_batch(GRPOBatch(rows, played.logprobs, advantages), mesh)
 
 
-def rollout_metrics(played: Trajectories, rewards: dict[str, np.ndarray], group: int) -> dict[str, float]:
-    """Means of what happened in a rollout, over all processes' episodes."""
-    episodes = played.episodes
-    table = of_all_processes(
-        {f"reward_{name}": values for name, values in rewards.items()}
-        | {
-            "zoom_rate": np.array([e.zoomed for e in episodes], np.float32),
-            "parse_failure": np.array([e.box_reason not in ("", "absent") for e in episodes], np.float32),
-            "no_answer": np.array([e.answer is None for e in episodes], np.float32),
-            "truncated": np.array([e.truncated for e in episodes], np.float32),
-            "tokens": played.replies.target.sum(axis=1).astype(np.float32),
-        }
-    )
-    total = table["reward_total"]
-    flat = (total.reshape(-1, group).std(axis=1) < 1e-6).mean()
-    return {name: values.mean() for name, values in table.items()} | {"reward_std": total.std(), "flat_groups": flat}
+def update(train_step, state, reference, batch: GRPOBatch, updates: int):
+    """The optimizer steps on one rollout; metrics are the last step's, the gap to the sampler that before the first."""
+    state, metrics = train_step(state, reference, batch)
+    gap = {name: x for name, x in metrics.items() if name.startswith("sampler_gap")}
+    for _ in range(updates - 1):
+        state, metrics = train_step(state, reference, batch)
+    return state, jax.device_get(metrics | gap)
 
 
 def grpo(config: GRPOConfig) -> Path:
     """Runs GRPO; returns the run's directory."""
+    check_sinks(config.log)
     with on_mesh(config.mesh, config.model) as mesh:
         return _grpo(config, mesh)
 
@@ -145,6 +150,12 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
         kl_weight=config.kl_weight,
         accumulate=config.accumulate,
     )
+    lr = config.optimizer.rates(config.steps * config.updates)
+    frozen, kl, adapted = "vision" not in state.trainable, config.kl_weight > 0, has_lora(model)
+
+    def flops(counts):
+        update = {"freeze_vision": frozen, "kl": kl, "lora": adapted, "updates": config.updates}
+        return rollout_flops(model.config, counts) + grpo_flops(model.config, counts, **update)
 
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh)
     open_run(config, model, rows, loader)
@@ -153,18 +164,24 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
             state = checkpoints.restore(state)
         start = int(state.step) // config.updates
         shown = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")
-        with MetricsLog(config.out, total=config.steps, label="grpo", start=start, shown=shown) as log:
-            looks = look_ahead(loader.batches(start, config.steps), engine.send)
-            for step, look in enumerate(looks, start):
-                questions = loader.questions(step)
-                key = jax.random.fold_in(jax.random.key(config.seed), step)
-                played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
-                rewards = episode_rewards(config.reward, questions, played, rows)
-                advantages = group_advantages(rewards["total"], config.group)
-                batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision, mesh)
-                for _ in range(config.updates):
-                    state, metrics = train_step(state, reference, batch)
-                log.write(step + 1, finite(metrics | rollout_metrics(played, rewards, config.group), step + 1))
+        with open_monitor(config, "grpo", start, mesh, shown) as monitor:
+            for step, look in monitor.steps(look_ahead(loader.batches(start, config.steps), engine.send)):
+                with monitor.phase("rollout"):
+                    questions, key = loader.questions(step), jax.random.fold_in(jax.random.key(config.seed), step)
+                    played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
+                    rewards = episode_rewards(config.reward, questions, played, rows)
+                    advantages = group_advantages(rewards["total"], config.group)
+                    table = of_all_processes(episode_table(questions, played, rewards, advantages, rows.episode))
+                with monitor.phase("update"):
+                    batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision, mesh)
+                    state, metrics = update(train_step, state, reference, batch, config.updates)
+                monitor.stop_if_broken(step + 1, metrics, batch, state)
+                metrics |= {"lr": lr[(step + 1) * config.updates - 1]} | rollout_metrics(table, config.group)
+                counts = row_counts(played.prompts, played.replies)
+                monitor.log(step + 1, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
+                if config.panel_every and (step + 1) % config.panel_every == 0 and jax.process_index() == 0:
+                    scores = rewards | {"advantage": advantages}
+                    monitor.picture(step + 1, write_panel(config.out / "panels", step + 1, questions, played, scores))
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                     checkpoints.save(step + 1, state)
     return config.out

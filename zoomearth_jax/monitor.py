@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +15,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.chips import chip
+from zoomearth_jax.configs.io import to_dict
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import RowCounts, mfu
 from zoomearth_jax.metrics import MetricsLog, say
+from zoomearth_jax.models.sharding import batch_stretch, local_rows
+from zoomearth_jax.rl.learner import TrainState
+from zoomearth_jax.runs import together
+from zoomearth_jax.sinks import open_sinks
 
 WARM_UP = 2  # steps of a process in which programs may compile
 PROFILED = 3  # steps in a trace
@@ -64,7 +73,7 @@ class Monitor:
     for step, batch in monitor.steps(batches):  # from 0; counts the wait for data
         with monitor.phase("update"):
             ...
-        monitor.stop_if_broken(step + 1, metrics, batch, save)
+        monitor.stop_if_broken(step + 1, metrics, batch, state)
         monitor.log(step + 1, metrics, counts, flops)
     """
 
@@ -167,11 +176,15 @@ class Monitor:
         self._metrics.write(step, {**metrics, "perf/seconds": seconds, **cost, **memory()}, on)
         self._phases, self._compiled, self._done = {}, [], (len(names), total)
 
-    def stop_if_broken(self, step: int, metrics: Mapping[str, float], batch, save: Callable[[Path], None]) -> None:
+    def picture(self, step: int, path: Path) -> None:
+        """Shows a panel in the log's sinks."""
+        self._metrics.picture(step, "panel", path)
+
+    def stop_if_broken(self, step: int, metrics: Mapping[str, float], batch, state: TrainState) -> None:
         """Stops the run where a step's loss, gradient or update is not finite.
 
-        The batch goes to OUT/replay/step_N_P.npz (process P's rows), to be replayed with `load_replay`; `save` writes the
-        state before the step, which a broken step leaves as it is, below the folder that it is given.
+        The batch goes to OUT/replay/step_N_P.npz (process P's rows), to be replayed with `load_replay`, and the state, which a
+        broken step leaves as it is, to OUT/replay/checkpoints.
 
         Raises:
             UserError: it is so.
@@ -180,14 +193,38 @@ class Monitor:
         if not broken:
             return
         folder = self._out / "replay"
+        together("found a step that is not finite")
+        if jax.process_index() == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
+        together("made room for its batch")
         save_replay(folder / f"step_{step:06d}_{jax.process_index()}.npz", batch)
-        save(folder)
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(step - 1, state)
         self._metrics.write(step, metrics, ["not_finite"])
         values = ", ".join(f"{name} {float(metrics[name])}" for name in broken)
         raise UserError(
             f"step {step}: {values}; the batch and the state before it are in {folder}; lower the learning rate, or look "
             "for the cause there"
         )
+
+
+def open_monitor(
+    config, label: str, start: int, mesh: Mesh, shown: tuple[str, ...] = ("loss",), shapes_vary: bool = False
+) -> Monitor:
+    """The monitor of a training run's settings `out`, `steps`, `log` and `profile`; see `Monitor` and `MetricsLog`."""
+    sinks = open_sinks(config.log, config.out, start, to_dict(config)) if jax.process_index() == 0 else ()
+    known = chip(mesh.devices.flat[0].device_kind)
+    return Monitor(
+        MetricsLog(config.out, total=config.steps, label=label, start=start, shown=shown, sinks=sinks),
+        config.out,
+        start=start,
+        total=config.steps,
+        chips=mesh.size,
+        shares=batch_stretch(mesh)[1],
+        peak_flops=known and known.peak_flops,
+        profile=config.profile,
+        shapes_vary=shapes_vary,
+    )
 
 
 def throughput(
@@ -216,8 +253,6 @@ def memory() -> dict[str, float]:
 
 def save_replay(path: Path, batch) -> None:
     """Writes this process's rows of a batch, a tree of arrays, under the names of its leaves; whole or not at all."""
-    from zoomearth_jax.models.sharding import local_rows
-
     arrays = {}
     for name, x in _named(local_rows(batch)).items():
         plain = x.dtype.kind in "biufc"  # others, such as bfloat16, go as their bits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,22 +26,34 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import count_parameters
 from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
 
-FREE_SETTINGS = ("resume", "overwrite", "out", "workers", "mesh")  # may change on resuming
+FREE_SETTINGS = (
+    "resume",
+    "overwrite",
+    "out",
+    "workers",
+    "mesh",
+    "log",
+    "panel_every",
+    "profile",
+)  # may change on resuming
 CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
 
 
 @contextmanager
-def on_mesh(config: MeshConfig, model: str) -> Iterator[Mesh]:
+def on_mesh(config: MeshConfig, model: str | Path, processes: bool = True) -> Iterator[Mesh]:
     """Joins the other processes, if there are any, and sets the mesh of all devices; yields it.
 
     Args:
         model: as `load_model` takes it; its size decides what `config` leaves open.
+        processes: whether the verb works in several.
 
     Raises:
         UserError: sizes that don't fit the devices, or no such model.
     """
-    joined = _join(config)
+    if config.coordinator and not processes:
+        raise UserError("this verb runs in one process; leave mesh.coordinator out")
+    joined = processes and _join(config)
     try:
         devices = jax.devices()
         mesh = make_mesh(config.shape(len(devices), count_parameters(model), num_slices(devices)), devices)
@@ -169,11 +180,3 @@ def of_all_processes(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if jax.process_count() == 1:
         return dict(rows)
     return {name: x.reshape(-1) for name, x in multihost_utils.process_allgather(dict(rows)).items()}
-
-
-def finite(metrics: Mapping, step: int) -> dict[str, float]:
-    """The metrics as floats; stops the run where the loss is not finite."""
-    values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
-        raise UserError(f"step {step}: the loss is {values['loss']}; lower the learning rate")
-    return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -16,12 +17,14 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.packing import pack
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import MetricsLog
+from zoomearth_jax.flops import row_counts, sft_flops
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.models.lora import add_lora
+from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import shard_batch
+from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
-from zoomearth_jax.runs import finite, look_ahead, on_mesh, open_loader, open_run
+from zoomearth_jax.runs import look_ahead, on_mesh, open_loader, open_run
+from zoomearth_jax.sinks import check_sinks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class SFTConfig:
         compute: number types, attention backend, and what the backward pass recomputes.
         mesh: how devices and processes share the work.
         freeze_vision: keep the vision encoder as it is.
+        log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
+        profile: write an XProf trace of three steps after warm-up to OUT/profile.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         seed: of the data's order.
         resume: go on from the last checkpoint in `out`.
@@ -68,6 +73,8 @@ class SFTConfig:
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    profile: bool = False
     checkpoint_every: int = 500
     seed: int = 0
     resume: bool = False
@@ -82,6 +89,7 @@ class SFTConfig:
 
 def sft(config: SFTConfig) -> Path:
     """Runs fine-tuning; returns the run's directory."""
+    check_sinks(config.log)
     with on_mesh(config.mesh, config.model) as mesh:
         return _sft(config, mesh)
 
@@ -94,12 +102,14 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     optimizer = config.optimizer.build(config.steps)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
     train_step = make_sft_step(graph, optimizer, rows.episode, config.accumulate)
+    lr, adapted, frozen = config.optimizer.rates(config.steps), has_lora(model), "vision" not in state.trainable
 
     def prepare(batch):
+        vision, counts = model.config.vision, row_counts(*batch)
         if not config.pack_len:
-            return shard_batch(row_batch(*batch, model.config.vision), mesh)
+            return shard_batch(row_batch(*batch, vision), mesh), counts
         packed = pack(*batch, rows.episode.view_tokens, config.pack_len)
-        return shard_batch(packed_batch(packed, model.config.vision), mesh)
+        return shard_batch(packed_batch(packed, vision), mesh), counts
 
     loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions, mesh)
     open_run(config, model, rows, loader)
@@ -107,11 +117,15 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
         if config.resume:
             state = checkpoints.restore(state)
         start = int(state.step)
-        with MetricsLog(config.out, total=config.steps, label="sft", start=start) as log:
+        with open_monitor(config, "sft", start, mesh, shapes_vary=config.pack_len > 0) as monitor:
             batches = look_ahead(loader.batches(start, config.steps), prepare)
-            for step, batch in enumerate(batches, start):
-                state, metrics = train_step(state, batch)
-                log.write(step + 1, finite(metrics, step + 1))
+            for step, (batch, counts) in monitor.steps(batches):
+                with monitor.phase("update"):
+                    state, metrics = train_step(state, batch)
+                    metrics = jax.device_get(metrics) | {"lr": lr[step]}
+                monitor.stop_if_broken(step + 1, metrics, batch, state)
+                flops = sft_flops(model.config, counts, freeze_vision=frozen, lora=adapted)
+                monitor.log(step + 1, metrics, counts, flops)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                     checkpoints.save(step + 1, state)
     return config.out

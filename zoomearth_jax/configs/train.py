@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zoomearth_jax.errors import UserError
@@ -35,12 +38,18 @@ class OptimizerConfig:
                 "optimizer config: lr and clip_norm must be positive, warmup not negative, b2 inside (0, 1)"
             )
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer for a run of `steps` steps."""
+    def schedule(self, steps: int) -> optax.Schedule:
+        """Learning rate by the number of steps done, for a run of `steps` steps."""
         last = 0.0 if self.decay else self.lr
         decay = optax.linear_schedule(self.lr, last, max(steps - self.warmup, 1))
         warmup = optax.linear_schedule(self.lr / (self.warmup + 1), self.lr, max(self.warmup, 1))
-        schedule = optax.join_schedules([warmup, decay], [self.warmup])
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm), optax.adamw(schedule, b2=self.b2, weight_decay=self.weight_decay)
-        )
+        return optax.join_schedules([warmup, decay], [self.warmup])
+
+    def rates(self, steps: int) -> np.ndarray:
+        """The learning rate of each step, float32 [steps]."""
+        return np.asarray(jax.vmap(self.schedule(steps))(jnp.arange(steps)))
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer for a run of `steps` steps."""
+        adamw = optax.adamw(self.schedule(steps), b2=self.b2, weight_decay=self.weight_decay)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)

@@ -105,6 +105,7 @@ def init_state(
     """The model's structure and a fresh TrainState; what is frozen has no optimizer state and no backward.
 
     A model with adapters trains these alone; otherwise all parameters train, those of a frozen vision encoder excepted.
+    The state takes the model's arrays over, and a step gives its state's memory away: load the model anew to use it after.
 
     Args:
         mesh: where the state goes, optimizer state beside its parameters; the default device without one.
@@ -170,7 +171,8 @@ def _split(batch, rows: int, parts: int):
 def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
 
-    loss_fn also gives metrics that add up likewise, but for those named `*_max`.
+    loss_fn also gives metrics that add up likewise, but for those named `*_max`; its loss is one of them. A step whose loss,
+    gradient or update is not finite leaves the state as it is.
     """
     gradient = jax.grad(loss_fn, has_aux=True)
     parts = jax.tree.leaves(micros)[0].shape[0]
@@ -191,7 +193,11 @@ def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(*constrain_params((trainable, state.frozen, opt_state, state.step + 1))), metrics
+    metrics["update_ratio"] = optax.tree.norm(updates) / jnp.maximum(optax.tree.norm(state.trainable), 1e-12)
+    finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"] + metrics["update_ratio"])
+    changed = (trainable, opt_state, state.step + 1), (state.trainable, state.opt_state, state.step)
+    trainable, opt_state, step = jax.tree.map(lambda new, old: jnp.where(finite, new, old), *changed)
+    return TrainState(*constrain_params((trainable, state.frozen, opt_state, step))), metrics
 
 
 def make_sft_step(graph, optimizer, episode: EpisodeConfig, accumulate: int = 1) -> Callable:
@@ -257,10 +263,12 @@ def make_grpo_step(
                 logp, micro.old_logp, micro.advantages, mask, clip=clip, kl_weight=kl_weight, ref_logp=ref_logp
             )
             metrics = {name: x if name.endswith("_max") else x / accumulate for name, x in metrics.items()}
+            gap = jnp.abs(logp - micro.old_logp)
             metrics |= {
                 "loss": loss / accumulate,
                 "entropy": (entropy * mask).sum() / count,
-                "sampler_gap_max": jnp.max(jnp.abs(logp - micro.old_logp) * mask),
+                "sampler_gap": (gap * mask).sum() / count,
+                "sampler_gap_max": jnp.max(gap * mask),
             }
             return loss / accumulate, metrics
 
