@@ -13,6 +13,7 @@ from flax import nnx
 from PIL import Image
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images import RawImage
 from zoomearth_jax.data_pipeline.questions import Question
@@ -20,6 +21,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.pictures import annotate
 from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.runs import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class AskConfig:
         save: write a picture of the overview with the box, and the crop, to this PNG file.
         sampling: how tokens are drawn.
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
+        mesh: how the devices of one process share a model that one of them can't hold.
         seed: of sampling.
         json: print JSON.
     """
@@ -43,6 +46,7 @@ class AskConfig:
     save: Path | None = None
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
     seed: int = 0
     json: bool = False
 
@@ -52,11 +56,12 @@ def ask(config: AskConfig) -> dict:
     if config.save is not None and config.save.suffix.lower() != ".png":
         raise UserError(f"{config.save}: --save writes PNG; use a name that ends in .png")
     image = RawImage(config.image)
-    model, rows = load_model(config.model, config.compute)
-    engine = RolloutEngine(model, rows)
     question = Question(image, config.question, answer="", level="global")
-    key = jax.random.key(config.seed)
-    played = engine(nnx.state(model, nnx.Param), [question], key, sampling=config.sampling)
+    with on_mesh(config.mesh, config.model, processes=False) as mesh:
+        model, rows = load_model(config.model, config.compute, mesh)
+        engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
+        params, key = nnx.state(model, nnx.Param), jax.random.key(config.seed)
+        played = engine(params, [question], key, sampling=config.sampling)
     episode = played.episodes[0]
     corners = None if episode.box is None else [round(c) for c in episode.box.to(image.frame).corners]
     result = {

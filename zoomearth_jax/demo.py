@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import Question, scene_questions
 from zoomearth_jax.errors import UserError
@@ -20,6 +21,7 @@ from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.report import episode_card, run_curves, write_report
 from zoomearth_jax.rl.rewards import episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.runs import on_mesh
 from zoomearth_jax.sft import SFTConfig, sft
 
 STAGES = ("base", "sft", "grpo")
@@ -136,20 +138,21 @@ def demo(config: DemoConfig) -> dict:
     def save():
         (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
-    base, rows = load_model(models["base"])
-    engine = RolloutEngine(base, rows)
-    with clock.phase("evaluation"):
-        for stage in STAGES:
-            model = load_model(models[stage]).model
-            params = nnx.state(model, nnx.Param)
-            results[stage] = _evaluate_stage(engine, params, local, whole, config)
-    save()
-    if config.export is not None:
-        save_model(config.export, model, rows, "bfloat16")
-    with clock.phase("report"):
-        shown = local[: config.episodes * 3 // 4] + whole[: config.episodes - config.episodes * 3 // 4]
-        cards = _episode_cards(engine, params, shown, rows, grpo_config.reward)
-        _write(config, results, cards, runs)
+    with on_mesh(MeshConfig(), "nano") as mesh:
+        base, rows = load_model(models["base"], mesh=mesh)
+        engine = RolloutEngine(base, rows, mesh)
+        with clock.phase("evaluation"):
+            for stage in STAGES:
+                model = load_model(models[stage], mesh=mesh).model
+                params = nnx.state(model, nnx.Param)
+                results[stage] = _evaluate_stage(engine, params, local, whole, config)
+        save()
+        if config.export is not None:
+            save_model(config.export, model, rows, "bfloat16")
+        with clock.phase("report"):
+            shown = local[: config.episodes * 3 // 4] + whole[: config.episodes - config.episodes * 3 // 4]
+            cards = _episode_cards(engine, params, shown, rows, grpo_config.reward)
+            _write(config, results, cards, runs)
     clock.seconds["total"] = round(sum(clock.seconds.values()), 1)
     save()
     print(_table(results))

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 import tyro
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.protocol import is_correct
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
@@ -23,7 +25,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.rewards import box_arrays, box_iou
 from zoomearth_jax.rl.rollout import Episode, RolloutEngine
-from zoomearth_jax.runs import look_ahead
+from zoomearth_jax.runs import look_ahead, on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class EvaluateConfig:
         global_share: share of procedural questions that need no crop.
         sampling: how tokens are drawn.
         compute: number types and backends.
+        mesh: how the devices of one process share the work.
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
         seed: of the procedural questions and of sampling.
@@ -50,6 +53,7 @@ class EvaluateConfig:
     global_share: float = 0.15
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
     masked: bool = True
     batch_size: int = 256
     seed: int = 0
@@ -143,11 +147,18 @@ def sample_record(question: Question, episode: Episode) -> dict:
 
 def evaluate(config: EvaluateConfig) -> dict:
     """Runs the evaluation and prints a table or JSON; returns the summaries, `shown` and `masked`."""
-    model, rows = load_model(config.model, config.compute)
+    with on_mesh(config.mesh, config.model, processes=False) as mesh:
+        results = _evaluate(config, mesh)
+    print(json.dumps(results, indent=2) if config.json else _table(results))
+    return results
+
+
+def _evaluate(config: EvaluateConfig, mesh: Mesh) -> dict:
+    model, rows = load_model(config.model, config.compute, mesh)
     scenes = {"seed": config.seed, "global_share": config.global_share, "questions": config.questions}
     sources = open_sources(config.data, "test", **scenes)
     questions = [s.questions[i] for s in sources for i in range(min(len(s.questions), config.questions))]
-    engine, params = RolloutEngine(model, rows), nnx.state(model, nnx.Param)
+    engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     key = jax.random.key(config.seed)
     results = {}
     for name in ("shown", "masked") if config.masked else ("shown",):
@@ -166,7 +177,6 @@ def evaluate(config: EvaluateConfig) -> dict:
             with open(config.samples, "w", encoding="utf-8") as file:
                 for question, episode in zip(questions, episodes, strict=True):
                     file.write(json.dumps(sample_record(question, episode), ensure_ascii=False) + "\n")
-    print(json.dumps(results, indent=2) if config.json else _table(results))
     return results
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from zoomearth_jax.data_pipeline.packing import pack
 from zoomearth_jax.data_pipeline.questions import scene_questions
+from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
 from zoomearth_jax.rl.policy import packed_logprobs
 
@@ -39,7 +40,7 @@ def packed(fixed, nano):
 
 def stepped(nano, batch):
     """Metrics and parameters after one step of plain gradient descent, the vision encoder included."""
-    graph, state = init_state(nnx.clone(nano.model), optax.sgd(1.0), freeze_vision=False)
+    graph, state = init_state(load_model("nano").model, optax.sgd(1.0), freeze_vision=False)
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(state.trainable))
     state, metrics = make_sft_step(graph, optax.sgd(1.0), nano.rows.episode)(state, batch)
     after = jax.tree.map(np.asarray, nnx.to_pure_dict(state.trainable))
@@ -81,7 +82,7 @@ def test_a_sample_sees_nothing_of_its_neighbours(nano, packed):
 
 
 def test_batches_of_one_shape_compile_once(nano):
-    graph, state = init_state(nnx.clone(nano.model), optax.sgd(1e-3), freeze_vision=True)
+    graph, state = init_state(load_model("nano").model, optax.sgd(1e-3), freeze_vision=True)
     step = make_sft_step(graph, optax.sgd(1e-3), nano.rows.episode)
     shapes = set()
     for number in range(6):

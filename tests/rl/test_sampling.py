@@ -121,8 +121,8 @@ def test_frequencies_are_the_probabilities(temperature, filters):
 
 def test_a_key_belongs_to_its_seed_and_stage():
     seeds = np.array([5, 0, 7, 5], np.uint32)
-    keys = jax.random.key_data(row_keys(jax.random.key(0), seeds))
-    alone = jax.random.key_data(row_keys(jax.random.key(0), seeds[2:3]))
+    keys = jax.random.key_data(jnp.stack(row_keys(jax.random.key(0), seeds)))
+    alone = jax.random.key_data(jnp.stack(row_keys(jax.random.key(0), seeds[2:3])))
     np.testing.assert_array_equal(keys[:, 2:3], alone)
     assert len(np.unique(np.asarray(keys).reshape(8, -1), axis=0)) == 6  # three seeds, two stages
 
