@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test parity beam lint setup nano goldens clean
+.PHONY: demo test parity slow beam lint setup nano goldens clean
 
 demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
 	$(BIN)/zoomearth demo
@@ -13,6 +13,9 @@ test: .venv/installed   ## the core suite: no torch, no network, no accelerator
 
 parity: .venv/parity    ## live comparison with HF transformers in torch
 	$(BIN)/python -m pytest -m parity tests
+
+slow: .venv/installed   ## proofs that take minutes: training on meshes and in several processes, killed and resumed
+	$(BIN)/python -m pytest -m slow tests
 
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py

@@ -1,0 +1,72 @@
+"""Training on meshes of simulated devices and in several real processes: the losses of one device.
+
+A GRPO loss is a difference of terms of the rewards' size and passes through zero, so its error is taken relative to the
+largest loss of the run.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from zoomearth_jax.metrics import read_metrics
+
+VERBS = {
+    "sft": ("--model", "nano", "--batch-size", 16, "--questions", 64),
+    "grpo": ("--model", "nano-grpo", "--prompts", 8, "--group", 4, "--updates", 2),
+}
+
+
+def train(out, verb, steps, devices, *args, processes=1):
+    """The losses of a run by the command, on `devices` devices in each process."""
+    more = [*VERBS[verb], "--steps", steps, "--out", out, *args]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            more += ["--mesh.coordinator", f"localhost:{free.getsockname()[1]}", "--mesh.processes", processes]
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    started = []
+    for number in range(processes):
+        own = ["--mesh.process", number] if processes > 1 else []
+        command = [sys.executable, "-m", "zoomearth_jax.cli", verb, *map(str, [*more, *own])]
+        started.append(subprocess.Popen(command, env=os.environ | flags, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err[-3000:]
+    return np.array([row["loss"] for row in read_metrics(out / "metrics.jsonl")])
+
+
+def error(got, want):
+    assert got.shape == want.shape
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_processes_with_microbatches_train_as_one_device(verb, tmp_path):
+    want = train(tmp_path / "one", verb, 3, 1)
+    got = train(tmp_path / "two", verb, 3, 2, "--accumulate", 2, "--mesh.fsdp", 2, processes=2)
+    assert error(got, want) < 1e-4
+    assert np.ptp(want) > 0.1 * np.abs(want).max()  # it trains
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_20_steps_on_1_2_4_and_8_devices_and_two_processes(verb, tmp_path):
+    want = train(tmp_path / "1", verb, 20, 1)
+    errors = {
+        "2": error(train(tmp_path / "2", verb, 20, 2), want),
+        "4, fsdp 4": error(train(tmp_path / "4", verb, 20, 4, "--mesh.fsdp", 4), want),
+        "8": error(train(tmp_path / "8", verb, 20, 8), want),
+        "8, fsdp 2, tensor 2": error(train(tmp_path / "8t", verb, 20, 8, "--mesh.fsdp", 2, "--mesh.tensor", 2), want),
+        "2 processes x 2": error(train(tmp_path / "22", verb, 20, 2, "--mesh.fsdp", 2, processes=2), want),
+    }
+    print(verb, errors)
+    assert max(errors.values()) < 1e-4
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(AssertionError, match="a step of 16 questions doesn't divide over 3 devices"):
+        train(tmp_path, "sft", 1, 3)
