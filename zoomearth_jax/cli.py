@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Union
 
@@ -18,7 +19,8 @@ from zoomearth_jax.errors import UserError
 
 _HELP = (
     "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look. "
-    "VERB --config FILE.yaml takes settings from a file, such as a run's run.yaml."
+    "VERB --config FILE.yaml takes settings from a file, such as a run's run.yaml; sft and grpo also know "
+    "--config paper, the paper's run, and --config tuned."
 )
 
 
@@ -118,13 +120,16 @@ def _check_name(what: str, first: list[str], known) -> None:
 
 
 def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:
-    """Takes `--config FILE` out of a verb's arguments: a YAML file whose settings replace the verb's defaults."""
+    """Takes `--config FILE` out of a verb's arguments: a YAML file, or one of configs/runs by its name, whose settings
+    replace the verb's defaults."""
     if "--config" not in args[1:] or args[0] not in verbs:
         return args, {}
     place = args.index("--config")
     if place + 1 == len(args):
         raise UserError("--config: give a YAML file, such as a run's run.yaml")
-    return args[:place] + args[place + 2 :], {args[0]: read_yaml(Path(args[place + 1]), verbs[args[0]][0])}
+    shipped = Path(str(files("zoomearth_jax.configs"))) / "runs" / f"{args[0]}_{args[place + 1]}.yaml"
+    file = shipped if shipped.is_file() else Path(args[place + 1])
+    return args[:place] + args[place + 2 :], {args[0]: read_yaml(file, verbs[args[0]][0])}
 
 
 def _one_line(boxed: str) -> str:

@@ -13,6 +13,7 @@ from zoomearth_jax.ask import AskConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
 from zoomearth_jax.configs.lora import LoRAConfig
+from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
 from zoomearth_jax.configs.presets import PRESETS, preset
 from zoomearth_jax.configs.sampling import SamplingConfig
@@ -29,7 +30,7 @@ from zoomearth_jax.sft import SFTConfig
 
 CONFIGS = (
     VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
-    SFTConfig, GRPOConfig, EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
+    MeshConfig, SFTConfig, GRPOConfig, EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
 )  # fmt: skip
 # recorded with a run, not read by code
 RECORDED = {"bos_id", "eos_id", "video_token_id", "vision_start_id", "vision_end_id", "version"}
@@ -51,6 +52,24 @@ def test_presets_survive_hf_config_both_ways(name):
     through_transformers = Qwen2_5_VLConfig(**to_hf_config(config)).to_dict()  # the nested form of 5.x
     assert "text_config" in through_transformers
     assert from_hf_config(through_transformers) == config
+
+
+RUNS = Path(zoomearth_jax.__file__).parent / "configs" / "runs"
+
+
+def test_the_paper_s_runs():
+    """Hyper-parameters of paper and release; 1,011 rows three times, 2,500 questions once."""
+    sft, grpo = read_yaml(RUNS / "sft_paper.yaml", SFTConfig), read_yaml(RUNS / "grpo_paper.yaml", GRPOConfig)
+    schedule = sft.optimizer
+    assert (schedule.lr, schedule.warmup, schedule.weight_decay, schedule.clip_norm) == (3e-5, 500, 0.01, 1.0)
+    assert (sft.steps - 1) * sft.batch_size < 3 * 1011 <= sft.steps * sft.batch_size
+    assert (grpo.optimizer.lr, grpo.group, grpo.clip, grpo.kl_weight, grpo.temperature) == (1e-7, 4, 0.2, 0.04, 0.7)
+    assert (grpo.steps - 1) * grpo.prompts < 2500 <= grpo.steps * grpo.prompts
+    assert grpo.reward == RewardSpec()
+    assert grpo.model == str(sft.out)
+    assert {sft.compute.param_dtype, grpo.compute.param_dtype} == {"bfloat16"}
+    tuned = (read_yaml(RUNS / f"{verb}_tuned.yaml", kind) for verb, kind in (("sft", SFTConfig), ("grpo", GRPOConfig)))
+    assert {config.compute.param_dtype for config in tuned} == {"float32"}
 
 
 def test_3b_has_the_published_size():
