@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -147,9 +148,11 @@ def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
     step = make_grpo_step(
         graph, optimizer, episode, temperature=1.0, banned_ids=nano.rows.banned_ids, clip=0.2, kl_weight=0.1
     )
-    frozen_before = jax.tree.map(np.array, state.frozen)
+    before, frozen_before = (jax.tree.map(np.array, part) for part in (state.trainable, state.frozen))
     after, metrics = step(state, reference, batch)
-    assert metrics["sampler_gap_max"] < 5e-5
+    assert 0 < metrics["sampler_gap"] < metrics["sampler_gap_max"] < 5e-5
+    change = jax.tree.map(lambda new, old: np.array(new) - old, after.trainable, before)
+    assert metrics["update_ratio"] == pytest.approx(float(optax.tree.norm(change) / optax.tree.norm(before)), rel=1e-3)
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)  # the policy is still the reference
     assert jax.tree.all(jax.tree.map(np.array_equal, frozen_before, after.frozen))
     model = nnx.merge(graph, after.trainable, after.frozen)
