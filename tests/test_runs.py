@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -92,6 +94,17 @@ def test_packed_rows_train_as_fixed_ones_do(sft_run, folder):
     np.testing.assert_allclose([m["loss"] for m in packed], [m["loss"] for m in fixed], rtol=1e-3)
     with pytest.raises(UserError, match="raise pack_len"):
         sft(dataclasses.replace(config, out=folder / "sft_short", pack_len=20))
+
+
+def test_every_metric_is_documented(sft_run, grpo_run):
+    """Names in docs/metrics.md, where a row may give suffixes that others of its names take too."""
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"`([a-z0-9_/]+)`", page))
+    known |= {name + ending for name in known for ending in ("_std", "_low", "_high")}
+    for run in (sft_run, grpo_run):
+        names = {name for row in read_metrics(run.out / "metrics.jsonl") for name in row}
+        assert {"schema", "step", "loss", "update_ratio", "lr", "perf/tokens_per_s", "perf/compile_s"} <= names
+        assert names - {"alarms"} <= known
 
 
 def test_training_moves_text_and_leaves_frozen_vision(sft_run, nano_params):

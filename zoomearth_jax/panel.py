@@ -50,7 +50,7 @@ def write_panel(
     text = json.dumps({"step": step, "episodes": records}, indent=2)  # plain ASCII, whatever was written
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     partial = path.with_suffix(".partial")
-    _stacked(cards, columns=2).save(partial, format="PNG")
+    _stacked(cards, columns=2).save(partial, format="PNG", compress_level=1)
     partial.replace(path)
     return path
 
