@@ -38,6 +38,7 @@ EXTRAS = {
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],
     "bench": ["torch>=2.9"],
+    "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
     "test": TEST,
     "dev": [*TEST, "ruff>=0.12"],
 }

@@ -41,6 +41,7 @@ def _verbs() -> dict:
     from zoomearth_jax.demo import DemoConfig, demo
     from zoomearth_jax.evaluate import EvaluateConfig, evaluate
     from zoomearth_jax.grpo import GRPOConfig, grpo
+    from zoomearth_jax.plan import PlanConfig, plan
     from zoomearth_jax.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.sft import SFTConfig, sft
 
@@ -51,6 +52,7 @@ def _verbs() -> dict:
         "demo": (DemoConfig, demo),
         "evaluate": (EvaluateConfig, evaluate),
         "grpo": (GRPOConfig, grpo),
+        "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
         "sft": (SFTConfig, sft),
     }

@@ -1,0 +1,321 @@
+"""Time and traffic of a compiled program: every instruction once for each time it runs, on the resources of a chip.
+
+The program is played in the order that XLA scheduled. Three resources have a clock each: the core, main memory, the links.
+
+- An instruction takes the longest of FLOPs / peak, bytes / bandwidth and, where the compiler printed its own count of the core's
+  cycles (TPUs), cycles / clock. FLOPs are matrix products'; everything else counts by the bytes that it moves. What lies in
+  a core's own memory (TPUs' vector memory) moves none.
+- A loop takes its body's time x its trips; a conditional its branches by their shares.
+- Copies ahead of time and asynchronous collectives run beside the core until something waits for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from zoomearth_jax.chips import Chip
+from zoomearth_jax.plan.hlo import COLLECTIVES, FREE, Computation, Instruction, Module, flops, traffic, trip_count
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one chip.
+
+    Attributes:
+        flops: of matrix products, recomputed ones included.
+        hbm_bytes: between main memory and the core.
+        seconds: of the whole, and its parts: `compute` and `memory` of instructions that the one or the other bounds,
+            `links` and `copies` that the core waits for.
+        collectives: kind -> (times, bytes that a chip sends), times seconds on the links whether waited for or not.
+        spots: place in the traced function -> seconds.
+        open_loops: costs of one trip of the loops whose trips the data decide, with the trips that were assumed.
+    """
+
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    compute: float = 0.0
+    memory: float = 0.0
+    links: float = 0.0
+    copies: float = 0.0
+    link_seconds: float = 0.0
+    collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    spots: dict[str, float] = dataclasses.field(default_factory=dict)
+    open_loops: list[tuple[int, Cost]] = dataclasses.field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.memory + self.links + self.copies
+
+    def add(self, other: Cost, times: float = 1.0) -> None:
+        """Adds what runs so many times."""
+        for name in ("flops", "hbm_bytes", "compute", "memory", "links", "copies", "link_seconds"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for kind, pair in other.collectives.items():
+            self.collectives[kind] = tuple(
+                a + times * b for a, b in zip(self.collectives.get(kind, (0, 0)), pair, strict=True)
+            )
+        for place, seconds in other.spots.items():
+            self.spots[place] = self.spots.get(place, 0.0) + times * seconds
+        self.open_loops += other.open_loops
+
+
+class Network:
+    """How fast groups of devices exchange bytes.
+
+    Args:
+        chip: what they are.
+        devices: in the program's order; TPUs have coordinates.
+    """
+
+    def __init__(self, chip: Chip, devices):
+        self.chip = chip
+        coords = [getattr(device, "coords", None) for device in devices]
+        self.coords = None if None in coords else np.array(coords)
+        self.slices = np.array([getattr(device, "slice_index", None) or 0 for device in devices])
+        self.sides = None if self.coords is None else self.coords.max(0) + 1
+
+    def bandwidth(self, group) -> float:
+        """Bytes/s that each of a group receives in a ring's or line's all-gather, over all dimensions that the group spans."""
+        if len(set(self.slices[group])) > 1:
+            return self.chip.network_bandwidth
+        if self.coords is None:
+            return self.chip.link_bandwidth * self.chip.links
+        spans = [len(set(column)) > 1 for column in self.coords[group].T]
+        return self.chip.link_bandwidth * sum(
+            1 + self._ring(side) for side, span in zip(self.sides, spans, strict=True) if span
+        )
+
+    def _ring(self, side: int) -> bool:
+        return self.chip.wraps > 0 and side % self.chip.wraps == 0
+
+    def permute_load(self, pairs) -> float:
+        """Messages over the busiest link in one direction, each sent along one dimension after the other."""
+        if self.coords is None:
+            return 1.0
+        loads = defaultdict(int)
+        for source, target in pairs:
+            if self.slices[source] != self.slices[target]:
+                return self.chip.link_bandwidth / self.chip.network_bandwidth
+            place = self.coords[source].copy()
+            for axis, side in enumerate(self.sides):
+                distance = int(self.coords[target][axis] - place[axis])
+                if self._ring(side):
+                    distance = (distance + side // 2) % side - side // 2
+                for _ in range(abs(distance)):
+                    loads[(*place, axis, distance > 0)] += 1
+                    place[axis] = (place[axis] + (1 if distance > 0 else -1)) % side
+        return max(loads.values(), default=1)
+
+
+def groups(attributes: str, devices: int) -> list[list[int]]:
+    """The groups of devices of a collective, of its first form that is printed: lists, iota or named mesh axes."""
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes)
+    if listed:
+        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        ids = np.arange(devices).reshape([int(n) for n in iota[3].split(",")])
+        ids = ids.transpose([int(n) for n in iota[4].split(",")]) if iota[4] else ids
+        return ids.reshape(int(iota[1]), int(iota[2])).tolist()
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[[^\]]*\][^)]*\))? ?\{([^}]*)\}", attributes)
+    if named:
+        axes = re.findall(r"'(\w+)'=(\d+)", named[1])
+        chosen = re.findall(r"'(\w+)'", named[2])
+        names = [name for name, _ in axes]
+        ids = np.arange(devices).reshape([int(size) for _, size in axes])
+        rest = [k for k, name in enumerate(names) if name not in chosen]
+        ids = ids.transpose([*rest, *(names.index(name) for name in chosen)])
+        return ids.reshape(-1, int(np.prod([int(size) for name, size in axes if name in chosen]))).tolist()
+    return [list(range(devices))]
+
+
+def _channel(collective: Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", collective.attributes)
+    return f"channel {found[1]}" if found else collective.name
+
+
+def _started(module: Module) -> set[str]:
+    """Channels of the collectives that fusions start, go on with and end."""
+    starts = (c for c in module.computations.values() if any(i.target == "AsyncCollectiveStart" for i in c.values()))
+    return {_channel(i) for c in starts for i in c.values() if i.opcode in COLLECTIVES}
+
+
+class Player:
+    """Plays a program.
+
+    Args:
+        module: the program.
+        network: of its devices.
+        share: of a loop's trips -> share of the trips in which conditionals in its body take their last branch; elsewhere they
+            take their first one.
+        open_trips: trips of loops whose trips the data decide.
+        cycles: whether the compiler's counts of cycles take part; without them it is a plain roofline.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        network: Network,
+        share: dict[int, float] | None = None,
+        open_trips: int = 1,
+        cycles: bool = True,
+    ):
+        self.module, self.network, self.chip = module, network, network.chip
+        self.cycles = cycles and self.chip.clock > 0
+        self.share, self.open_trips = share or {}, open_trips
+        self.started = _started(module)
+        self._played: dict[tuple[str, float], Cost] = {}
+
+    def play(self, name: str | None = None, last_branch: float = 0.0) -> Cost:
+        """The cost of a computation, by default of the program."""
+        name = name or self.module.entry
+        key = (name, last_branch)
+        if key not in self._played:
+            self._played[key] = _Run(self, self.module.computations[name], last_branch).cost
+        return self._played[key]
+
+
+class _Run:
+    """One computation on the three clocks."""
+
+    def __init__(self, player: Player, where: Computation, last_branch: float):
+        self.player, self.where, self.last_branch = player, where, last_branch
+        self.cost, self.now, self.memory_free = Cost(), 0.0, 0.0
+        self.link_free: dict[str, float] = defaultdict(float)
+        self.ends: dict[str, float] = {}  # of what runs beside the core
+        for instruction in where.values():
+            self._step(instruction)
+        for end in self.ends.values():  # nothing outlives its computation
+            self._wait(end, "links", "")
+
+    def _step(self, i: Instruction) -> None:
+        player = self.player
+        collective = next((kind for kind in COLLECTIVES if i.opcode in (kind, f"{kind}-start")), None)
+        if i.opcode == "while":
+            self._loop(i)
+        elif i.opcode == "conditional":
+            self._branches(i)
+        elif i.opcode == "call" and not i.called("to_apply").startswith("parallel_"):
+            self._include(player.play(i.called("to_apply"), self.last_branch))
+        elif collective:
+            self._exchange(i, i, collective, beside=i.opcode.endswith("-start"))
+        elif i.opcode in ("copy-start", "slice-start", "dynamic-slice-start"):
+            self._copy(i)
+        elif i.opcode.endswith("-done"):
+            kind = "copies" if i.opcode in ("copy-done", "slice-done", "dynamic-slice-done") else "links"
+            self._wait(self.ends.pop(i.operands[0], 0.0), kind, i.op_name)
+        elif i.opcode in ("fusion", "async-start") and self._collective_inside(i):
+            self._fused_exchange(i)
+        elif i.opcode not in FREE:
+            self._compute(i)
+
+    def _include(self, cost: Cost, times: float = 1.0) -> None:
+        self.cost.add(cost, times)
+        self.now += times * cost.seconds
+
+    def _loop(self, i: Instruction) -> None:
+        player = self.player
+        trips = trip_count(player.module, self.where, i)
+        body = player.play(i.called("body"), player.share.get(trips, 0.0))
+        if trips is None:
+            trips = player.open_trips
+            self.cost.open_loops.append((trips, body))
+        self._include(body, trips)
+
+    def _branches(self, i: Instruction) -> None:
+        names = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
+        two = [i.called("false_computation"), i.called("true_computation")]
+        branches = re.findall(r"%?([\w.\-]+)", names[1]) if names else two
+        costs = [self.player.play(name, self.last_branch) for name in branches]
+        self._include(costs[0], 1.0 - self.last_branch)
+        self._include(costs[-1], self.last_branch)
+
+    def _compute(self, i: Instruction) -> None:
+        work = flops(self.player.module, self.where, i)
+        moved = traffic(self.player.module, self.where, i)
+        chip = self.player.chip
+        compute, memory = work / chip.peak_flops, moved / chip.hbm_bandwidth
+        cycles = re.search(r'"estimated_cycles":"(\d+)"', i.attributes) if self.player.cycles else None
+        if cycles:
+            compute = max(compute, int(cycles[1]) / chip.clock)
+        self.cost.flops += work
+        self.cost.hbm_bytes += moved
+        end = self.now + compute
+        if moved:
+            self.memory_free = max(self.memory_free, self.now) + memory
+        if moved and self.memory_free > end:
+            self._wait(self.memory_free, "memory", i.op_name)
+        else:
+            self._wait(end, "compute", i.op_name)
+
+    def _copy(self, i: Instruction) -> None:
+        """From or into main memory, beside the core."""
+        source = self.where.get(i.operands[0])
+        moved = min((a.bytes for a in i.arrays[:2]), default=0.0)
+        touched = moved * sum(a.space == 0 for a in (i.arrays[0], *(source.arrays[:1] if source else ())))
+        self.cost.hbm_bytes += touched
+        self.memory_free = max(self.memory_free, self.now) + touched / self.player.chip.hbm_bandwidth
+        self.ends[i.name] = self.memory_free
+
+    def _collective_inside(self, i: Instruction) -> Instruction | None:
+        inside = self.player.module.computations.get(i.called() or "", {})
+        return next((each for each in inside.values() if each.opcode in COLLECTIVES), None)
+
+    def _fused_exchange(self, i: Instruction) -> None:
+        """A collective inside a fusion: TPUs start it in one, go on with it in others that compute, and end it in another."""
+        inside = self.player.module.computations[i.called()]
+        collective = self._collective_inside(i)
+        channel = _channel(collective)
+        targets = {each.target for each in inside.values()}
+        if "AsyncCollectiveDone" in targets:
+            self._wait(self.ends.pop(channel, 0.0), "links", collective.op_name)
+        elif "AsyncCollectiveStart" in targets or i.opcode == "async-start":
+            self._exchange(i, collective, collective.opcode, beside=True, inside=inside)
+            if "AsyncCollectiveStart" in targets:
+                self.ends[channel] = self.ends.pop(i.name)
+        elif channel in self.player.started:
+            self._compute(i)
+        else:  # as a whole beside the fusion's own work
+            self._exchange(i, collective, collective.opcode, beside=True, inside=inside)
+            self._compute(i)
+            self._wait(self.ends.pop(i.name), "links", collective.op_name)
+
+    def _exchange(self, i: Instruction, collective: Instruction, kind: str, beside: bool, inside=None) -> None:
+        """A collective on the links; `i` is where it runs, `collective` says what."""
+        operands = [(inside or self.where).get(name) for name in collective.operands]
+        given = sum(a.bytes for o in operands if o for a in o.arrays)
+        network, devices = self.player.network, len(self.player.network.slices)
+        link = "groups"
+        if kind == "collective-permute":
+            pairs = [
+                tuple(map(int, p))
+                for p in re.findall(r"\{(\d+),(\d+)\}", collective.attributes.split("channel", 1)[-1])
+            ]
+            sent, seconds = given, given * network.permute_load(tuple(pairs)) / self.player.chip.link_bandwidth
+            link = str(pairs)  # rings in opposite directions take different links
+        else:
+            group = groups(collective.attributes, devices)[0]
+            whole = given * len(group) if kind == "all-gather" else given
+            sent = whole * (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
+            seconds = sent / network.bandwidth(group) if len(group) > 1 else 0.0
+        times, so_far = self.cost.collectives.get(kind, (0, 0))
+        self.cost.collectives[kind] = (times + 1, so_far + sent)
+        self.cost.link_seconds += seconds
+        self.link_free[link] = max(self.link_free[link], self.now) + seconds
+        if beside:
+            self.ends[i.name] = self.link_free[link]
+        else:
+            self._wait(self.link_free[link], "links", collective.op_name)
+
+    def _wait(self, end: float, kind: str, place: str) -> None:
+        """The core's clock goes on to `end`, if that is later."""
+        seconds = max(0.0, end - self.now)
+        setattr(self.cost, kind, getattr(self.cost, kind) + seconds)
+        if seconds:
+            spot = f"{kind}: {place}"
+            self.cost.spots[spot] = self.cost.spots.get(spot, 0.0) + seconds
+        self.now += seconds

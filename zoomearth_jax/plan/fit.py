@@ -1,0 +1,111 @@
+"""`plan --fit`: the fastest mesh, number of microbatches and remat policy that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+
+from tqdm import tqdm
+
+from zoomearth_jax.chips import GIB, Chip
+from zoomearth_jax.configs.mesh import STATE_BYTES
+from zoomearth_jax.configs.presets import preset
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.sharding import num_slices
+from zoomearth_jax.plan.report import report_of, step_flops
+from zoomearth_jax.plan.steps import count_parameters
+
+KEPT_VALUES = {"full": 1, "dots": 12, "none": 40}  # bfloat16 values of model width that a token keeps a layer, roughly
+RECOMPUTED = {"full": 4 / 3, "dots": 1.1, "none": 1.0}  # of the FLOPs
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Settings to try, with a rough guess of their memory and time."""
+
+    mesh: tuple[int, int, int]
+    accumulate: int
+    remat: str
+    guessed_bytes: float
+    guessed_seconds: float
+
+    def apply(self, config):
+        """The plan's settings with these."""
+        compute = dataclasses.replace(config.compute, remat=self.remat)
+        return dataclasses.replace(config, mesh=self.mesh, accumulate=self.accumulate, compute=compute, fit=False)
+
+
+def fastest(config, devices, known: Chip) -> dict:
+    """The report of the fastest candidate that fits, with a row for each that was compiled under `tried`.
+
+    Raises:
+        UserError: none fits.
+    """
+    chosen = [c for c in candidates(config, devices, known) if c.guessed_bytes < known.hbm_bytes][: config.tries]
+    reports = []
+    for candidate in tqdm(chosen, desc="candidates", disable=not sys.stderr.isatty(), leave=False):
+        report = report_of(candidate.apply(config), devices, known)
+        fits = all(row["fits"] for row in report["steps"].values())
+        seconds = sum(row["seconds"] for row in report["steps"].values()) if fits else None
+        reports.append((fits, seconds, report, _tried(candidate, report, fits, seconds)))
+    fitting = [entry for entry in reports if entry[0]]
+    if not fitting:
+        tried = (
+            "; ".join(f"mesh {c.mesh}, {c.accumulate} microbatches, remat {c.remat}" for c in chosen)
+            or "nothing was near"
+        )
+        raise UserError(
+            f"plan --fit: nothing fits {known.hbm_bytes / GIB:.2f} GiB a chip ({tried}); take a larger topology"
+        )
+    best = min(fitting, key=lambda entry: entry[1])[2]
+    return best | {"tried": [entry[3] for entry in reports]}
+
+
+def _tried(candidate: Candidate, report: dict, fits: bool, seconds: float | None) -> dict:
+    steps = {f"{name} s": row["seconds"] for name, row in report["steps"].items() if row["seconds"]}
+    return {
+        "mesh": " ".join(map(str, candidate.mesh)),
+        "microbatches": candidate.accumulate,
+        "remat": candidate.remat,
+        "guessed GiB": candidate.guessed_bytes / GIB,
+        "largest GiB": max(row["total_bytes"] for row in report["steps"].values()) / GIB,
+        "fits": "yes" if fits else "NO",
+        **steps,
+        "seconds": seconds if fits else "",
+    }
+
+
+def candidates(config, devices, known: Chip) -> list[Candidate]:
+    """All settings that divide the work, those first that look fastest."""
+    model, episode = preset(config.preset)
+    chips, slices = len(devices), num_slices(devices)
+    parameters = count_parameters(model)
+    flops = max(step_flops(name, config, _Sizes(model, episode)) for name in ("sft", "grpo"))
+    tokens = max(config.samples, config.prompts * config.group) * (episode.prompt_len + episode.reply_len)
+    out = []
+    for fsdp, tensor, parts, remat in itertools.product(_powers(chips), _powers(8), _powers(16), RECOMPUTED):
+        data = chips // (fsdp * tensor)
+        shards = data * fsdp * parts
+        if data * fsdp * tensor != chips or data % slices or model.text.num_heads % tensor:
+            continue
+        if config.prompts % shards or config.samples % shards:
+            continue
+        kept = tokens / shards * model.text.num_layers * model.text.width * 2 * KEPT_VALUES[remat]
+        state = parameters * STATE_BYTES / (fsdp * tensor)
+        gathered = parameters * 2 * (fsdp > 1) / tensor  # in the rollout, in the compute type
+        links = known.link_bandwidth * known.links
+        seconds = flops * RECOMPUTED[remat] / chips / known.peak_flops
+        seconds += 3 * parts * parameters * 2 / tensor / links * (fsdp > 1) + (tensor > 1) * seconds / 2
+        out.append(Candidate((data, fsdp, tensor), parts, remat, max(state + kept, state + gathered), seconds))
+    return sorted(out, key=lambda c: (c.guessed_seconds, c.guessed_bytes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    model: object
+    episode: object
+
+
+def _powers(largest: int) -> list[int]:
+    return [2**n for n in range(largest.bit_length()) if 2**n <= largest]

@@ -1,0 +1,245 @@
+"""What the compiled programs of one mesh and set of settings take: rows for the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+from zoomearth_jax.chips import Chip
+from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.presets import preset
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.flops import RowCounts, forward_flops, full_counts, grpo_flops, mfu, sft_flops
+from zoomearth_jax.models.sharding import make_mesh, num_slices
+from zoomearth_jax.plan.cost import Cost, Network, Player
+from zoomearth_jax.plan.hlo import parse
+from zoomearth_jax.plan.steps import Training, chip_bytes, count_parameters
+
+STEPS = {"sft": ("sft",), "rollout": ("prefill", "decode", "crop"), "grpo": ("grpo",)}  # program -> its rows
+
+
+def report_of(config, devices, known: Chip) -> dict:
+    """The report on one mesh and set of settings."""
+    training = _training(config, devices)
+    steps = {}
+    for program in tqdm(config.programs, desc="compiling", disable=not sys.stderr.isatty(), leave=False):
+        began = time.perf_counter()
+        try:
+            rows = _PROGRAMS[program](config, training, Network(known, training.mesh.devices.flat))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            rows = {name: _too_large(str(error)) for name in STEPS[program]}
+        compiled_in = time.perf_counter() - began
+        steps |= {
+            name: _finished(name, row, config, training, known) | {"compile_seconds": compiled_in}
+            for name, row in rows.items()
+        }
+    return {
+        "preset": config.preset,
+        "chip": known.name,
+        "chips": len(devices),
+        "topology": config.topology or "attached devices",
+        "hbm_bytes": known.hbm_bytes,
+        "mesh": dict(zip(training.mesh.axis_names, training.mesh.axis_sizes, strict=True)),
+        "prompts": config.prompts,
+        "group": config.group,
+        "batch_size": config.samples,
+        "accumulate": config.accumulate,
+        "remat": config.compute.remat,
+        "attention": config.compute.attention,
+        "fill": config.fill,
+        "steps": {name: steps[name] for name in ("sft", "prefill", "decode", "crop", "grpo") if name in steps},
+        "assumptions": assumptions(config, known),
+        "versions": versions(),
+    }
+
+
+def _training(config, devices) -> Training:
+    model, episode = preset(config.preset)
+    sizes = config.mesh or MeshConfig().shape(len(devices), count_parameters(model), num_slices(devices))
+    if sizes[0] * sizes[1] * sizes[2] != len(devices):
+        raise UserError(f"--mesh {' '.join(map(str, sizes))}: that is not the {len(devices)} devices of the topology")
+    shards = sizes[0] * sizes[1] * config.accumulate
+    for name, rows in (("prompts", config.prompts), ("batch-size", config.samples)):
+        if rows % shards:
+            raise UserError(f"--{name} {rows} doesn't divide over data x fsdp x accumulate = {shards}; take a multiple")
+    return Training(
+        model,
+        episode,
+        config.compute,
+        make_mesh(sizes, devices),
+        gather=config.gather,
+        freeze_vision=config.freeze_vision,
+        accumulate=config.accumulate,
+        kl=config.kl,
+    )
+
+
+def _plan_sft(config, training: Training, network: Network) -> dict:
+    compiled = training.sft(config.samples)
+    return {"sft": _memory(compiled, training) | _time(compiled, training, network)}
+
+
+def _plan_grpo(config, training: Training, network: Network) -> dict:
+    compiled = training.grpo(config.prompts, config.group)
+    return {"grpo": _memory(compiled, training, reference=config.kl) | _time(compiled, training, network)}
+
+
+def _plan_rollout(config, training: Training, network: Network) -> dict:
+    """Two programs, each a stretch of work and a loop over tokens: prefill and crop are these without their loops."""
+    episode = training.episode
+    look, zoom = training.rollout(config.prompts, config.group)
+    cache = training.cache_bytes(config.prompts * config.group)
+    held = {"reference": config.kl, "resident": True, "cache": cache}
+    rows = {"prefill": _memory(look, training, **held), "crop": _memory(zoom, training, **held)}
+    rows["decode"] = max(rows.values(), key=lambda row: row["total_bytes"])
+    tokens = [episode.stage1_len - 1, episode.stage2_len - 1]
+    costs = {True: {}, False: {}}
+    for cycles, parts in costs.items():
+        parts["decode"] = Cost()
+        for name, compiled, trips in zip(("prefill", "crop"), (look, zoom), tokens, strict=True):
+            whole, loop = _play(compiled, training, network, cycles, trips)
+            parts["decode"].add(loop)
+            whole.add(loop, -1.0)
+            parts[name] = whole
+    rows = {
+        name: rows[name] | _cost_row(costs[True][name], costs[False][name]) for name in ("prefill", "decode", "crop")
+    }
+    rows["decode"]["tokens"] = sum(tokens)
+    rows["decode"]["token_seconds"] = rows["decode"]["seconds"] / sum(tokens)
+    return rows
+
+
+_PROGRAMS = {"sft": _plan_sft, "rollout": _plan_rollout, "grpo": _plan_grpo}
+
+
+def _memory(compiled, training: Training, reference: bool = False, resident: bool = False, cache: int = 0) -> dict:
+    """Bytes of a chip by what they hold; `resident` adds the training state that a rollout's program doesn't take."""
+    found = compiled.memory_analysis()
+    _, state = training.init()
+    params, optimizer = chip_bytes(state.params), chip_bytes(state.opt_state)
+    ref = chip_bytes(training.reference(state)) if reference else 0
+    program = (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes
+    )
+    total = program + (optimizer + ref if resident else 0)
+    return {
+        "total_bytes": total,
+        "parameters_bytes": params,
+        "optimizer_bytes": optimizer,
+        "reference_bytes": ref,
+        "cache_bytes": cache,
+        "activations_bytes": total - params - optimizer - ref - cache,
+    }
+
+
+def _play(compiled, training: Training, network: Network, cycles: bool, open_trips: int = 1) -> tuple[Cost, Cost]:
+    """The cost of a program, and what of it its loop over tokens is."""
+    vision = training.model.vision
+    share = {vision.depth: len(set(vision.full_attention_blocks)) / vision.depth}
+    cost = Player(parse(compiled.as_text()), network, share, open_trips, cycles).play()
+    loops = Cost()
+    for trips, body in cost.open_loops:
+        loops.add(body, trips)
+    return dataclasses.replace(cost, collectives=dict(cost.collectives), spots=dict(cost.spots), open_loops=[]), loops
+
+
+def _time(compiled, training: Training, network: Network) -> dict:
+    return _cost_row(*(_play(compiled, training, network, cycles)[0] for cycles in (True, False)))
+
+
+def _cost_row(cost: Cost, roofline: Cost) -> dict:
+    parts = {name: getattr(cost, name) for name in ("compute", "memory", "links", "copies")}
+    return {
+        "flops": cost.flops,
+        "traffic_bytes": cost.hbm_bytes,
+        "collectives": {kind: {"times": n, "bytes": sent} for kind, (n, sent) in cost.collectives.items()},
+        "link_seconds": cost.link_seconds,
+        **{f"{name}_bound_seconds": seconds for name, seconds in parts.items()},
+        "bound": max(parts, key=parts.get),
+        "seconds": cost.seconds,
+        "roofline_seconds": roofline.seconds,
+        "hottest": dict(sorted(cost.spots.items(), key=lambda item: -item[1])),
+    }
+
+
+def _too_large(message: str) -> dict:
+    """The row of a program that the compiler gave up on; its total is what the message states, if it does."""
+    stated = re.search(r"\(([\d.]+)([MGT])\)|[Uu]sed ([\d.]+)([MGT])", message)
+    number, unit = [part for part in stated.groups() if part] if stated else ("0", "G")
+    return {"total_bytes": float(number) * 2 ** {"M": 20, "G": 30, "T": 40}[unit], "failed": message.splitlines()[0]}
+
+
+def _finished(name: str, row: dict, config, training: Training, known: Chip) -> dict:
+    """The row with what follows from chip and model."""
+    row["fits"] = "failed" not in row and row["total_bytes"] <= known.hbm_bytes
+    row["model_flops"] = config.fill * step_flops(name, config, training)
+    chips = training.mesh.size
+    for seconds, share in (("seconds", "mfu"), ("roofline_seconds", "roofline_mfu")):
+        row[share] = mfu(row["model_flops"], row[seconds], chips, known.peak_flops) if seconds in row else None
+        row.setdefault(seconds, None)
+    row.setdefault("flops", None)
+    row["hottest"] = dict(list(row.get("hottest", {}).items())[: config.hottest])
+    return row
+
+
+def step_flops(name: str, config, training: Training) -> float:
+    """Model FLOPs (see `zoomearth_jax.flops`) of a row of the report over all chips, every slot filled."""
+    model, episode = training.model, training.episode
+    if name == "sft":
+        return sft_flops(model, full_counts(episode, config.samples), freeze_vision=config.freeze_vision)
+    counts = full_counts(episode, config.prompts, config.group)
+    if name == "grpo":
+        return grpo_flops(model, counts, freeze_vision=config.freeze_vision, kl=config.kl)
+
+    def forward(reply: int, scored: int, crops: bool) -> float:
+        nothing = counts.reply_B * 0
+        part: RowCounts = counts._replace(
+            reply_B=nothing + reply, scored_B=nothing + scored, crop_B2=counts.crop_B2 * int(crops)
+        )
+        return sum(forward_flops(model, part))
+
+    prefill = forward(0, 0, False)
+    before = forward(episode.stage1_len, 0, False)
+    crop = forward(episode.stage1_len + episode.crop_len, 0, True) - before
+    whole = forward(episode.reply_len, episode.stage1_len + episode.stage2_len, True)
+    return {"prefill": prefill, "crop": crop, "decode": whole - prefill - crop}[name]
+
+
+def assumptions(config, known: Chip) -> list[str]:
+    """What the figures rest on."""
+    tera, giga = 1e12, 1e9
+    links = f"{known.links} links of {known.link_bandwidth / giga:.3g} GB/s a direction"
+    return [
+        f"a chip: {known.peak_flops / tera:.4g} TFLOP/s, {known.hbm_bandwidth / giga:.4g} GB/s, {links}, "
+        f"{known.network_bandwidth / giga:.3g} GB/s between slices",
+        "instructions run one after the other as XLA scheduled them, each for the longest of FLOPs / peak, bytes / bandwidth"
+        + (f" and XLA's own count of cycles at {known.clock / giga:.3g} GHz" if known.clock else ""),
+        "roofline: the same without XLA's counts of cycles",
+        "asynchronous copies and collectives run beside them, synchronous ones don't; links are not shared with other work",
+        "loops count by their trips, those over tokens to the end of their slots; vision blocks by their share of full ones",
+        f"MFU: model FLOPs without padding, recomputation and cached work, {config.fill:.0%} of the slots filled",
+        "no time for the host: reading images, sending batches, starting programs",
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Of what compiled."""
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
