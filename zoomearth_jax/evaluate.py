@@ -126,8 +126,8 @@ def ious(questions: Sequence[Question], boxes) -> np.ndarray:
     return np.asarray(box_iou(predicted, reference)) * applies
 
 
-def sample_record(question: Question, episode: Episode) -> dict:
-    """What is kept of one episode."""
+def sample_record(question: Question, episode: Episode, iou: float | None = None) -> dict:
+    """What is kept of one episode; its `iou` (see `ious`) is computed where it isn't known yet."""
     return {
         "question": question.text,
         "level": question.level,
@@ -135,7 +135,7 @@ def sample_record(question: Question, episode: Episode) -> dict:
         "reference_box": None if question.box is None else [round(c, 1) for c in question.box.corners],
         "answer": episode.answer,
         "correct": is_correct(episode.answer, question.answer),
-        "iou": float(ious([question], [episode.box if episode.zoomed else None])[0]),
+        "iou": float(ious([question], [episode.box if episode.zoomed else None])[0]) if iou is None else iou,
         "box": None if episode.box is None else [round(c, 1) for c in episode.box.to(question.image.frame).corners],
         "box_reason": episode.box_reason,
         "window": None if episode.window is None else list(episode.window.corners),

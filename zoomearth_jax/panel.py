@@ -31,12 +31,12 @@ def write_panel(
 
     Args:
         step: 1 is the first.
-        scores: of each episode [N x G] (rewards, advantage); `total` decides which are best and worst.
+        scores: of each episode [N x G]: the rewards and what else is to be shown; `total` decides which are best and worst.
     """
     group = len(played.episodes) // len(questions)
     shown = chosen(scores["total"], group)
     records = [
-        {"sample": i % group, **sample_record(questions[i // group], played.episodes[i])}
+        {"sample": i % group, **sample_record(questions[i // group], played.episodes[i], float(scores["iou"][i]))}
         | {"scores": {name: round(float(values[i]), 4) for name, values in scores.items()}}
         for i in shown
     ]
