@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 
 from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.configs.train import OptimizerConfig
@@ -89,12 +90,18 @@ def test_throughput_counts_what_exists():
 
 
 def test_a_profile_covers_steps_after_warm_up(tmp_path):
+    """Steps 3, 4 and 5, with their phases."""
     with monitor(tmp_path, profile=True) as watched:
         for step, x in watched.steps(iter(range(6))):
-            assert bool(list((tmp_path / "profile").rglob("*.xplane.pb"))) == (step >= 5)  # steps 3, 4 and 5
-            jnp.sin(float(x)).block_until_ready()
-    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
-    assert b"StepTrace" in trace.read_bytes() or b"step" in trace.read_bytes()
+            assert bool(list((tmp_path / "profile").rglob("*.xplane.pb"))) == (step >= 5)
+            with watched.phase("update"):
+                jnp.sin(float(x)).block_until_ready()
+    (path,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    events = [
+        event for plane in ProfileData.from_file(str(path)).planes for line in plane.lines for event in line.events
+    ]
+    assert [dict(event.stats).get("step_num") for event in events if event.name == "step"] == [3, 4, 5]
+    assert sum(event.name == "update" for event in events) == 3
 
 
 def test_a_profile_of_a_run_that_stops_is_closed(tmp_path):
