@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
+from zoomearth_jax import saved_steps
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.io import from_dict, load_yaml
+from zoomearth_jax.configs.io import from_dict, load_yaml, to_dict
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.metrics import say
 from zoomearth_jax.models.hf import read_config
 from zoomearth_jax.models.lora import add_lora, merge_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
@@ -45,111 +51,207 @@ def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> No
 
 
 class Checkpoints:
-    """The checkpoints of a run; keeps the last `keep`. Use as a context manager: leaving it waits for pending writes.
+    """The checkpoints of a run, written in the background. Use as a context manager: leaving it waits for pending writes.
 
-    Each has two items: `params`, all parameters under their paths in the model, and `training`, the rest of the state.
+    A step has the items `params`, all parameters under their paths in the model, `training`, the rest of the state, and
+    `run`, which says what the step is of (see `saved_steps`). All processes must make one, and call its methods together.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
-        """Opens `directory`/checkpoints, which need not exist."""
+    def __init__(self, directory: Path, keep: int = 2, keep_best: int = 0, run: Mapping | None = None):
+        """Opens `directory`/checkpoints, which need not exist.
+
+        Args:
+            keep: steps to keep, the last ones.
+            keep_best: steps to keep beside them, those with the highest scores.
+            run: what to write into each step: plain data. Its `start` must be that of the step restored.
+        """
         self.directory = Path(directory).absolute() / "checkpoints"
+        self._run = dict(run or {})
+        self._keep = _Keep(self.directory, keep, keep_best)
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "training")}
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("params", "training")},
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._keep, lightweight_initialize=True),
+            item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
         )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._written():
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
         """The last complete step."""
-        return self._manager.latest_step()
+        return max(saved_steps.numbers(self.directory), default=None)
 
-    def dtype(self) -> str:
-        """The type that most parameters of the last checkpoint have."""
-        if self.latest is None:
-            raise UserError(f"{self.directory}: no complete checkpoint")
-        saved = self._manager.item_metadata(self.latest)["params"].tree
-        names = [str(leaf.dtype) for leaf in saved.values()]
-        return max(set(names), key=names.count)
+    def save(self, step: int, state: TrainState, score: float | None = None) -> None:
+        """Copies a state and writes it in the background; a step appears whole or not at all. One that is there stays.
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Writes a state in the background; a step appears whole or not at all."""
-        items = {name: ocp.args.StandardSave(flat) for name, flat in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        Args:
+            step: its number.
+            score: what `keep_best` goes by; higher is better.
 
-    def restore(self, state: TrainState) -> TrainState:
-        """The last checkpoint in the form of `state`; UserError where names or shapes differ."""
-        restored = self._restore(_items(state))
-        training = _unflatten({"opt_state": state.opt_state, "step": state.step}, restored["training"])
-        parts = (_unflatten(part, restored["params"]) for part in (state.trainable, state.frozen))
-        return TrainState(*parts, training["opt_state"], training["step"])
+        Raises:
+            UserError: this write or the one before it failed.
+        """
+        self._save(step, _items(state), score)
 
     def save_params(self, step: int, model: Qwen2_5_VL) -> None:
         """Writes a model's parameters alone: enough to load it, not to resume."""
-        params = ocp.args.StandardSave(_flat(nnx.state(model, nnx.Param)))
-        self._manager.save(step, args=ocp.args.Composite(params=params))
+        self._save(step, {"params": _flat(nnx.state(model, nnx.Param))})
 
-    def restore_params(self, model: Qwen2_5_VL, mesh: Mesh | None = None) -> None:
-        """Puts the last checkpoint's parameters into a (possibly abstract) model, in its types, sharded over the mesh."""
-        params = nnx.state(model, nnx.Param)
-        shardings = None if mesh is None else _flat(param_shardings(params, mesh))
-        nnx.update(model, _unflatten(params, self._restore({"params": _flat(params)}, shardings)["params"]))
+    def _save(self, step: int, items: saved_steps.Items, score: float | None = None) -> None:
+        if step in self._manager.all_steps():
+            return
+        record = {
+            "step": step,
+            "score": None if score is None else float(score),
+            "versions": {name: importlib.metadata.version(name) for name in ("zoomearth_jax", "jax")},
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "run": self._run,
+            "arrays": saved_steps.describe(items),
+        }
+        args = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
+        self._keep.scores[step] = record["score"]
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(saved_steps.seal(record)), **args))
 
-    def _restore(self, items: dict[str, dict], shardings: dict | None = None) -> dict[str, dict]:
-        if self.latest is None:
-            raise UserError(f"{self.directory}: no complete checkpoint")
-        saved = self._manager.item_metadata(self.latest)
-        for name, wanted in items.items():
-            _check_same(self.directory, saved[name].tree, wanted)
-        args = {name: ocp.args.StandardRestore(_abstract(wanted, shardings)) for name, wanted in items.items()}
-        return self._manager.restore(self.latest, args=ocp.args.Composite(**args))
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turns what orbax says of a failed write into one line."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # of many kinds
+            raise UserError(f"{self.directory}: a checkpoint can't be written ({saved_steps.reason(error)})") from error
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest readable step in the form of `state`, on its devices; consumes `state`, so that there is one at a time.
+
+        Later steps that can't be read are renamed to N.unreadable, and half-written ones are removed.
+
+        Raises:
+            UserError: there is none, or it is of another model or optimizer, or of a run with another `start`.
+        """
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
+        self._clear(saved_steps.half_written(self.directory))
+        jax.tree.map(lambda x: x.delete(), state)
+        step = saved_steps.newest(self.directory, wanted)
+        if step.record["run"].get("start") != self._run.get("start"):
+            raise UserError(f"{self.directory}: the model that the run started from has changed since; start a new run")
+        self._set_aside([number for number in saved_steps.numbers(self.directory) if number > step.number])
+        params = step.items["params"]
+        training = _unflatten({"opt_state": state.opt_state, "step": state.step}, step.items["training"])
+        return TrainState(*(_unflatten(part, params) for part in state[:2]), training["opt_state"], training["step"])
+
+    def _clear(self, folders: list[Path]) -> None:
+        if jax.process_index() == 0:
+            for folder in folders:
+                say(f"warning: {folder}: half-written; removed")
+                shutil.rmtree(folder)
+        saved_steps.together("cleared the checkpoints")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Makes room for the steps to come, which may have the same numbers."""
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self.directory / f"{step}.unreadable"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
+        saved_steps.together("set steps aside")
+        self._manager.reload()
 
 
-def _items(state: TrainState) -> dict[str, dict]:
+class _Keep:
+    """Orbax's policy on what stays: the last steps, and those with the highest scores."""
+
+    def __init__(self, directory: Path, last: int, best: int):
+        """Reads the scores of the steps that are there, if they matter."""
+        self._last, self._best = last, best
+        self.scores = {step: _score(directory / str(step)) for step in saved_steps.numbers(directory) if best}
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Whether each checkpoint stays."""
+        steps = sorted(info.step for info in checkpoints)
+        scored = sorted((self.scores[step], step) for step in steps if self.scores.get(step) is not None)
+        kept = {*steps[-self._last :], *(step for _, step in scored[max(0, len(scored) - self._best) :])}
+        return [info.step in kept for info in checkpoints]
+
+
+def _score(folder: Path) -> float | None:
+    try:
+        return saved_steps.read_record(folder)["score"]
+    except saved_steps.Unreadable:
+        return None
+
+
+def _items(state: TrainState) -> saved_steps.Items:
     return {
         "params": _flat(state.trainable) | _flat(state.frozen),
         "training": _flat({"opt_state": state.opt_state, "step": state.step}),
     }
 
 
-def _abstract(flat: dict, shardings: dict | None) -> dict:
-    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[key] if shardings else single)
-        for key, x in flat.items()
-    }
-
-
 def _unflatten(template, flat: dict):
-    leaves = [
-        flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in jax.tree.leaves_with_path(template)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(template), [jax.numpy.asarray(x) for x in leaves])
+    return jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in _flat(template)])
 
 
-def _check_same(directory, saved: dict, wanted: dict) -> None:
-    different = sorted(set(saved) ^ set(wanted))
-    different += [key for key in sorted(set(saved) & set(wanted)) if tuple(saved[key].shape) != np.shape(wanted[key])]
-    if different:
-        raise UserError(
-            f"{directory}: a checkpoint of another model or optimizer; they differ in {', '.join(different[:3])}"
-        )
+def about_run(config, questions: Mapping[str, str], reference=None) -> dict:
+    """What each step of a run says of it: its settings, what identifies its questions, and a hash of the reference policy,
+    without which the steps to come would differ.
+
+    Args:
+        reference: a tree of arrays, if the run has one.
+    """
+    start = None
+    if reference is not None:
+        forms = saved_steps.describe({"reference": _flat(reference)})
+        start = hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
+    return {"settings": to_dict(config), "questions": dict(questions), "start": start}
 
 
-def load_run_model(directory: Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Qwen2_5_VL:
-    """The model of a run directory, from its last complete checkpoint; adapters are merged into their layers."""
+def check_keeping(verb: str, config) -> None:
+    """Refuses settings of a training verb by which nothing would be saved or kept."""
+    if config.checkpoint_every < 1 or config.keep < 1 or config.keep_best < 0:
+        raise UserError(f"{verb} config: checkpoint_every and keep must be positive, keep_best not negative")
+
+
+def saved_dtype(directory: Path, step: int | None = None) -> str:
+    """The type that most parameters of a run's last readable step have, or of the given one."""
+    folder = Path(directory) / "checkpoints"
+    for number in [step] if step is not None else reversed(saved_steps.numbers(folder)):
+        try:
+            forms = saved_steps.read_record(folder / str(number))["arrays"]["params"].values()
+        except saved_steps.Unreadable:
+            continue  # which the loading will tell
+        names = [form["dtype"] for form in forms]
+        return max(set(names), key=names.count)
+    raise UserError(f"{folder}: no complete checkpoint")
+
+
+def load_run_model(
+    directory: Path, compute: ComputeConfig, mesh: Mesh | None = None, step: int | None = None
+) -> Qwen2_5_VL:
+    """The model of a run directory, from its last readable checkpoint or the given one; adapters are merged into their layers.
+
+    Raises:
+        UserError: no such step, or none that can be read.
+    """
     lora = _run_lora(Path(directory) / "run.yaml")
     model = abstract_model(read_config(Path(directory)), compute)
     model = nnx.eval_shape(lambda model: add_lora(model, lora, nnx.Rngs(0)), model)
-    with Checkpoints(directory) as checkpoints:
-        checkpoints.restore_params(model, mesh)
+    params = nnx.state(model, nnx.Param)
+    wanted = _flat(params)
+    if mesh is not None:
+        shardings = _flat(param_shardings(params, mesh))
+        wanted = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in wanted.items()}
+    found = saved_steps.newest(Path(directory).absolute() / "checkpoints", {"params": wanted}, step)
+    nnx.update(model, _unflatten(params, found.items["params"]))
     return merge_lora(model)
 
 

@@ -18,9 +18,10 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
-from zoomearth_jax.model_io import copy_side_files, load_weights, resolve, weights_dtype
+from zoomearth_jax.model_io import copy_side_files, is_run, load_weights, resolve, weights_dtype
 from zoomearth_jax.models.hf import INDEX, read_config, write_checkpoint
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
+from zoomearth_jax.saved_steps import numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ConvertConfig:
     Attributes:
         source: an HF directory of a Qwen2.5-VL, a run of ours, or a shipped model's name.
         out: the directory to make.
+        step: of a run; its last one by default.
         to: `hf` for safetensors that transformers loads, `orbax` for the form of a run's checkpoint.
         dtype: of the written parameters; `keep` leaves them as they are.
         overwrite: replace a model that `out` holds.
@@ -38,6 +40,7 @@ class ConvertConfig:
 
     source: Annotated[Path, tyro.conf.Positional]
     out: Annotated[Path, tyro.conf.Positional]
+    step: int | None = None
     to: Literal["hf", "orbax"] = "hf"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     overwrite: bool = False
@@ -50,11 +53,12 @@ def convert(config: ConvertConfig) -> dict:
     if not source.is_dir():
         raise UserError(f"{source}: no such model directory")
     _check_target(config, source, out)
-    dtype = weights_dtype(source) if config.dtype == "keep" else config.dtype
+    _check_step(config, source)
+    dtype = weights_dtype(source, config.step) if config.dtype == "keep" else config.dtype
     compute = ComputeConfig(param_dtype=dtype)
     size = _size(source, compute)
     _check_room(out, size)
-    model = load_weights(source, compute)
+    model = load_weights(source, compute, step=config.step)
     with staged_model(out) as staging:
         if config.to == "hf":
             write_checkpoint(model, staging)
@@ -68,6 +72,7 @@ def convert(config: ConvertConfig) -> dict:
     summary = {
         "out": str(out),
         "to": config.to,
+        "step": config.step,
         "dtype": dtype,
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))),
         "bytes": size,
@@ -88,6 +93,16 @@ def _check_target(config: ConvertConfig, source: Path, out: Path) -> None:
     holds_model = any((out / name).exists() for name in ("config.json", "model.safetensors", INDEX, "checkpoints"))
     if holds_model and not config.overwrite:
         raise UserError(f"{out}: holds a model; pass --overwrite to replace it, or give another directory")
+
+
+def _check_step(config: ConvertConfig, source: Path) -> None:
+    if config.step is None:
+        return
+    if not is_run(source):
+        raise UserError(f"{source}: is no run, so it has no steps; leave --step out")
+    steps = numbers(source / "checkpoints")
+    if config.step not in steps:
+        raise UserError(f"{source}: no step {config.step}; there are {', '.join(map(str, steps)) or 'none'}")
 
 
 def _size(source: Path, compute: ComputeConfig) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
@@ -24,6 +24,7 @@ from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import shard_batch
 from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.panel import write_panel
+from zoomearth_jax.preemption import StopSignal
 from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, reference_policy, row_batch
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.objective import group_advantages
@@ -63,6 +64,8 @@ class GRPOConfig:
         panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
         profile: write an XProf trace of three steps after warm-up to OUT/profile.
         checkpoint_every: steps between checkpoints; the last step is always saved.
+        keep: checkpoints to keep, the last ones.
+        keep_best: checkpoints to keep beside them, those of the steps with the highest mean rewards.
         seed: of questions and samples.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
@@ -92,6 +95,8 @@ class GRPOConfig:
     panel_every: int = 50
     profile: bool = False
     checkpoint_every: int = 500
+    keep: int = 2
+    keep_best: int = 0
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -105,6 +110,7 @@ class GRPOConfig:
             raise UserError("grpo config: updates and accumulate must be positive")
         if self.panel_every < 0:
             raise UserError("grpo config: panel_every must be a number of steps, or 0 for no panels")
+        check_keeping("grpo", self)
 
 
 def learner_batch(
@@ -159,19 +165,24 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
 
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh)
     open_run(config, model, rows, loader)
-    with loader, Checkpoints(config.out) as checkpoints:
+    about = about_run(config, loader.digests, reference)
+    with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:
         if config.resume:
             state = checkpoints.restore(state)
-        start = int(state.step) // config.updates
+        done = start = int(state.step) // config.updates
         shown = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")
         with open_monitor(config, "grpo", start, mesh, shown) as monitor:
             for step, look in monitor.steps(look_ahead(loader.batches(start, config.steps), engine.send)):
+                if stop.requested():
+                    break
                 with monitor.phase("rollout"):
                     questions, key = loader.questions(step), jax.random.fold_in(jax.random.key(config.seed), step)
                     played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
                     rewards = episode_rewards(config.reward, questions, played, rows)
                     advantages = group_advantages(rewards["total"], config.group)
                     table = of_all_processes(episode_table(questions, played, rewards, advantages, rows.episode))
+                if stop.requested():  # the resumed run plays the same episodes again
+                    break
                 with monitor.phase("update"):
                     batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision, mesh)
                     state, metrics = update(train_step, state, reference, batch, config.updates)
@@ -182,6 +193,10 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 if config.panel_every and (step + 1) % config.panel_every == 0 and jax.process_index() == 0:
                     scores = rewards | {"advantage": advantages}
                     monitor.picture(step + 1, write_panel(config.out / "panels", step + 1, questions, played, scores))
-                if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                    checkpoints.save(step + 1, state)
+                done = step + 1
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    checkpoints.save(done, state, score=metrics["reward_total"])
+        if done < config.steps:
+            checkpoints.save(done, state)
+            stop.after(done)
     return config.out

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoomearth_jax.checkpoint import Checkpoints, load_run_model, write_rows
+from zoomearth_jax.checkpoint import load_run_model, saved_dtype, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict
@@ -106,18 +106,19 @@ def is_run(directory: Path) -> bool:
     return (directory / "checkpoints").is_dir() and not any(directory.glob("*.safetensors"))
 
 
-def weights_dtype(directory: Path) -> str:
+def weights_dtype(directory: Path, step: int | None = None) -> str:
     """The type that most of a model directory's parameters have."""
     if not is_run(directory):
         return source_dtype(directory)
-    with Checkpoints(directory) as checkpoints:
-        return checkpoints.dtype()
+    return saved_dtype(directory, step)
 
 
-def load_weights(directory: Path, compute: ComputeConfig, mesh: Mesh | None = None) -> Qwen2_5_VL:
-    """The model of an HF directory, or of the last checkpoint of a run."""
+def load_weights(
+    directory: Path, compute: ComputeConfig, mesh: Mesh | None = None, step: int | None = None
+) -> Qwen2_5_VL:
+    """The model of an HF directory, or of the last readable checkpoint of a run, or of the given step of one."""
     if is_run(directory):
-        return load_run_model(directory, compute, mesh)
+        return load_run_model(directory, compute, mesh, step)
     return Qwen2_5_VL.from_pretrained(directory, compute=compute, mesh=mesh)
 
 

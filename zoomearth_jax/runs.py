@@ -25,6 +25,7 @@ from zoomearth_jax.data_pipeline.sources import ENDLESS, open_sources
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import count_parameters
 from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
+from zoomearth_jax.saved_steps import together
 
 FREE_SETTINGS = (
     "resume",
@@ -35,6 +36,9 @@ FREE_SETTINGS = (
     "log",
     "panel_every",
     "profile",
+    "checkpoint_every",
+    "keep",
+    "keep_best",
 )  # may change on resuming
 CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
@@ -167,12 +171,6 @@ def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:
         while (batch := ready.result()) is not ended:
             ready = thread.submit(following)
             yield batch
-
-
-def together(what: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def of_all_processes(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

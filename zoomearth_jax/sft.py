@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
@@ -22,6 +22,7 @@ from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import shard_batch
 from zoomearth_jax.monitor import open_monitor
+from zoomearth_jax.preemption import StopSignal
 from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
 from zoomearth_jax.runs import look_ahead, on_mesh, open_loader, open_run
 from zoomearth_jax.sinks import check_sinks
@@ -52,6 +53,8 @@ class SFTConfig:
         log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
         profile: write an XProf trace of three steps after warm-up to OUT/profile.
         checkpoint_every: steps between checkpoints; the last step is always saved.
+        keep: checkpoints to keep, the last ones.
+        keep_best: checkpoints to keep beside them, those of the steps with the lowest losses.
         seed: of the data's order.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
@@ -76,6 +79,8 @@ class SFTConfig:
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     profile: bool = False
     checkpoint_every: int = 500
+    keep: int = 2
+    keep_best: int = 0
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -85,6 +90,7 @@ class SFTConfig:
             raise UserError("sft config: pack_len must be a number of tokens, or 0 for fixed rows")
         if self.accumulate < 1 or (self.accumulate > 1 and self.pack_len):
             raise UserError("sft config: accumulate must be positive, and 1 for packed rows")
+        check_keeping("sft", self)
 
 
 def sft(config: SFTConfig) -> Path:
@@ -113,19 +119,26 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
 
     loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions, mesh)
     open_run(config, model, rows, loader)
-    with loader, Checkpoints(config.out) as checkpoints:
+    about = about_run(config, loader.digests)
+    with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:
         if config.resume:
             state = checkpoints.restore(state)
-        start = int(state.step)
+        done = start = int(state.step)
         with open_monitor(config, "sft", start, mesh, shapes_vary=config.pack_len > 0) as monitor:
             batches = look_ahead(loader.batches(start, config.steps), prepare)
             for step, (batch, counts) in monitor.steps(batches):
+                if stop.requested():
+                    break
                 with monitor.phase("update"):
                     state, metrics = train_step(state, batch)
                     metrics = jax.device_get(metrics) | {"lr": lr[step]}
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
                 flops = sft_flops(model.config, counts, freeze_vision=frozen, lora=adapted)
                 monitor.log(step + 1, metrics, counts, flops)
-                if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                    checkpoints.save(step + 1, state)
+                done = step + 1
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    checkpoints.save(done, state, score=-metrics["loss"])
+        if done < config.steps:
+            checkpoints.save(done, state)
+            stop.after(done)
     return config.out

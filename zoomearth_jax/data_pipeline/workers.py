@@ -106,7 +106,11 @@ class Pool:
 
     def submit(self, places: Sequence[Place]) -> Future:
         """The batch at these places, to come. A worker that dies ends it with BrokenProcessPool, at once."""
-        return self._executor.submit(self._task, places)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which workers that start now inherit
+        try:
+            return self._executor.submit(self._task, places)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self):
         return self
@@ -119,15 +123,29 @@ _MAKER: Callable | None = None  # of a worker process: sent once, not with every
 
 
 def _start(maker: Callable) -> None:
-    """The start of a worker. Ctrl-C is for the main process alone; if that is killed, the worker ends too."""
+    """The start of a worker. Ctrl-C is for the main process alone; if that is killed, the worker ends too.
+
+    So is a SIGTERM that a scheduler sends to all processes: the step in hand still needs the worker. The pool's own, by
+    which it clears up after a worker that died, is obeyed.
+    """
     global _MAKER
     _MAKER = maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere nothing tells who sent it
+        threading.Thread(target=_end_on_parents_word, daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _end_on_parents_word() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
     os._exit(1)
 
 
