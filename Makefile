@@ -42,7 +42,7 @@ clean:
 	touch $@
 
 .venv/parity: .venv/installed
-	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4' 'wandb>=0.19'
+	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4' 'wandb>=0.31'
 	touch $@
 
 .venv-beam/installed: setup.py pyproject.toml

@@ -34,7 +34,7 @@ EXTRAS = {
     "tools": ["scikit-image>=0.24", "opencv-python-headless>=4.10"],
     "serve": ["starlette>=0.40", "uvicorn>=0.30", "sse-starlette>=2.1"],
     "tensorboard": TENSORBOARD,
-    "wandb": ["wandb>=0.19"],
+    "wandb": ["wandb>=0.31"],
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],
     "bench": ["torch>=2.9"],

@@ -89,6 +89,17 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 @pytest.mark.parity
+def test_wandb_needs_a_key(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match="wandb has no API key"):
+        check_sinks(("wandb",))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_sinks(("wandb",))
+
+
+@pytest.mark.parity
 def test_wandb_offline(tmp_path, monkeypatch):
     """A run and its resumption are written under one id, for `wandb sync`."""
     monkeypatch.setenv("WANDB_MODE", "offline")

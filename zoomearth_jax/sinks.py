@@ -72,15 +72,14 @@ class WandB:
                 name=directory.name,
                 id=identity,
                 resume="allow",
+                mode=os.environ.get("WANDB_MODE"),
                 dir=str(directory),
                 config=dict(settings),
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"log: wandb can't start ({reason}); log in with `wandb login`, or set WANDB_MODE=offline"
-            ) from None
+            raise UserError(f"log: wandb can't start ({reason}); WANDB_MODE=offline goes without it") from None
         kept.write_text(identity + "\n", encoding="utf-8")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -96,12 +95,19 @@ class WandB:
 
 
 def check_sinks(names: Sequence[str]) -> None:
-    """UserError for a sink that there isn't, or whose package is missing."""
+    """UserError for a sink that there isn't, whose package is missing, or that lacks a login."""
     for name in names:
         if name not in PACKAGES:
             raise UserError(f"log: unknown sink {name!r}; known: {', '.join(PACKAGES)}")
         if find_spec(PACKAGES[name]) is None:
             raise UserError(f"log: {name} needs the package {PACKAGES[name]}; pip install 'zoomearth_jax[{name}]'")
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            raise UserError(
+                "log: wandb has no API key; set WANDB_API_KEY, run `wandb login`, or set WANDB_MODE=offline"
+            )
 
 
 def open_sinks(names: Sequence[str], directory: Path, start: int, settings: Mapping[str, Any]) -> list[Sink]:
