@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -91,7 +90,7 @@ class GRPOConfig:
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    log: tuple[str, ...] = ()
     panel_every: int = 50
     profile: bool = False
     checkpoint_every: int = 500

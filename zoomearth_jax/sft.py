@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import jax
 from flax import nnx
@@ -76,7 +75,7 @@ class SFTConfig:
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    log: tuple[str, ...] = ()
     profile: bool = False
     checkpoint_every: int = 500
     keep: int = 2
