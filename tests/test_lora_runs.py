@@ -119,7 +119,7 @@ def test_grpo_starts_at_its_reference_and_leaves_it(sft_run, folder):
     )
     grpo(config)
     first, second = rows_of(config)
-    assert first["kl"] == 0.0  # the reference is the model without adapters
+    assert abs(first["kl"]) < 1e-8  # the reference is the model without adapters
     assert second["kl"] > 1e-6
     assert max(first["sampler_gap_max"], second["sampler_gap_max"]) < 1e-3  # rollout and learner see the same adapters
     before, after = params(sft_run.out), params(config.out)
