@@ -118,19 +118,26 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if iota:
-        ids = np.arange(devices).reshape([int(n) for n in iota[3].split(",")])
-        ids = ids.transpose([int(n) for n in iota[4].split(",")]) if iota[4] else ids
+        ids = np.arange(devices).reshape(_integers(iota[3])).transpose(_integers(iota[4]) if iota[4] else None)
         return ids.reshape(int(iota[1]), int(iota[2])).tolist()
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[[^\]]*\][^)]*\))? ?\{([^}]*)\}", attributes)
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}", attributes
+    )
     if named:
         axes = re.findall(r"'(\w+)'=(\d+)", named[1])
-        chosen = re.findall(r"'(\w+)'", named[2])
-        names = [name for name, _ in axes]
-        ids = np.arange(devices).reshape([int(size) for _, size in axes])
+        chosen, names = re.findall(r"'(\w+)'", named[4]), [name for name, _ in axes]
+        ids = np.arange(devices)
+        if named[2]:
+            ids = ids.reshape(_integers(named[2])).transpose(_integers(named[3]) if named[3] else None)
+        ids = ids.reshape([int(size) for _, size in axes])
         rest = [k for k, name in enumerate(names) if name not in chosen]
         ids = ids.transpose([*rest, *(names.index(name) for name in chosen)])
         return ids.reshape(-1, int(np.prod([int(size) for name, size in axes if name in chosen]))).tolist()
     return [list(range(devices))]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
 
 
 def _channel(collective: Instruction) -> str:
