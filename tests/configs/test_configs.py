@@ -65,7 +65,7 @@ def test_the_paper_s_runs():
     assert (sft.steps - 1) * sft.batch_size < 3 * 1011 <= sft.steps * sft.batch_size
     assert (grpo.optimizer.lr, grpo.group, grpo.clip, grpo.kl_weight, grpo.temperature) == (1e-7, 4, 0.2, 0.04, 0.7)
     assert (grpo.steps - 1) * grpo.prompts < 2500 <= grpo.steps * grpo.prompts
-    assert grpo.reward == RewardSpec()
+    assert grpo.reward == RewardSpec(answer_match="wordnet")
     assert grpo.model == str(sft.out)
     assert {sft.compute.param_dtype, grpo.compute.param_dtype} == {"bfloat16"}
     tuned = (read_yaml(RUNS / f"{verb}_tuned.yaml", kind) for verb, kind in (("sft", SFTConfig), ("grpo", GRPOConfig)))

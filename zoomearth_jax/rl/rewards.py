@@ -16,6 +16,7 @@ from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.rollout import Trajectories
+from zoomearth_jax.rl.wordnet import answer_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RewardSpec:
         iou_weight, region_weight, answer_weight, pattern_weight: as in the paper (the released code has 1 for the pattern).
         region_alpha, region_eps: r_RG = sigmoid(alpha / (distance + eps)), 0 without a box; distance between centres.
         region_unit: of the distance: px of the original, or the image's longer side (`side`).
+        answer_match: `exact` (1 or 0, after `normalize`), or `wordnet`, the paper's: graded by path similarity.
         version: of the meaning of all this.
     """
 
@@ -36,11 +38,14 @@ class RewardSpec:
     region_alpha: float = 200.0
     region_eps: float = 0.2
     region_unit: Literal["px", "side"] = "px"
+    answer_match: Literal["exact", "wordnet"] = "exact"
     version: int = 1
 
     def __post_init__(self):
         if self.region_unit not in ("px", "side"):
             raise UserError(f"reward spec: region_unit must be 'px' or 'side', not {self.region_unit!r}")
+        if self.answer_match not in ("exact", "wordnet"):
+            raise UserError(f"reward spec: answer_match must be 'exact' or 'wordnet', not {self.answer_match!r}")
         if self.region_eps <= 0:
             raise UserError("reward spec: region_eps must be positive")
 
@@ -92,6 +97,13 @@ def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.nda
     return predicted, reference, applies
 
 
+def answer_rewards(spec: RewardSpec, answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
+    """float32 [B], by the spec's `answer_match`; 0 without an answer."""
+    if spec.answer_match == "wordnet":
+        return answer_scores(answers, references)
+    return np.array([is_correct(a, r) for a, r in zip(answers, references, strict=True)], np.float32)
+
+
 def episode_rewards(
     spec: RewardSpec, questions: Sequence[Question], played: Trajectories, rows: RowBuilder
 ) -> dict[str, np.ndarray]:
@@ -111,9 +123,7 @@ def episode_rewards(
     rewards = {
         "iou": np.asarray(iou),
         "region": np.asarray(region),
-        "answer": np.array(
-            [is_correct(e.answer, q.answer) for e, q in zip(played.episodes, asked, strict=True)], np.float32
-        ),
+        "answer": answer_rewards(spec, [e.answer for e in played.episodes], [q.answer for q in asked]),
         "pattern": np.array(
             [follows_protocol(e.stage1, e.stage2, view) for e, view in zip(played.episodes, views, strict=True)],
             np.float32,
