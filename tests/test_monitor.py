@@ -15,7 +15,8 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import RowCounts
 from zoomearth_jax.metrics import MetricsLog, read_metrics
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.monitor import Alarms, Compilations, Monitor, load_replay, save_replay, throughput
+from zoomearth_jax.monitor import Alarms, Compilations, Monitor, throughput
+from zoomearth_jax.replay import load_replay, save_replay
 from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
 from zoomearth_jax.sft import SFTConfig, sft
 

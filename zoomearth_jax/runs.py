@@ -108,8 +108,8 @@ def open_run(config, model, rows, loader: Loader) -> None:
         raise UserError(f"{out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out")
     together("looked at the run")  # before one of the processes writes
     if jax.process_index() == 0:
-        if exists:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for old in ("checkpoints", "panels", "profile", "replay") if exists else ():
+            shutil.rmtree(out / old, ignore_errors=True)
         write_run_header(out, model, rows)
         (out / "data.json").write_text(json.dumps(loader.digests, indent=2) + "\n", encoding="utf-8")
         write_yaml(settings, config)
