@@ -19,6 +19,7 @@ from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
+from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "loader": (LoaderConfig, bench_loader),
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
+    "resume": (ResumeConfig, bench_resume),
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
 }
