@@ -8,7 +8,7 @@ from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.panel import chosen, write_panel
+from zoomearth_jax.panel import chosen, printable, write_panel
 from zoomearth_jax.pictures import COLORS
 from zoomearth_jax.rl.rollout import Episode, Trajectories
 
@@ -44,6 +44,10 @@ def test_a_panel_of_hostile_texts(tmp_path):
     with Image.open(path) as picture:
         colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
     assert set(COLORS.values()) <= colors
+
+
+def test_texts_are_made_printable():
+    assert printable("a\x00b\x1b[31m \u202e漢\ud800\n") == "a b [31m  漢? "
 
 
 def test_best_and_worst_are_chosen():

@@ -88,12 +88,13 @@ def _lines(record: dict) -> list[str]:
     box = "" if record["box_reason"] in ("", "absent") else f"box: {record['box_reason']}"
     stages = [f"{name}: {record[name]}" for name in ("stage1", "stage2") if record[name] is not None]
     said = [box, *stages] if box else stages
-    lines = [line for text in head + said for line in textwrap.wrap(_printable(text), CHARACTERS) or [""]]
+    lines = [line for text in head + said for line in textwrap.wrap(printable(text), CHARACTERS) or [""]]
     return lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
 
 
-def _printable(text: str) -> str:
-    """The text in one line; the font draws boxes for what it lacks."""
+def printable(text: str) -> str:
+    """The text without control characters and lone surrogates, which some of Pillow's text layouts refuse; the font draws
+    boxes for what it lacks."""
     return "".join(c if c.isprintable() else " " for c in text.encode("utf-8", "replace").decode("utf-8"))
 
 
