@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -121,6 +122,28 @@ def test_a_rollout_in_flight_is_played_again_and_updates_are_finished(tmp_path, 
     grpo(dataclasses.replace(config, resume=True))
     assert rows(config.out) == rows(whole.out)
     assert last_arrays(config.out) == last_arrays(whole.out)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_is_told_and_both_stop(tmp_path):
+    """The run then goes on in one process. Sums of gradients are of another order there, so the losses agree but for rounding."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        mesh = ["--mesh.coordinator", f"localhost:{free.getsockname()[1]}", "--mesh.processes", "2", "--mesh.fsdp", "2"]
+    both = [start(tmp_path, *mesh, "--mesh.process", str(number)) for number in (0, 1)]
+    while len(rows(tmp_path)) < 3:
+        assert [process.poll() for process in both] == [None, None], both[0].stderr.read()
+        time.sleep(0.02)
+    terminate(both[1].pid)
+    said = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    done = len(rows(tmp_path))
+    assert said[0].splitlines()[-1] == f"zoomearth: stopped by SIGTERM after step {done}; --resume goes on"
+    assert saved_steps.numbers(tmp_path / "checkpoints") == [done]
+    for again in (start(tmp_path, "--resume"), start(tmp_path / "whole")):
+        assert (again.communicate(timeout=200)[1], again.returncode) == ("", 0)
+    ours, theirs = ([row["loss"] for row in rows(out)] for out in (tmp_path, tmp_path / "whole"))
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_what_was_caught_before_is_caught_again():

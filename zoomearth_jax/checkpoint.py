@@ -140,6 +140,8 @@ class Checkpoints:
         """
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
         self._clear(saved_steps.half_written(self.directory))
+        if self.latest is None:
+            raise UserError(f"{self.directory}: no complete checkpoint to resume from; --overwrite starts the run anew")
         jax.tree.map(lambda x: x.delete(), state)
         step = saved_steps.newest(self.directory, wanted)
         if step.record["run"].get("start") != self._run.get("start"):

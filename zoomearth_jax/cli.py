@@ -66,7 +66,7 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import absl.logging
 
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax prints errors that it also raises
 
 
 def _cache_programs() -> None:

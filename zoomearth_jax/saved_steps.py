@@ -208,11 +208,11 @@ def together(what: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what lies behind an error, shortened."""
+    """The first line of what lies behind an error, shortened in the middle, where tensorstore puts its paths."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = (str(error).splitlines() or [""])[0]
-    return f"{line[:160] or type(error).__name__}{' ...' if len(line) > 160 else ''}"
+    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-120:]}"
 
 
 def _check_same(folder: Path, saved: dict, wanted: dict) -> None:
