@@ -72,7 +72,7 @@ class Network:
     """
 
     def __init__(self, chip: Chip, devices):
-        self.chip = chip
+        self.chip, devices = chip, list(devices)
         coords = [getattr(device, "coords", None) for device in devices]
         self.coords = None if None in coords else np.array(coords)
         self.slices = np.array([getattr(device, "slice_index", None) or 0 for device in devices])

@@ -16,7 +16,7 @@ from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import constrain, num_devices
 from zoomearth_jax.models.vision import VisionLayout, num_windows, vision_layout
 
-LOGITS_BUDGET = 2**27  # half a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
+LOGITS_BUDGET = 2**28  # a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
 
 
 class Images(NamedTuple):
@@ -86,6 +86,7 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
     batch, length = targets_BT.shape
     tokens = budget * num_devices() // model.config.text.vocab_size
     step = min(length, max(1, tokens // batch))
+    step = -(-length // -(-length // step))  # equal chunks: as little padding as that number of chunks allows
     padding = -length % step
 
     def chunks(x):
