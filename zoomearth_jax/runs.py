@@ -26,6 +26,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import count_parameters
 from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
 from zoomearth_jax.saved_steps import together
+from zoomearth_jax.tpu_flags import set_tpu_flags
 
 FREE_SETTINGS = (
     "resume",
@@ -57,6 +58,7 @@ def on_mesh(config: MeshConfig, model: str | Path, processes: bool = True) -> It
     """
     if config.coordinator and not processes:
         raise UserError("this verb runs in one process; leave mesh.coordinator out")
+    set_tpu_flags()
     joined = processes and _join(config)
     try:
         devices = jax.devices()

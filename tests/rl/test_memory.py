@@ -15,7 +15,7 @@ from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
 from zoomearth_jax.rl.learner import RowBatch, TrainState, make_sft_step, row_batch, written_slots
 
-ROWS, VOCAB = 128, 65536
+ROWS, VOCAB = 256, 65536
 
 
 def abstract(tree):
