@@ -1,7 +1,7 @@
 """Run by tests/test_checkpoint.py in processes of their own, since the number of devices is fixed when JAX starts.
 
 checkpoint_check.py save OUT ADDRESS I   process I of 2: saves steps 1 and 2 from one mesh; damages 2; restores
-checkpoint_check.py restore OUT          restores the newest step onto a mesh of this process's devices
+checkpoint_check.py restore OUT          on 2 devices: restores the newest step onto both and onto one
 """
 
 import contextlib
@@ -68,6 +68,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "save":
         save(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
-        mesh = make_mesh((1, jax.device_count(), 1))
-        about = about_run(ComputeConfig(), {}, reference=state(mesh, 7).trainable)  # the same on any mesh
-        print(json.dumps(restore(mesh, sys.argv[2], about)[0]))
+        about = about_run(
+            ComputeConfig(), {}, reference=state(make_mesh((1, 2, 1)), 7).trainable
+        )  # the same on any mesh
+        meshes = [make_mesh((1, 2, 1)), make_mesh((1, 1, 1), jax.devices()[:1])]
+        print(json.dumps([restore(mesh, sys.argv[2], about)[0] for mesh in meshes]))
