@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import Question, scene_questions
 from zoomearth_jax.errors import UserError
@@ -124,7 +125,10 @@ def demo(config: DemoConfig) -> dict:
     clock = _Clock()
     runs = {stage: config.out / stage for stage in ("sft", "grpo")}
     sft_config = SFTConfig(model="nano", out=runs["sft"], seed=config.seed, overwrite=True)
-    grpo_config = GRPOConfig(model=str(runs["sft"]), out=runs["grpo"], seed=config.seed, overwrite=True, kl_weight=0.0)
+    no_kl = ObjectiveConfig(kl_weight=0.0)
+    grpo_config = GRPOConfig(
+        model=str(runs["sft"]), out=runs["grpo"], seed=config.seed, overwrite=True, objective=no_kl
+    )
     with clock.phase("sft"):
         sft(sft_config)
     with clock.phase("grpo"):

@@ -148,19 +148,28 @@ def sft_flops(config: ModelConfig, counts: RowCounts, *, freeze_vision: bool, lo
 
 
 def grpo_flops(
-    config: ModelConfig, counts: RowCounts, *, freeze_vision: bool, kl: bool, lora: bool = False, updates: int = 1
+    config: ModelConfig,
+    counts: RowCounts,
+    *,
+    freeze_vision: bool,
+    kl: bool,
+    lora: bool = False,
+    updates: int = 1,
+    scorings: int = 0,
 ) -> float:
     """The updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
 
     Args:
         freeze_vision, lora: as of `sft_flops`.
-        kl: the reference policy's forward pass is taken too.
-        updates: optimizer steps on the rollout.
+        kl: each update takes the reference policy's forward pass too.
+        updates: passes over the rollout.
+        scorings: forward passes ahead of them, of the reference or of the policy itself.
     """
     forward = forward_flops(config, counts)
     text = _trained(forward, lora) + kl * sum(forward[1:])
     vision = 0.0 if freeze_vision else forward.vision * (3 - lora + kl)
-    return updates * (text + vision)
+    scored = sum(forward) - (forward.vision if freeze_vision else 0.0)
+    return updates * (text + vision) + scorings * scored
 
 
 def _trained(forward: Flops, lora: bool) -> float:

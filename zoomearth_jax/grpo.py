@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,19 +16,30 @@ from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import grpo_flops, rollout_flops, row_counts
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
-from zoomearth_jax.models.sharding import shard_batch
+from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.panel import write_panel
 from zoomearth_jax.preemption import StopSignal
-from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, reference_policy, row_batch
+from zoomearth_jax.rl.learner import (
+    GRPOBatch,
+    RowBatch,
+    init_state,
+    make_grpo_step,
+    make_scorer,
+    reference_policy,
+    row_batch,
+    split_batch,
+    written_slots,
+)
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
-from zoomearth_jax.rl.objective import group_advantages
+from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
 from zoomearth_jax.runs import look_ahead, of_all_processes, on_mesh, open_loader, open_run
@@ -48,11 +61,11 @@ class GRPOConfig:
         prompts: questions a step, over all devices.
         accumulate: microbatches that an update's questions are cut into, to save memory.
         group: episodes a question (paper: 4).
-        updates: optimizer steps on each rollout (mu).
+        updates: passes over each rollout (mu).
+        minibatches: optimizer steps a pass: a rollout's questions are cut into that many batches.
         temperature: of sampling, in both stages, and of the log-probabilities. (Top-k, top-p and a repetition penalty
             would draw from another distribution than the ratio is taken of.)
-        clip: epsilon of the clipped ratio (paper: 0.2).
-        kl_weight: of the k3 KL against the reference (paper: 0.04); 0 leaves the reference out.
+        objective: advantages, ratio, clipping, KL and how tokens add up.
         reward: weights and shapes of the rewards.
         optimizer: AdamW's settings.
         lora: adapters that train instead of the model's own parameters; the reference is the model without them.
@@ -81,9 +94,9 @@ class GRPOConfig:
     accumulate: int = 1
     group: int = 8
     updates: int = 1
+    minibatches: int = 1
     temperature: float = 1.0
-    clip: float = 0.2
-    kl_weight: float = 0.04
+    objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardSpec = RewardSpec(region_alpha=0.5, region_unit="side")
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
     lora: LoRAConfig = LoRAConfig()
@@ -105,29 +118,65 @@ class GRPOConfig:
             raise UserError("grpo config: group must be at least 2, advantages compare samples of one question")
         if self.temperature <= 0:
             raise UserError("grpo config: temperature must be positive")
-        if self.updates < 1 or self.accumulate < 1:
-            raise UserError("grpo config: updates and accumulate must be positive")
+        if self.updates < 1 or self.minibatches < 1 or self.accumulate < 1:
+            raise UserError("grpo config: updates, minibatches and accumulate must be positive")
         if self.panel_every < 0:
             raise UserError("grpo config: panel_every must be a number of steps, or 0 for no panels")
         check_keeping("grpo", self)
 
+    @property
+    def optimizer_steps(self) -> int:
+        """On each rollout."""
+        return self.updates * self.minibatches
 
-def learner_batch(
-    played: Trajectories, advantages: np.ndarray, vision, freeze_vision: bool, mesh: Mesh | None = None
-) -> GRPOBatch:
+
+def learner_rows(played: Trajectories, vision, freeze_vision: bool, mesh: Mesh | None = None) -> RowBatch:
     """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
     tokens = (played.overview_features, played.crop_features) if freeze_vision else (None, None)
-    rows = row_batch(played.prompts, played.replies, vision, *tokens)
-    return shard_batch(GRPOBatch(rows, played.logprobs, advantages), mesh)
+    return shard_batch(row_batch(played.prompts, played.replies, vision, *tokens), mesh)
 
 
-def update(train_step, state, reference, batch: GRPOBatch, updates: int):
-    """The optimizer steps on one rollout; metrics are the last step's, the gap to the sampler that before the first."""
-    state, metrics = train_step(state, reference, batch)
-    gap = {name: x for name, x in metrics.items() if name.startswith("sampler_gap")}
-    for _ in range(updates - 1):
-        state, metrics = train_step(state, reference, batch)
-    return state, jax.device_get(metrics | gap)
+def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sampler's estimated KL against the reference in each episode: summed over its tokens, and a token, float32 [N x G].
+
+    Args:
+        ref_logp: of the reference, [N x G, slots].
+        slots: those that the policy writes.
+    """
+    mask = played.replies.target[:, slots]
+    estimate = np.asarray(kl_estimate(kind, np.where(mask, played.logprobs, 0.0), np.where(mask, ref_logp, 0.0)))
+    total = (estimate * mask).sum(axis=1)
+    return total, total / np.maximum(mask.sum(axis=1), 1)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def minibatches(batch: GRPOBatch, parts: int) -> list[GRPOBatch]:
+    """A rollout cut into batches of whole groups, every row on its device."""
+    cut = split_batch(batch, len(batch.rows.prompt_ids), parts)
+
+    def part(i):
+        return jax.tree.map(lambda x: constrain(x[i], "batch", *[None] * (x.ndim - 2)), cut)
+
+    return [part(i) for i in range(parts)]
+
+
+def update(train_step, state, reference, batches: Sequence[GRPOBatch], updates: int):
+    """The optimizer steps on one rollout: `updates` passes over its batches.
+
+    Returns:
+        the state, and metrics: means over the last pass (a step that is not finite stands for all, so that it is seen), and
+        the gap to the sampler before the first step, of its batch.
+    """
+    metrics = []
+    for batch in [*batches] * updates:
+        state, one = train_step(state, reference, batch)
+        metrics.append(one)
+    metrics = jax.device_get(metrics)
+    gap = {name: x for name, x in metrics[0].items() if name.startswith("sampler_gap")}
+    broken = [one for one in metrics if not np.isfinite(one["loss"] + one["grad_norm"] + one["update_ratio"])]
+    last = broken[:1] or metrics[-len(batches) :]
+    merge = {name: np.max if name.endswith("_max") else np.mean for name in metrics[0]}
+    return state, {name: merge[name]([one[name] for one in last]) for name in merge} | gap
 
 
 def grpo(config: GRPOConfig) -> Path:
@@ -140,35 +189,36 @@ def grpo(config: GRPOConfig) -> Path:
 def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     model, rows = load_model(config.model, config.compute, mesh)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
-    optimizer = config.optimizer.build(config.steps * config.updates)
+    objective, total = config.objective, config.steps * config.optimizer_steps
+    optimizer = config.optimizer.build(total)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
-    reference = reference_policy(state, config.compute.dtype) if config.kl_weight else None
+    reference = reference_policy(state, config.compute.dtype) if objective.kl_weight else None
     engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
     sampling = SamplingConfig(temperature=config.temperature)
-    train_step = make_grpo_step(
-        graph,
-        optimizer,
-        rows.episode,
-        temperature=config.temperature,
-        banned_ids=rows.banned_ids,
-        clip=config.clip,
-        kl_weight=config.kl_weight,
-        accumulate=config.accumulate,
-    )
-    lr = config.optimizer.rates(config.steps * config.updates)
-    frozen, kl, adapted = "vision" not in state.trainable, config.kl_weight > 0, has_lora(model)
+    scoring = {
+        "temperature": config.temperature,
+        "banned_ids": rows.banned_ids,
+        "objective": objective,
+        "accumulate": config.accumulate,
+    }
+    train_step = make_grpo_step(graph, optimizer, rows.episode, **scoring)
+    score = make_scorer(graph, rows.episode, **scoring)
+    score_old = objective.old_by_trainer and config.optimizer_steps > 1  # in a first step the policy is the old one
+    lr = config.optimizer.rates(total)
+    frozen, kl, adapted = "vision" not in state.trainable, objective.kl_in_loss, has_lora(model)
 
     def flops(counts):
         update = {"freeze_vision": frozen, "kl": kl, "lora": adapted, "updates": config.updates}
+        update["scorings"] = score_old + objective.kl_in_reward
         return rollout_flops(model.config, counts) + grpo_flops(model.config, counts, **update)
 
-    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh)
+    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, minibatches=config.minibatches)
     open_run(config, model, rows, loader)
     about = about_run(config, loader.digests, reference)
     with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:
         if config.resume:
             state = checkpoints.restore(state)
-        done = start = int(state.step) // config.updates
+        done = start = int(state.step) // config.optimizer_steps
         shown = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")
         with open_monitor(config, "grpo", start, mesh, shown) as monitor:
             for step, look in monitor.steps(look_ahead(loader.batches(start, config.steps), engine.send)):
@@ -178,15 +228,26 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     questions, key = loader.questions(step), jax.random.fold_in(jax.random.key(config.seed), step)
                     played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
                     rewards = episode_rewards(config.reward, questions, played, rows)
-                    advantages = group_advantages(rewards["total"], config.group)
-                    table = of_all_processes(episode_table(questions, played, rewards, advantages, rows.episode))
+                    on_devices = learner_rows(played, model.config.vision, config.freeze_vision, mesh)
+                    more, total_reward = {}, rewards["total"]
+                    if objective.kl_in_reward:
+                        ref_logp = local_rows(score(reference, state.frozen, on_devices))
+                        kl, more["kl"] = sampled_kl(objective.kl, played, ref_logp, written_slots(rows.episode))
+                        total_reward = total_reward - objective.kl_weight * kl
+                    advantages = group_advantages(total_reward, config.group, objective.advantage)
+                    table = episode_table(questions, played, rewards, advantages, rows.episode)
+                    table = of_all_processes(table | more)
                 if stop.requested():  # the resumed run plays the same episodes again
                     break
                 with monitor.phase("update"):
-                    batch = learner_batch(played, advantages, model.config.vision, config.freeze_vision, mesh)
-                    state, metrics = update(train_step, state, reference, batch, config.updates)
+                    kept = disagreeing(rewards["total"], config.group) if objective.flat_groups == "drop" else None
+                    batch = shard_batch(GRPOBatch(on_devices, played.logprobs, advantages, kept), mesh)
+                    if score_old:
+                        batch = batch._replace(old_logp=score(state.trainable, state.frozen, batch.rows))
+                    batches = [batch] if config.minibatches == 1 else minibatches(batch, config.minibatches)
+                    state, metrics = update(train_step, state, reference, batches, config.updates)
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
-                metrics |= {"lr": lr[(step + 1) * config.updates - 1]} | rollout_metrics(table, config.group)
+                metrics |= {"lr": lr[(step + 1) * config.optimizer_steps - 1]} | rollout_metrics(table, config.group)
                 counts = row_counts(played.prompts, played.replies)
                 monitor.log(step + 1, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and (step + 1) % config.panel_every == 0 and jax.process_index() == 0:

@@ -130,16 +130,26 @@ def _check_questions(file: Path, digests: dict[str, str]) -> None:
 
 
 def open_loader(
-    config, split: str, make: Callable, batch_size: int, questions: int = ENDLESS, mesh: Mesh | None = None
+    config,
+    split: str,
+    make: Callable,
+    batch_size: int,
+    questions: int = ENDLESS,
+    mesh: Mesh | None = None,
+    minibatches: int = 1,
 ) -> Loader:
     """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
 
+    Args:
+        minibatches: batches of one step each that this one is cut into.
+
     Raises:
-        UserError: a batch that doesn't divide over the mesh and the microbatches.
+        UserError: a batch that doesn't divide over the mesh, the minibatches and their microbatches.
     """
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (shards * config.accumulate):
-        cut = f" in {config.accumulate} microbatches" if config.accumulate > 1 else ""
+    if batch_size % (shards * config.accumulate * minibatches):
+        cut = f" in {minibatches} minibatches" if minibatches > 1 else ""
+        cut += f" in {config.accumulate} microbatches" if config.accumulate > 1 else ""
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices{cut} (data x fsdp); "
             "take a multiple, or another mesh"

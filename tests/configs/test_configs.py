@@ -15,6 +15,7 @@ from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.presets import PRESETS, preset
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
@@ -30,7 +31,7 @@ from zoomearth_jax.sft import SFTConfig
 
 CONFIGS = (
     VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
-    MeshConfig, SFTConfig, GRPOConfig, EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
+    ObjectiveConfig, MeshConfig, SFTConfig, GRPOConfig, EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
 )  # fmt: skip
 # recorded with a run, not read by code
 RECORDED = {"bos_id", "eos_id", "video_token_id", "vision_start_id", "vision_end_id", "version"}
@@ -63,7 +64,8 @@ def test_the_paper_s_runs():
     schedule = sft.optimizer
     assert (schedule.lr, schedule.warmup, schedule.weight_decay, schedule.clip_norm) == (3e-5, 500, 0.01, 1.0)
     assert (sft.steps - 1) * sft.batch_size < 3 * 1011 <= sft.steps * sft.batch_size
-    assert (grpo.optimizer.lr, grpo.group, grpo.clip, grpo.kl_weight, grpo.temperature) == (1e-7, 4, 0.2, 0.04, 0.7)
+    assert (grpo.optimizer.lr, grpo.group, grpo.temperature) == (1e-7, 4, 0.7)
+    assert grpo.objective == ObjectiveConfig(clip_low=0.2, clip_high=0.2, kl_weight=0.04, kl="k3", kl_in="loss")
     assert (grpo.steps - 1) * grpo.prompts < 2500 <= grpo.steps * grpo.prompts
     assert grpo.reward == RewardSpec(answer_match="wordnet")
     assert grpo.model == str(sft.out)
@@ -103,6 +105,16 @@ def test_yaml_round_trip(tmp_path):
         (lambda: dataclasses.replace(preset("nano")[0], text=TextConfig(num_heads=3)), "num_heads"),
         (lambda: EpisodeConfig(view_px=512, prompt_len=300), "prompt_len must exceed"),
         (lambda: GRPOConfig(group=1), "group must be at least 2"),
+        (lambda: GRPOConfig(minibatches=0), "minibatches"),
+        (lambda: ObjectiveConfig(advantage="median"), "advantage must be std or mean or rloo, not 'median'"),
+        (lambda: ObjectiveConfig(clip_low=0.0), "clip_low"),
+        (lambda: ObjectiveConfig(clip_high=float("nan")), "clip_high must be finite"),
+        (lambda: ObjectiveConfig(dual_clip=1.0), "dual_clip must be above 1"),
+        (lambda: ObjectiveConfig(kl_weight=-0.1), "kl_weight"),
+        (lambda: ObjectiveConfig(entropy_weight=-1.0), "entropy_weight"),
+        (lambda: ObjectiveConfig(importance_cap=-1.0), "importance_cap"),
+        (lambda: ObjectiveConfig(max_tokens=-1), "max_tokens"),
+        (lambda: ObjectiveConfig(mask="reference", importance_cap=2.0), "nobody sampled"),
         (lambda: RewardSpec(region_unit="miles"), "region_unit"),
         (lambda: OptimizerConfig(lr=-1.0), "optimizer config"),
         (lambda: SamplingConfig(temperature=-1.0), "temperature must be 0 or at least"),

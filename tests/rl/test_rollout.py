@@ -9,14 +9,15 @@ import optax
 import pytest
 from flax import nnx
 
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.grpo import learner_batch
+from zoomearth_jax.grpo import learner_rows
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl.learner import init_state, make_grpo_step, row_batch, row_logprobs, written_slots
+from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, row_batch, row_logprobs, written_slots
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine
@@ -143,10 +144,12 @@ def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
     optimizer = OptimizerConfig(lr=1e-4, warmup=0, decay=False).build(1)
     episode = nano.rows.episode
     rewards = np.tile([0.0, 1.0, 0.0, 1.0], len(questions))
-    batch = learner_batch(played, group_advantages(rewards, GROUP), nano.model.config.vision, freeze_vision=True)
+    rows = learner_rows(played, nano.model.config.vision, freeze_vision=True)
+    batch = GRPOBatch(rows, played.logprobs, group_advantages(rewards, GROUP))
     reference = jax.tree.map(jnp.copy, state.trainable)
+    objective = ObjectiveConfig(kl_weight=0.1)
     step = make_grpo_step(
-        graph, optimizer, episode, temperature=1.0, banned_ids=nano.rows.banned_ids, clip=0.2, kl_weight=0.1
+        graph, optimizer, episode, temperature=1.0, banned_ids=nano.rows.banned_ids, objective=objective
     )
     before, frozen_before = (jax.tree.map(np.array, part) for part in (state.trainable, state.frozen))
     after, metrics = step(state, reference, batch)

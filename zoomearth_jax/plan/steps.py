@@ -16,6 +16,7 @@ from jax.stages import Compiled
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.model import ModelConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies, Views
@@ -112,8 +113,7 @@ class Training:
             self.episode,
             temperature=1.0,
             banned_ids=self._row_builder().banned_ids,
-            clip=0.2,
-            kl_weight=0.04 if self.kl else 0.0,
+            objective=ObjectiveConfig(kl_weight=0.04 if self.kl else 0.0),
             accumulate=self.accumulate,
         )
         return self._compile(step, state, reference, batch)

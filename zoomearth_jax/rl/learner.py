@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.model import VisionConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.data_pipeline.packing import PackedRows
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.lora import has_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import cast_kernels, constrain, constrain_params, param_shardings
-from zoomearth_jax.rl.objective import grpo_loss
+from zoomearth_jax.rl.objective import grpo_loss, row_weights
 from zoomearth_jax.rl.policy import Images, Segment, device_images, packed_logprobs, reply_logprobs
 
 
@@ -66,11 +67,19 @@ class PackedBatch(NamedTuple):
 
 
 class GRPOBatch(NamedTuple):
-    """Rows with the log-probabilities they were sampled at [N x G, written slots] and their advantages [N x G]."""
+    """Rows with the log-probabilities they were sampled at [N x G, written slots] and their advantages [N x G].
+
+    Attributes:
+        kept: bool [N x G], rows that count in the loss; None for all.
+        old_logp: of the policy before the rollout's first update, by `make_scorer`; read where the objective's old policy is
+            the trainer's. None where the policy is still that one.
+    """
 
     rows: RowBatch
-    old_logp: jax.Array
+    sampler_logp: jax.Array
     advantages: jax.Array
+    kept: jax.Array | None = None
+    old_logp: jax.Array | None = None
 
 
 def row_batch(prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, crops=None) -> RowBatch:
@@ -145,15 +154,21 @@ def _features(model, images: Images | jax.Array):
     return model.encode_views(images.pixels, images.layout) if isinstance(images, Images) else images
 
 
-def row_logprobs(model, batch: RowBatch, episode: EpisodeConfig, temperature: float, banned_ids):
-    """Log-probabilities and entropies at the written slots, [N x G, written slots] each."""
+def scored_slots(episode: EpisodeConfig, mask: str) -> np.ndarray:
+    """The reply's slots that have tokens of the loss: see `ObjectiveConfig.mask`."""
+    return np.arange(episode.reply_len) if mask == "reference" else written_slots(episode)
+
+
+def row_logprobs(model, batch: RowBatch, episode: EpisodeConfig, temperature: float, banned_ids, mask: str = "sampled"):
+    """Log-probabilities and entropies at the scored slots, [N x G, slots] each; see `ObjectiveConfig.mask`."""
     prompt = Segment(batch.prompt_ids, batch.prompt_valid, _features(model, batch.overviews), batch.overview_grids)
     reply = Segment(batch.reply_ids, batch.reply_valid, _features(model, batch.crops), batch.crop_grids)
-    return reply_logprobs(model, prompt, reply, written_slots(episode), temperature, banned_ids)
+    banned_ids = () if mask == "reference" else banned_ids  # the crop's ids are among them
+    return reply_logprobs(model, prompt, reply, scored_slots(episode, mask), temperature, banned_ids)
 
 
-def _split(batch, rows: int, parts: int):
-    """A batch in `parts` microbatches [parts, ...]; a prompt's replies stay with it, every row on its device.
+def split_batch(batch, rows: int, parts: int):
+    """A batch in `parts` smaller ones [parts, ...]; a prompt's replies stay with it, every row on its device.
 
     Args:
         rows: the batch's first dimension; arrays of a multiple of it have a group's replies one after the other.
@@ -222,9 +237,28 @@ def make_sft_step(graph, optimizer, episode: EpisodeConfig, accumulate: int = 1)
             loss = -(logp * mask).sum() / count
             return loss, {"loss": loss, "entropy": (entropy * mask).sum() / count}
 
-        return _update(state, optimizer, loss_fn, _split(batch, len(batch.target), accumulate))
+        return _update(state, optimizer, loss_fn, split_batch(batch, len(batch.target), accumulate))
 
     return jax.jit(step, donate_argnums=0)
+
+
+def make_scorer(
+    graph, episode: EpisodeConfig, *, temperature: float, banned_ids, objective: ObjectiveConfig, accumulate: int = 1
+) -> Callable:
+    """score(trainable, frozen, RowBatch) -> log-probabilities [N x G, scored slots], as `make_grpo_step` computes them."""
+
+    def score(trainable, frozen, rows: RowBatch):
+        count, replies = len(rows.prompt_ids), len(rows.reply_ids)
+        model = nnx.merge(graph, trainable, frozen)
+
+        def one(micro):
+            return row_logprobs(model, micro, episode, temperature, banned_ids, objective.mask)[0]
+
+        logp = jax.lax.map(one, split_batch(rows, count, accumulate))
+        logp = logp.reshape(accumulate, count // accumulate, replies // count, -1).swapaxes(0, 1).reshape(replies, -1)
+        return constrain(logp, "batch", None)
+
+    return jax.jit(score)
 
 
 def make_grpo_step(
@@ -234,44 +268,63 @@ def make_grpo_step(
     *,
     temperature: float,
     banned_ids,
-    clip: float,
-    kl_weight: float,
+    objective: ObjectiveConfig,
     accumulate: int = 1,
 ) -> Callable:
     """step(state, ref_trainable, GRPOBatch) -> (state, metrics).
 
     Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once a
     group. ref_trainable are the reference policy's trainable parameters (with LoRA fresh adapters, which change nothing);
-    unused where kl_weight is 0.
+    unused where the loss has no KL.
 
     Args:
         accumulate: microbatches that a batch is cut into, whole groups each, one after the other.
     """
-    slots = written_slots(episode)
+    slots = scored_slots(episode, objective.mask)
+    written = np.flatnonzero(np.isin(slots, written_slots(episode)))
 
     def step(state: TrainState, ref_trainable, batch: GRPOBatch):
         count = batch.rows.target[:, slots].sum()
 
-        def logprobs(trainable, rows):
-            return row_logprobs(nnx.merge(graph, trainable, state.frozen), rows, episode, temperature, banned_ids)
+        def loss_mask(rows: RowBatch):
+            return (rows.target | rows.reply_valid if objective.mask == "reference" else rows.target)[:, slots]
 
-        def loss_fn(trainable, micro):
-            mask = micro.rows.target[:, slots]
-            ref_logp = jax.lax.stop_gradient(logprobs(ref_trainable, micro.rows)[0]) if kl_weight else None
+        def logprobs(trainable, rows):
+            model = nnx.merge(graph, trainable, state.frozen)
+            return row_logprobs(model, rows, episode, temperature, banned_ids, objective.mask)
+
+        def loss_fn(trainable, weighted):
+            micro, weights = weighted
+            target, ref_logp = micro.rows.target[:, slots], None
+            if objective.kl_in_loss:
+                ref_logp = jax.lax.stop_gradient(logprobs(ref_trainable, micro.rows)[0])
             logp, entropy = logprobs(trainable, micro.rows)
+            old_logp = micro.sampler_logp
+            if objective.old_by_trainer:
+                old_logp = jax.lax.stop_gradient(logp) if micro.old_logp is None else micro.old_logp
             loss, metrics = grpo_loss(
-                logp, micro.old_logp, micro.advantages, mask, clip=clip, kl_weight=kl_weight, ref_logp=ref_logp
+                objective,
+                logp,
+                old_logp,
+                micro.advantages,
+                loss_mask(micro.rows),
+                weights,
+                sampler_logp=micro.sampler_logp,
+                ref_logp=ref_logp,
+                entropy=entropy,
             )
             metrics = {name: x if name.endswith("_max") else x / accumulate for name, x in metrics.items()}
-            gap = jnp.abs(logp - micro.old_logp)
+            gap = jnp.abs(logp[:, written] - micro.sampler_logp) * target[:, written]
             metrics |= {
-                "loss": loss / accumulate,
-                "entropy": (entropy * mask).sum() / count,
-                "sampler_gap": (gap * mask).sum() / count,
-                "sampler_gap_max": jnp.max(gap * mask),
+                "loss": loss,
+                "entropy": (entropy * target).sum() / count,
+                "sampler_gap": gap.sum() / count,
+                "sampler_gap_max": jnp.max(gap),
             }
-            return loss / accumulate, metrics
+            return loss, metrics
 
-        return _update(state, optimizer, loss_fn, _split(batch, len(batch.rows.prompt_ids), accumulate))
+        weights = row_weights(objective, loss_mask(batch.rows), batch.kept)
+        micros = split_batch((batch, weights), len(batch.rows.prompt_ids), accumulate)
+        return _update(state, optimizer, loss_fn, micros)
 
     return jax.jit(step, donate_argnums=0)

@@ -9,9 +9,8 @@ import numpy as np
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.rl.objective import disagreeing
 from zoomearth_jax.rl.rollout import Episode, Trajectories
-
-SAME = 1e-6  # standard deviation of a group's rewards that counts as none
 
 
 def episode_table(
@@ -61,8 +60,8 @@ def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, fl
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
         metrics = {name: float(np.nanmean(values)) for name, values in table.items() if name != "has_reference"}
     spread = {f"{name}_std": float(x.std()) for name, x in table.items() if name.startswith(("reward_", "advantage"))}
-    total = table["reward_total"].reshape(-1, group)
-    extra = {"flat_groups": float((total.std(axis=1) < SAME).mean()), "tokens_max": float(table["tokens"].max())}
+    flat = ~disagreeing(table["reward_total"], group)
+    extra = {"flat_groups": float(flat.mean()), "tokens_max": float(table["tokens"].max())}
     return {name: value for name, value in (metrics | spread | extra).items() if not np.isnan(value)}
 
 

@@ -1,57 +1,133 @@
-"""The GRPO objective (paper, Method): group advantages, clipped ratio, k3 KL."""
+"""The GRPO objective (paper, Method) and its variants. docs/objectives.md has the formulas and their papers."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoomearth_jax.configs.objective import ObjectiveConfig
 
-def group_advantages(rewards: np.ndarray, group: int, eps: float = 1e-6) -> np.ndarray:
-    """(r - mean) / (std + eps) within each group of consecutive rewards [N x G]; 0 where a group agrees."""
+SAME = 1e-6  # standard deviation of a group's rewards that counts as none
+
+
+def group_advantages(rewards: np.ndarray, group: int, kind: str = "std", eps: float = 1e-6) -> np.ndarray:
+    """Advantages within each group of consecutive rewards [N x G], as `ObjectiveConfig.advantage`; 0 where a group agrees.
+
+    The standard deviation is the population's (ddof 0); `rloo`, r - mean of the others, is G / (G - 1) (r - mean).
+    """
     grouped = np.asarray(rewards, np.float64).reshape(-1, group)
     centred = grouped - grouped.mean(axis=1, keepdims=True)
-    return (centred / (grouped.std(axis=1, keepdims=True) + eps)).reshape(-1).astype(np.float32)
+    if kind == "std":
+        centred = centred / (grouped.std(axis=1, keepdims=True) + eps)
+    elif kind == "rloo":
+        centred = centred * group / (group - 1)
+    return centred.reshape(-1).astype(np.float32)
 
 
-def k3_kl(logp, ref_logp):
-    """The k3 estimate of KL(pi || pi_ref) per token: pi_ref/pi - log(pi_ref/pi) - 1, never negative."""
+def disagreeing(rewards: np.ndarray, group: int) -> np.ndarray:
+    """Whether the rewards of each episode's group differ, bool [N x G]."""
+    return np.repeat(np.reshape(rewards, (-1, group)).std(axis=1) >= SAME, group)
+
+
+def kl_estimate(kind: str, logp, ref_logp):
+    """An estimate of KL(pi || pi_ref) at each token that pi sampled, with x = log(pi_ref / pi): k1 is -x, k2 x^2 / 2,
+    k3 e^x - x - 1. k2 and k3 are never negative (Schulman, Approximating KL Divergence)."""
     log_ratio = ref_logp - logp
-    return jnp.exp(log_ratio) - log_ratio - 1.0
+    if kind == "k1":
+        return -log_ratio
+    return log_ratio**2 / 2 if kind == "k2" else jnp.exp(log_ratio) - log_ratio - 1.0
 
 
-def grpo_loss(logp, old_logp, advantages, mask, *, clip: float, kl_weight: float = 0.0, ref_logp=None):
-    """-1/B sum_i 1/|o_i| sum_j [min(rho A, clip(rho, 1 - eps, 1 + eps) A) - kl_weight KL].
+def row_weights(objective: ObjectiveConfig, mask, kept=None):
+    """What a token of each row of a whole batch weighs in the loss, float32 [B].
 
     Args:
-        logp, old_logp: log-probabilities [B, T] of the sampled tokens, now and when sampled.
+        mask: [B, T], 1 on the tokens of the loss. Rows without any count as 0 in a mean over rows.
+        kept: bool [B], rows that count at all; None for all.
+    """
+    length_B = mask.astype(jnp.float32).sum(axis=1)
+    kept_B = jnp.ones_like(length_B) if kept is None else kept.astype(jnp.float32)
+    if objective.aggregation == "token":
+        return kept_B / jnp.maximum((length_B * kept_B).sum(), 1.0)
+    if objective.aggregation == "constant":
+        length_B = jnp.full_like(length_B, objective.max_tokens or mask.shape[1])
+    return kept_B / (jnp.maximum(length_B, 1.0) * jnp.maximum(kept_B.sum(), 1.0))
+
+
+def grpo_loss(
+    objective: ObjectiveConfig,
+    logp,
+    old_logp,
+    advantages,
+    mask,
+    weights,
+    *,
+    sampler_logp=None,
+    ref_logp=None,
+    entropy=None,
+):
+    """-sum over tokens of weight x [w min(rho A, clip(rho) A) - kl_weight KL + entropy_weight H].
+
+    Args:
+        logp, old_logp: log-probabilities [B, T] of the tokens, now and before the first update.
         advantages: [B].
-        mask: [B, T], 1 on sampled tokens. Rows without any count as 0.
-        ref_logp: under the reference policy; needed where kl_weight is not 0.
+        mask: [B, T], 1 on the tokens of the loss.
+        weights: [B], of `row_weights`: those of a whole batch where these rows are a part of it, whose losses add up.
+        sampler_logp: as sampled, [B, T]; needed with importance_cap.
+        ref_logp: under the reference policy, [B, T]; needed where the KL is in the loss.
+        entropy: of the policy, [B, T]; needed with entropy_weight.
 
     Returns:
-        the loss, and metrics: clip_fraction (of the tokens, averaged by row, how many ratios are outside), of it
-        clip_fraction_low and _high, kl, ratio_max.
+        the loss, and metrics, shares of tokens and means over them by row unless said otherwise: clip_fraction, how many
+        ratios are outside, of it clip_fraction_low and _high; ratio_max; and where they are on clip_fraction_dual, kl,
+        importance_weight, importance_truncated.
     """
-    mask = mask.astype(jnp.float32)
+    valid, mask = mask > 0, mask.astype(jnp.float32)
     length_B = jnp.maximum(mask.sum(axis=1), 1.0)
 
-    def per_sequence(values_BT):
+    def mean(values_BT):
         return ((values_BT * mask).sum(axis=1) / length_B).mean()
 
-    # where the mask is 0 both are set equal, so that padding can't overflow
-    ratio = jnp.exp(jnp.where(mask > 0, logp - old_logp, 0.0))
-    advantage_BT = advantages[:, None]
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
-    surrogate = jnp.minimum(ratio * advantage_BT, clipped * advantage_BT)
-    loss = -per_sequence(surrogate)
-    low, high = per_sequence(1.0 - ratio > clip), per_sequence(ratio - 1.0 > clip)
+    def total(values_BT):
+        return ((values_BT * mask).sum(axis=1) * weights).sum()
+
+    def difference(a, b):  # 0 where the mask is, so that padding can't overflow
+        return jnp.where(valid, a - b, 0.0)
+
+    log_ratio = difference(logp, old_logp)
+    if objective.ratio == "sequence":
+        log_ratio = jnp.broadcast_to((log_ratio.sum(axis=1) / length_B)[:, None], logp.shape)
+    ratio = jnp.exp(log_ratio)
+    surrogate, metrics = _clipped(objective, ratio, advantages[:, None], mean)
+    if objective.importance_cap:
+        importance = jax.lax.stop_gradient(jnp.exp(difference(old_logp, sampler_logp)))
+        truncated = jnp.minimum(importance, objective.importance_cap)
+        surrogate = surrogate * truncated
+        metrics["importance_weight"] = mean(truncated)
+        metrics["importance_truncated"] = mean(importance > objective.importance_cap)
+    loss = -total(surrogate)
+    if objective.kl_in_loss:
+        kl = kl_estimate(objective.kl, jnp.where(valid, logp, 0.0), jnp.where(valid, ref_logp, 0.0))
+        loss, metrics["kl"] = loss + objective.kl_weight * total(kl), mean(kl)
+    if objective.entropy_weight:
+        loss = loss - objective.entropy_weight * total(entropy)
+    return loss, metrics
+
+
+def _clipped(objective: ObjectiveConfig, ratio, advantage, mean):
+    """Each token's min(rho A, clip(rho) A), for A < 0 not below dual_clip x A; and how often what was clipped."""
+    clipped = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high)
+    surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
+    low, high = mean(1.0 - ratio > objective.clip_low), mean(ratio - 1.0 > objective.clip_high)
     metrics = {
         "clip_fraction": low + high,
         "clip_fraction_low": low,
         "clip_fraction_high": high,
         "ratio_max": ratio.max(),
     }
-    if kl_weight:
-        kl = per_sequence(k3_kl(jnp.where(mask > 0, logp, 0.0), jnp.where(mask > 0, ref_logp, 0.0)))
-        loss, metrics["kl"] = loss + kl_weight * kl, kl
-    return loss, metrics
+    if objective.dual_clip:
+        floor = objective.dual_clip * advantage
+        metrics["clip_fraction_dual"] = mean((advantage < 0) & (surrogate < floor))
+        surrogate = jnp.where(advantage < 0, jnp.maximum(surrogate, floor), surrogate)
+    return surrogate, metrics
