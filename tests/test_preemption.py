@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from zoomearth_jax import grpo as grpo_module
 from zoomearth_jax import saved_steps
+from zoomearth_jax.data_pipeline.workers import Pool
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.metrics import read_metrics
 from zoomearth_jax.preemption import StopSignal
@@ -144,6 +146,21 @@ def test_of_two_processes_one_is_told_and_both_stop(tmp_path):
         assert (again.communicate(timeout=200)[1], again.returncode) == ("", 0)
     ours, theirs = ([row["loss"] for row in rows(out)] for out in (tmp_path, tmp_path / "whole"))
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_data_worker_outlives_a_schedulers_sigterm_but_not_its_pools():
+    """From its very start on, when nothing is set up in it."""
+    with Pool(len, 1) as pool:
+        first = pool.submit([1, 2])
+        ((pid, worker),) = pool._executor._processes.items()
+        for _ in range(2):
+            subprocess.run(["kill", "-TERM", str(pid)], check=True)
+            assert first.result(60) == pool.submit([3, 4]).result(60) == 2
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGKILL
+        with pytest.raises(BrokenProcessPool):
+            pool.submit([1]).result(60)
 
 
 def test_what_was_caught_before_is_caught_again():

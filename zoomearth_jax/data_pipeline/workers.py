@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +91,16 @@ def _leaves(tree: Any) -> list:
     return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
 
 
+class _Worker(SpawnProcess):
+    def terminate(self) -> None:
+        """The pool clears up with this after a worker that died; SIGTERM is blocked."""
+        self.kill()
+
+
+class _Spawn(SpawnContext):
+    Process = _Worker
+
+
 class Pool:
     """Makes batches in `workers` spawned processes, or with 0 of them in threads. Use as a context manager."""
 
@@ -97,8 +108,7 @@ class Pool:
         """Processes start with the first batch; each holds its own copy of the maker."""
         self._executor: Executor
         if workers:
-            spawn = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(workers, spawn, initializer=_start, initargs=(maker,))
+            self._executor = ProcessPoolExecutor(workers, _Spawn(), initializer=_start, initargs=(maker,))
             self._task = _work
         else:
             self._executor = ThreadPoolExecutor(2, thread_name_prefix="batch-maker")
@@ -125,27 +135,17 @@ _MAKER: Callable | None = None  # of a worker process: sent once, not with every
 def _start(maker: Callable) -> None:
     """The start of a worker. Ctrl-C is for the main process alone; if that is killed, the worker ends too.
 
-    So is a SIGTERM that a scheduler sends to all processes: the step in hand still needs the worker. The pool's own, by
-    which it clears up after a worker that died, is obeyed.
+    So is a SIGTERM that a scheduler sends to all processes, which is blocked here from the start: the step in hand still
+    needs the worker.
     """
     global _MAKER
     _MAKER = maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere nothing tells who sent it
-        threading.Thread(target=_end_on_parents_word, daemon=True).start()
-    else:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _end_on_parents_word() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
     os._exit(1)
 
 
