@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -91,6 +92,7 @@ def _parse(args: list[str], verbs: dict):
 
         _check_name("command", args[1:2], COMMANDS)
     args, defaults = _read_defaults(args, verbs)
+    args, defaults = _take_reward(args, defaults, verbs)
     choices = tuple(
         Annotated[
             config,
@@ -132,6 +134,20 @@ def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:
     shipped = Path(str(files("zoomearth_jax.configs"))) / "runs" / f"{args[0]}_{args[place + 1]}.yaml"
     file = shipped if shipped.is_file() else Path(args[place + 1])
     return args[:place] + args[place + 2 :], {args[0]: read_yaml(file, verbs[args[0]][0])}
+
+
+def _take_reward(args: list[str], defaults: dict, verbs: dict) -> tuple[list[str], dict]:
+    """Takes `--reward NAME` out of grpo's arguments: a named spec, which replaces the defaults of all --reward.* settings."""
+    if args[:1] != ["grpo"] or "--reward" not in args:
+        return args, defaults
+    from zoomearth_jax.configs.reward import SPECS, RewardSpec
+
+    place = args.index("--reward")
+    if place + 1 == len(args):
+        raise UserError(f"--reward: give the name of a spec: {', '.join(SPECS)}")
+    config = defaults.get("grpo") or verbs["grpo"][0]()
+    named = dataclasses.replace(config, reward=RewardSpec.named(args[place + 1]))
+    return args[:place] + args[place + 2 :], defaults | {"grpo": named}
 
 
 def _one_line(boxed: str) -> str:

@@ -37,7 +37,7 @@ def write_panel(
     shown = chosen(scores["total"], group)
     records = [
         {"sample": i % group, **sample_record(questions[i // group], played.episodes[i], float(scores["iou"][i]))}
-        | {"scores": {name: round(float(values[i]), 4) for name, values in scores.items()}}
+        | {"scores": {name: round(float(values[i]), 4) for name, values in scores.items() if not np.isnan(values[i])}}
         for i in shown
     ]
     pictures = [_picture(questions[i // group], played, i, group) for i in shown]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.protocol import (
     follows_protocol,
+    follows_reference,
     is_correct,
     parse_answer,
     parse_box,
@@ -90,6 +91,25 @@ REPLY = "<think>a</think><answer>b</answer>"
 )
 def test_format(stage1, stage2, want):
     assert follows_protocol(stage1, stage2, VIEW) is want
+
+
+@pytest.mark.parametrize(
+    ("stage1", "stage2", "want"),
+    [
+        (LOOK, REPLY, True),
+        ("Well. " + LOOK + " So.", REPLY * 2, True),
+        ('<think>a</think>"bbox_2d": [1, 2, 3]', REPLY, True),  # however many numbers
+        ('<think>a</think>"bbox_2d": [1, 2, x, 4]', REPLY, False),
+        ("<think>a</think>", REPLY, False),
+        (LOOK, "<answer>b</answer>", False),
+        (LOOK, "<think>a</think><answer> </answer>", False),
+        (LOOK, None, False),
+        (REPLY, None, True),
+        ("<think> </think><answer>b</answer>", None, False),
+    ],
+)
+def test_the_released_code_s_format(stage1, stage2, want):
+    assert follows_reference(stage1, stage2) is want
 
 
 def test_an_answer_goes_before_a_box():

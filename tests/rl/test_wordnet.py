@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.rl.rewards import RewardSpec, answer_rewards
-from zoomearth_jax.rl.wordnet import answer_scores, build, reader, wordnet
+from zoomearth_jax.rl.wordnet import build, reader, wordnet
 
 SOURCE = Path("/usr/share/wordnet")  # of Debian's wordnet-base and wordnet-sense-index
 
@@ -52,17 +51,6 @@ def test_similarities_of_nltk():
 )
 def test_lemmas_of_nltk(word, lemma):
     assert wordnet().lemmatize(word) == lemma
-
-
-def test_graded_answers():
-    answers = ["Ships. ", "a qlarge ship", None, "blue", "rural", "", "x"]
-    references = ["ship", "a large ship", "ship", "dark", "Urban", "ship", ""]
-    np.testing.assert_allclose(answer_scores(answers, references), [1, 0, 0, 1, 1 / 3, 0, 0], rtol=1e-6)
-    exact = answer_rewards(RewardSpec(), ["Ship.", "rural"], ["ship", "urban"])
-    graded = answer_rewards(RewardSpec(answer_match="wordnet"), ["Ship.", "rural"], ["ship", "urban"])
-    np.testing.assert_allclose([exact, graded], [[1, 0], [1, 1 / 3]], rtol=1e-6)
-    with pytest.raises(UserError, match="answer_match"):
-        RewardSpec(answer_match="typo")
 
 
 def test_it_loads_quickly():

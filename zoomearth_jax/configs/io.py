@@ -35,6 +35,8 @@ def from_dict(cls, data: Any, where: str):
 
 def _convert(hint, value, where: str):
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, str) and hasattr(hint, "named"):
+            return _named(hint, value, where)
         return from_dict(hint, value, where)
     if get_origin(hint) is tuple:  # of any length; one value may stand alone
         return tuple(
@@ -47,6 +49,14 @@ def _convert(hint, value, where: str):
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise UserError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _named(cls, name: str, where: str):
+    """A dataclass that has names for some of its values."""
+    try:
+        return cls.named(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def to_dict(config) -> dict[str, Any]:

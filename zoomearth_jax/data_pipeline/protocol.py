@@ -85,6 +85,31 @@ def follows_protocol(stage1: str, stage2: str | None, view: Frame) -> bool:
     return well_formed and _REPLY.fullmatch(stage2) is not None
 
 
+def follows_reference(stage1: str, stage2: str | None) -> bool:
+    """Whether an episode has the parts that the released code looks for: thoughts and an answer that aren't empty, and with a
+    crop a list of numbers, however many, as the box; what else is written doesn't count.
+
+    Args:
+        stage2: the text after the crop; None if there was no crop.
+    """
+
+    def has(text: str, tag: str) -> bool:
+        found = re.search(rf"<{tag}\s*>(.*?)</{tag}\s*>", text, re.DOTALL)
+        return found is not None and bool(found[1].strip())
+
+    answers = has(stage1 if stage2 is None else stage2, "answer")
+    if stage2 is None:
+        return answers and has(stage1, "think")
+    return answers and has(stage1, "think") and has(stage2, "think") and any(map(_numbers, _BOX.findall(stage1)))
+
+
+def _numbers(text: str) -> bool:
+    try:
+        return bool([float(part) for part in text.split(",")])
+    except ValueError:
+        return False
+
+
 def normalize(answer: str) -> str:
     """Case, outer blanks and a final dot don't count."""
     return answer.strip().lower().removesuffix(".").strip()

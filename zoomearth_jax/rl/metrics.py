@@ -12,6 +12,8 @@ from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.rl.objective import disagreeing
 from zoomearth_jax.rl.rollout import Episode, Trajectories
 
+SPREAD = ("reward_", "advantage")  # how the names of what has a logged standard deviation begin
+
 
 def episode_table(
     questions: Sequence[Question],
@@ -59,7 +61,7 @@ def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, fl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
         metrics = {name: float(np.nanmean(values)) for name, values in table.items() if name != "has_reference"}
-    spread = {f"{name}_std": float(x.std()) for name, x in table.items() if name.startswith(("reward_", "advantage"))}
+        spread = {f"{name}_std": float(x[~np.isnan(x)].std()) for name, x in table.items() if name.startswith(SPREAD)}
     flat = ~disagreeing(table["reward_total"], group)
     extra = {"flat_groups": float(flat.mean()), "tokens_max": float(table["tokens"].max())}
     return {name: value for name, value in (metrics | spread | extra).items() if not np.isnan(value)}

@@ -1,90 +1,116 @@
-"""Rewards of an episode: box IoU, region guidance, answer, format (paper, Method: r = r_IoU + r_RG + r_answer + 0.05 r_pattern)."""
+"""Rewards of an episode: box IoU, region guidance, answer, format (paper, Method: r = r_IoU + r_RG + r_answer + 0.05 r_pattern).
+
+Kernels take boxes [..., 4], (x1, y1, x2, y2) in px of one frame. A box is four numbers with x1 < x2 and y1 < y2; what is
+degenerate, inverted, NaN, infinite or beyond 1e18 px is none, and scores 0 in every reward. Parts out of the image count as
+any other: it is the parser that cuts boxes at the view.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoomearth_jax.data_pipeline.protocol import follows_protocol, is_correct
+from zoomearth_jax.configs.reward import RewardSpec
+from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, crop_window
+from zoomearth_jax.data_pipeline.protocol import follows_protocol, follows_reference
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import RowBuilder
-from zoomearth_jax.errors import UserError
-from zoomearth_jax.rl.rollout import Trajectories
-from zoomearth_jax.rl.wordnet import answer_scores
+from zoomearth_jax.rl.answers import answer_scores
+from zoomearth_jax.rl.custom_rewards import custom_rewards
+from zoomearth_jax.rl.rollout import Episode, Trajectories
+
+FAR = 1e18  # px; squares of what is nearer stay finite in float32
+REFERENCE_PX = 512  # of the released code's windows
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardSpec:
-    """Weights and shapes; printed, logged and saved with every run.
+def _corners(boxes):
+    """x1, y1, x2, y2 [...] each: along a last axis of 2 or 4, XLA's CPU backend is ten times slower."""
+    return tuple(boxes[..., i] for i in range(4))
 
-    Attributes:
-        iou_weight, region_weight, answer_weight, pattern_weight: as in the paper (the released code has 1 for the pattern).
-        region_alpha, region_eps: r_RG = sigmoid(alpha / (distance + eps)), 0 without a box; distance between centres.
-        region_unit: of the distance: px of the original, or the image's longer side (`side`).
-        answer_match: `exact` (1 or 0, after `normalize`), or `wordnet`, the paper's: graded by path similarity.
-        version: of the meaning of all this.
-    """
 
-    iou_weight: float = 1.0
-    region_weight: float = 1.0
-    answer_weight: float = 1.0
-    pattern_weight: float = 0.05
-    region_alpha: float = 200.0
-    region_eps: float = 0.2
-    region_unit: Literal["px", "side"] = "px"
-    answer_match: Literal["exact", "wordnet"] = "exact"
-    version: int = 1
+def _area(x1, y1, x2, y2):
+    return jnp.maximum(x2 - x1, 0.0) * jnp.maximum(y2 - y1, 0.0)
 
-    def __post_init__(self):
-        if self.region_unit not in ("px", "side"):
-            raise UserError(f"reward spec: region_unit must be 'px' or 'side', not {self.region_unit!r}")
-        if self.answer_match not in ("exact", "wordnet"):
-            raise UserError(f"reward spec: answer_match must be 'exact' or 'wordnet', not {self.answer_match!r}")
-        if self.region_eps <= 0:
-            raise UserError("reward spec: region_eps must be positive")
+
+def is_box(boxes):
+    """bool [...]: which of the boxes [..., 4] are boxes at all (see the module)."""
+    x1, y1, x2, y2 = _corners(boxes)
+    return (x1 > -FAR) & (x1 < x2) & (x2 < FAR) & (y1 > -FAR) & (y1 < y2) & (y2 < FAR)
 
 
 def box_iou(a, b):
-    """Intersection over union of boxes [..., 4] (x1, y1, x2, y2) in one frame: float32 [...]; 0 where either has no area."""
-    sides_a, sides_b = (jnp.maximum(x[..., 2:] - x[..., :2], 0.0) for x in (a, b))
-    overlap = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-    intersection = jnp.prod(jnp.maximum(overlap, 0.0), axis=-1)
-    area_a, area_b = jnp.prod(sides_a, -1), jnp.prod(sides_b, -1)
-    union = area_a + area_b - intersection
-    return jnp.where((area_a > 0) & (area_b > 0), intersection / jnp.where(union > 0, union, 1.0), 0.0)
+    """Intersection over union of boxes [..., 4]: float32 [...]; 0 where either is none."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _corners(a), _corners(b)
+    overlap = _area(jnp.maximum(ax1, bx1), jnp.maximum(ay1, by1), jnp.minimum(ax2, bx2), jnp.minimum(ay2, by2))
+    area_a, area_b = _area(ax1, ay1, ax2, ay2), _area(bx1, by1, bx2, by2)
+    union = area_a + area_b - overlap
+    real = is_box(a) & is_box(b) & (area_a > 0) & (area_b > 0)  # areas of boxes may underflow
+    return jnp.where(real, overlap / jnp.where(real, union, 1.0), 0.0)
 
 
-def region_reward(a, b, alpha: float, eps: float, unit):
-    """Region guidance sigmoid(alpha / (d + eps)), d the distance between the centres of boxes [..., 4] over `unit` [...].
+def reference_window(boxes):
+    """What the released code compares in place of boxes [..., 4] in px of the original.
 
-    As printed in the paper it is above 0.5 for every box: its gradient lies between near and far, its offset in whether
-    there is a box at all.
+    Corners lose their fractions; if either side is then shorter than 512 px, it is the square of 512 px around the centre, cut
+    at the left and upper border alone, otherwise the box as it was.
     """
-    centre_a, centre_b = ((x[..., :2] + x[..., 2:]) / 2 for x in (a, b))
-    distance = jnp.sqrt(jnp.sum((centre_a - centre_b) ** 2, axis=-1)) / unit
-    return jax.nn.sigmoid(alpha / (distance + eps))
+    x1, y1, x2, y2 = map(jnp.trunc, _corners(boxes))
+    left, top = jnp.floor((x1 + x2) / 2) - REFERENCE_PX // 2, jnp.floor((y1 + y2) / 2) - REFERENCE_PX // 2
+    square = (jnp.maximum(left, 0.0), jnp.maximum(top, 0.0), left + REFERENCE_PX, top + REFERENCE_PX)
+    short = (x2 - x1 < REFERENCE_PX) | (y2 - y1 < REFERENCE_PX)
+    grown = jnp.where(short[..., None], jnp.stack(square, -1), boxes)
+    return jnp.where(is_box(boxes)[..., None], grown, 0.0)
 
 
-@functools.partial(jax.jit, static_argnames=("alpha", "eps"))
-def box_rewards(predicted, reference, applies, side, *, alpha: float, eps: float):
+def centre_distance(a, b, side=None):
+    """Distance between the centres of boxes [..., 4]: in px, or over `side` [...]."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _corners(a), _corners(b)
+    if side is None:  # sums of corners would be rounded, by 2e-4 px in 5,000 px: 1e-6 of the reward at alpha 200
+        apart = ((ax1 - bx1) + (ax2 - bx2)) / 2, ((ay1 - by1) + (ay2 - by2)) / 2
+    else:  # over the side that is nothing; this form, the older, keeps resumed runs bit-equal
+        apart = (ax1 + ax2) / 2 - (bx1 + bx2) / 2, (ay1 + ay2) / 2 - (by1 + by2) / 2
+    # summed as an axis, since x * x + y * y is rounded once or twice depending on the batch's size
+    distance = jnp.sqrt(jnp.sum(jnp.stack(apart, -1) ** 2, axis=-1))
+    return distance if side is None else distance / side
+
+
+def region_reward(spec: RewardSpec, a, b, side):
+    """Region guidance of boxes [..., 4] by the spec's shape: float32 [...], 0 to 1; 0 where either is none.
+
+    As printed in the paper, sigmoid(alpha / (d + eps)), it is above 0.5 for every box: its gradient lies between near and far,
+    its offset in whether there is a box at all. tanh(alpha / (d + eps)), the paper's figure and the released code's, starts
+    at 0.
+
+    Args:
+        side: [...], longer side of the image in px, the distance's unit if the spec says so.
+    """
+    distance = centre_distance(a, b, side if spec.region_unit == "side" else None)
+    shape = jax.nn.sigmoid if spec.region == "sigmoid" else jnp.tanh
+    return jnp.where(is_box(a) & is_box(b), shape(spec.region_alpha / (distance + spec.region_eps)), 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def box_rewards(spec: RewardSpec, predicted, reference, applies, side, windows=None):
     """IoU and region rewards of a batch.
 
     Args:
         predicted, reference: [B, 4] in px of the original.
-        applies: bool [B], there is a valid predicted box and a reference; both rewards are 0 elsewhere.
-        side: [B], unit of the distance.
+        applies: bool [B], there is a predicted box and a reference; both rewards are 0 elsewhere.
+        side: [B], longer side of the image in px.
+        windows: of predicted and reference, [B, 4] each in px of the original; for the spec's iou `window`.
 
     Returns:
         float32 [B] each.
     """
-    iou = jnp.where(applies, box_iou(predicted, reference), 0.0)
-    return iou, jnp.where(applies, region_reward(predicted, reference, alpha, eps, side), 0.0)
+    compared = windows if spec.iou == "window" else (predicted, reference)
+    if spec.iou == "reference":
+        compared = map(reference_window, compared)
+    iou = jnp.where(applies, box_iou(*compared), 0.0)
+    return iou, jnp.where(applies, region_reward(spec, predicted, reference, side), 0.0)
 
 
 def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -97,17 +123,55 @@ def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.nda
     return predicted, reference, applies
 
 
-def answer_rewards(spec: RewardSpec, answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
-    """float32 [B], by the spec's `answer_match`; 0 without an answer."""
-    if spec.answer_match == "wordnet":
-        return answer_scores(answers, references)
-    return np.array([is_correct(a, r) for a, r in zip(answers, references, strict=True)], np.float32)
+def episode_box_rewards(
+    spec: RewardSpec, asked: Sequence[Question], episodes: Sequence[Episode], min_window_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and region rewards of episodes, float32 [B] each.
+
+    The released code compares the numbers of both boxes before it converts their frames, and pays 1 and 1 where they are the
+    same; so does the spec's iou `reference`.
+
+    Args:
+        asked: each episode's question.
+        min_window_px: a crop's shortest side, for the windows of reference boxes.
+    """
+    boxes = [e.box if e.zoomed else None for e in episodes]
+    predicted, reference, applies = box_arrays(asked, boxes)
+    side = np.array([max(q.image.frame.width, q.image.frame.height) for q in asked], np.float32)
+    windows = window_arrays(asked, episodes, min_window_px)[:2] if spec.iou == "window" else None
+    iou, region = map(np.array, box_rewards(spec, predicted, reference, applies, side, windows))
+    if spec.iou == "reference":
+        for i in np.flatnonzero(applies):
+            if boxes[i].corners == tuple(np.round(reference[i] * ANNOTATION_PX / side[i])):
+                iou[i] = region[i] = 1.0
+    return iou, region
+
+
+def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], min_window_px: int):
+    """As `box_arrays`, of the windows that were read and those that the reference boxes would have given."""
+    predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
+    for i in np.flatnonzero(applies):
+        reference[i] = crop_window(questions[i].box, min_window_px).corners
+    return predicted, reference, applies
+
+
+def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.ndarray:
+    """float32 [B]: 1 where an episode has the form that the spec's `pattern` asks for.
+
+    Args:
+        views: the frame of each episode's overview.
+    """
+    if spec.pattern == "reference":
+        return np.array([follows_reference(e.stage1, e.stage2) for e in episodes], np.float32)
+    return np.array([follows_protocol(e.stage1, e.stage2, v) for e, v in zip(episodes, views, strict=True)], np.float32)
 
 
 def episode_rewards(
     spec: RewardSpec, questions: Sequence[Question], played: Trajectories, rows: RowBuilder
 ) -> dict[str, np.ndarray]:
-    """Rewards of each episode, [N x G] each: iou, region, answer, pattern, and their weighted sum `total`.
+    """Rewards of each episode, [N x G] each: iou, region, answer, pattern, the user's own, and their weighted sum `total`.
+
+    Where one of the user's own doesn't apply it is NaN, and adds nothing to `total`.
 
     Args:
         questions: the N questions that were played.
@@ -115,19 +179,12 @@ def episode_rewards(
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
     views = [rows.view_frame(view) for view in played.overviews for _ in range(group)]
-    boxes = [e.box if e.zoomed else None for e in played.episodes]
-    predicted, reference, applies = box_arrays(asked, boxes)
-    longer = np.array([max(q.image.frame.width, q.image.frame.height) for q in asked], np.float32)
-    unit = longer if spec.region_unit == "side" else np.ones_like(longer)
-    iou, region = box_rewards(predicted, reference, applies, unit, alpha=spec.region_alpha, eps=spec.region_eps)
+    iou, region = episode_box_rewards(spec, asked, played.episodes, rows.episode.min_window_px)
     rewards = {
-        "iou": np.asarray(iou),
-        "region": np.asarray(region),
-        "answer": answer_rewards(spec, [e.answer for e in played.episodes], [q.answer for q in asked]),
-        "pattern": np.array(
-            [follows_protocol(e.stage1, e.stage2, view) for e, view in zip(played.episodes, views, strict=True)],
-            np.float32,
-        ),
-    }
-    rewards["total"] = sum(getattr(spec, f"{name}_weight") * values for name, values in rewards.items())
+        "iou": iou,
+        "region": region,
+        "answer": answer_scores(spec.answer_match, [e.answer for e in played.episodes], [q.answer for q in asked]),
+        "pattern": pattern_rewards(spec, played.episodes, views),
+    } | custom_rewards(spec, played.episodes, asked)
+    rewards["total"] = sum(weight * np.nan_to_num(rewards[name]) for name, weight in spec.weights.items())
     return rewards

@@ -110,7 +110,7 @@ class WordNet:
     def _meet(self, known: list[_Word], pairs: np.ndarray, best: np.ndarray) -> None:
         """Lowers each pair's distance to the best common hypernym's, through a table [pairs of a chunk, synsets]."""
         count = int(self._ends[-1])
-        table = np.full(CHUNK * count, FAR, np.uint8)
+        table = np.full(min(CHUNK, len(pairs)) * count, FAR, np.uint8)
         for begin in range(0, len(pairs), CHUNK):
             chunk = pairs[begin : begin + CHUNK]
             places, steps, _ = _entries([known[i] for i in chunk[:, 0]], count)
@@ -158,26 +158,6 @@ def _entries(words: list[_Word], count: int) -> tuple[np.ndarray, np.ndarray, np
 def _numbered(blob: np.ndarray) -> dict[str, int]:
     lines = blob.tobytes().decode().split("\n")
     return dict(zip(lines, range(len(lines)), strict=True))
-
-
-def answer_scores(answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
-    """Graded agreement of answers with their references, as the paper's release scores it (paper, Method: r_answer).
-
-    Both in lower case, without outer blanks and final dot: equal ones score 1. Else each whole answer is lemmatised as a noun,
-    and scores the largest path similarity of their synsets, where 0.8 and more are 1. No answer, or an empty reference,
-    scores 0.
-
-    Returns:
-        float32 [pairs].
-    """
-    graph, tidied = wordnet(), functools.cache(lambda text: text.lower().strip().removesuffix(".").strip())
-    given, wanted = [tidied(a or "") for a in answers], [tidied(r) for r in references]
-    scores = graph.path_similarity([graph.lemmatize(w) for w in given], [graph.lemmatize(w) for w in wanted])
-    scores[scores >= 0.8] = 1.0
-    scores[[not w for w in wanted]] = 0.0
-    scores[[a == w for a, w in zip(given, wanted, strict=True)]] = 1.0
-    scores[[a is None for a in answers]] = 0.0
-    return scores.astype(np.float32)
 
 
 @functools.cache

@@ -1,0 +1,120 @@
+"""What episodes earn: the shapes and weights of the rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from typing import Literal, get_args, get_type_hints
+
+from zoomearth_jax.errors import UserError
+
+VERSION = 1
+OWN_NAMES = ("iou", "region", "answer", "pattern", "total")
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSpec:
+    """Weights and shapes; printed, logged and saved with every run. docs/rewards.md has the formulas.
+
+    Attributes:
+        iou_weight, region_weight, answer_weight, pattern_weight: as in the paper (the released code has 1 for the pattern).
+        iou: what r_IoU compares: the raw boxes (`box`), the crop that the policy saw and the one that the reference box
+            would have given (`window`), or the released code's windows of at least 512 px (`reference`).
+        region: shape of r_RG by distance d between centres: `sigmoid`, 1 / (1 + exp(-alpha / (d + eps))), as the paper prints
+            it, or `tanh`, tanh(alpha / (d + eps)), as its figure and the released code have it; 0 without a box.
+        region_alpha, region_eps: its scale and what keeps it finite, in region_unit.
+        region_unit: of the distance: px of the original, or the image's longer side (`side`).
+        answer_match: `exact` (1 or 0), `wordnet`, the paper's: graded by path similarity, or `typed`: numbers and yes or no
+            exactly, a synonym for the rest.
+        pattern: `protocol`, the whole text is of the paper's form, or `reference`, as the released code looks for its parts.
+        custom: rewards of your own, each MODULE:FUNCTION, called once a batch with (episodes, questions); it gives a number
+            an episode, or None where it doesn't apply. The module is imported and its code runs.
+        custom_weights: of those; 1 each by default.
+        version: of the meaning of all this.
+    """
+
+    iou_weight: float = 1.0
+    region_weight: float = 1.0
+    answer_weight: float = 1.0
+    pattern_weight: float = 0.05
+    iou: Literal["box", "window", "reference"] = "box"
+    region: Literal["sigmoid", "tanh"] = "sigmoid"
+    region_alpha: float = 200.0
+    region_eps: float = 0.2
+    region_unit: Literal["px", "side"] = "px"
+    answer_match: Literal["exact", "wordnet", "typed"] = "exact"
+    pattern: Literal["protocol", "reference"] = "protocol"
+    custom: tuple[str, ...] = ()
+    custom_weights: tuple[float, ...] = ()
+    version: int = VERSION
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            known = get_args(hint)
+            if isinstance(getattr(self, name), str) and getattr(self, name) not in known:
+                choices = " or ".join(map(repr, known))
+                raise UserError(f"reward spec: {name} must be {choices}, not {getattr(self, name)!r}")
+        if self.region_eps <= 0:
+            raise UserError("reward spec: region_eps must be positive")
+        if self.version != VERSION:
+            raise UserError(f"reward spec: version {self.version}, but this package computes version {VERSION}")
+        self._check_custom()
+
+    def _check_custom(self) -> None:
+        for path in self.custom:
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+", path):
+                raise UserError(f"reward spec: custom must be MODULE:FUNCTION, not {path!r}")
+        if self.custom_weights and len(self.custom_weights) != len(self.custom):
+            counts = f"{len(self.custom_weights)} custom_weights for {len(self.custom)} custom rewards"
+            raise UserError(f"reward spec: {counts}; give one each, or none for 1 each")
+        names = [*OWN_NAMES, *map(custom_name, self.custom)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(f"reward spec: two rewards are called {twice!r}; rename the function")
+
+    @staticmethod
+    def named(name: str) -> RewardSpec:
+        """`paper` or `reference`, the released code's; UserError for another name."""
+        if name not in SPECS:
+            close = difflib.get_close_matches(name, SPECS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(SPECS)}"
+            raise UserError(f"unknown reward spec {name!r}; {hint}")
+        return SPECS[name]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each reward by its name, in the order in which they are added."""
+        own = {name: getattr(self, f"{name}_weight") for name in OWN_NAMES if name != "total"}
+        names = map(custom_name, self.custom)
+        return own | dict(zip(names, self.custom_weights or (1.0,) * len(self.custom), strict=True))
+
+    def describe(self) -> str:
+        """One line: name if it has one, version, and the sum."""
+        kinds = {
+            "iou": f"IoU ({self.iou})",
+            "region": f"{self.region}({self.region_alpha:g} / (d + {self.region_eps:g})), d in {self.region_unit}",
+            "answer": f"answer ({self.answer_match})",
+            "pattern": f"pattern ({self.pattern})",
+        }
+        name = next((f"{name}, " for name, spec in SPECS.items() if spec == self), "")
+        parts = (f"{weight:g} {kinds.get(key, key)}" for key, weight in self.weights.items())
+        return f"{name}version {self.version}: " + " + ".join(parts)
+
+
+def custom_name(path: str) -> str:
+    """What the reward MODULE:FUNCTION is called in metrics: FUNCTION."""
+    return path.rpartition(":")[2]
+
+
+SPECS = {
+    "paper": RewardSpec(answer_match="wordnet"),
+    "reference": RewardSpec(
+        pattern_weight=1.0,
+        iou="reference",
+        region="tanh",
+        region_eps=1e-6,
+        answer_match="wordnet",
+        pattern="reference",
+    ),
+}
