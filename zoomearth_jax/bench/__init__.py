@@ -19,9 +19,11 @@ from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
+from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
+from zoomearth_jax.tables import table
 
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS = {
@@ -29,6 +31,7 @@ BENCHMARKS = {
     "loader": (LoaderConfig, bench_loader),
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
+    "plan": (PlanBenchConfig, bench_plan),
     "resume": (ResumeConfig, bench_resume),
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
@@ -54,18 +57,6 @@ def bench(config: BenchConfig) -> list[dict]:
     print(json.dumps(rows, indent=2) if settings.json else table(rows))
     print(surroundings(), file=sys.stderr)
     return rows
-
-
-def table(rows: list[dict]) -> str:
-    """Rows under each other, numbers right-aligned with three significant digits."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-
-
-def _cell(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def surroundings() -> str:

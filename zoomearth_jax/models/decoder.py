@@ -83,9 +83,17 @@ class Decoder(nnx.Module):
         return self.norm(x_BTD), KVCache(k, v, valid_BT)
 
     def lookup(self, ids_BT):
-        """Embeddings [B, T, D] of token ids; each device gathers the width of the table before it looks rows up."""
-        table_VD = constrain(self.embed.embedding[...], "vocab", None)
-        return constrain(table_VD[ids_BT].astype(self.embed.dtype), "batch", None, None)
+        """Embeddings [B, T, D] of token ids.
+
+        Each device looks its part of the width up for all rows of its fsdp group, and these swap parts for rows: far fewer
+        bytes than the table and its gradient have. Single tokens (decoding) take the table that the sampler gathered.
+        """
+        table_VD = self.embed.embedding[...]
+        if ids_BT.shape[1] == 1:
+            table_VD = constrain(table_VD, "vocab", None)
+            return constrain(table_VD[ids_BT].astype(self.embed.dtype), "batch", None, None)
+        x_BTD = table_VD[constrain(ids_BT, "group", None)].astype(self.embed.dtype)
+        return constrain(constrain(x_BTD, "group", None, "embed"), "batch", None, None)
 
     def logits(self, hidden):
         """float32 logits [..., V] of hidden states [..., D]."""

@@ -21,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # rows and images
+    "group": ("data",),  # rows that an fsdp group's devices have together
     "embed": ("fsdp",),  # model width of parameters
     "heads": ("tensor",),
     "kv_heads": (),  # 2 key-value heads: replicated under tensor parallelism

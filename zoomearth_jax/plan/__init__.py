@@ -10,13 +10,13 @@ from typing import Literal
 
 import jax
 
-from zoomearth_jax.bench import table
 from zoomearth_jax.chips import GIB, chip
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.plan.fit import fastest
 from zoomearth_jax.plan.measure import measured_chip
 from zoomearth_jax.plan.report import report_of
+from zoomearth_jax.tables import table
 from zoomearth_jax.tpu_flags import set_tpu_flags
 
 PROGRAMS = ("sft", "rollout", "grpo")
@@ -164,6 +164,9 @@ def _time_row(name: str, row: dict) -> dict:
         **{f"{part} s": row[f"{part}_bound_seconds"] for part in ("compute", "memory", "links", "copies")},
         "seconds": row["seconds"],
         "MFU": row["mfu"],
-        "roofline s": row["roofline_seconds"],
-        "roofline MFU": row["roofline_mfu"],
+        **(
+            {}
+            if row["cycle_seconds"] == row["seconds"]
+            else {"by cycles s": row["cycle_seconds"], "MFU ": row["cycle_mfu"]}
+        ),
     }

@@ -83,19 +83,19 @@ def _training(config, devices) -> Training:
 
 
 def _plan_sft(config, training: Training, network: Network) -> dict:
-    compiled = training.sft(config.samples)
+    compiled = training.sft(config.samples).compiled
     return {"sft": _memory(compiled, training) | _time(compiled, training, network)}
 
 
 def _plan_grpo(config, training: Training, network: Network) -> dict:
-    compiled = training.grpo(config.prompts, config.group)
+    compiled = training.grpo(config.prompts, config.group).compiled
     return {"grpo": _memory(compiled, training, reference=config.kl) | _time(compiled, training, network)}
 
 
 def _plan_rollout(config, training: Training, network: Network) -> dict:
     """Two programs, each a stretch of work and a loop over tokens: prefill and crop are these without their loops."""
     episode = training.episode
-    look, zoom = training.rollout(config.prompts, config.group)
+    look, zoom = (program.compiled for program in training.rollout(config.prompts, config.group))
     cache = training.cache_bytes(config.prompts * config.group)
     held = {"reference": config.kl, "resident": True, "cache": cache}
     rows = {"prefill": _memory(look, training, **held), "crop": _memory(zoom, training, **held)}
@@ -105,12 +105,12 @@ def _plan_rollout(config, training: Training, network: Network) -> dict:
     for cycles, parts in costs.items():
         parts["decode"] = Cost()
         for name, compiled, trips in zip(("prefill", "crop"), (look, zoom), tokens, strict=True):
-            whole, loop = _play(compiled, training, network, cycles, trips)
+            whole, loop = play(compiled, training, network, cycles, trips)
             parts["decode"].add(loop)
             whole.add(loop, -1.0)
             parts[name] = whole
     rows = {
-        name: rows[name] | _cost_row(costs[True][name], costs[False][name]) for name in ("prefill", "decode", "crop")
+        name: rows[name] | _cost_row(costs[False][name], costs[True][name]) for name in ("prefill", "decode", "crop")
     }
     rows["decode"]["tokens"] = sum(tokens)
     rows["decode"]["token_seconds"] = rows["decode"]["seconds"] / sum(tokens)
@@ -144,7 +144,7 @@ def _memory(compiled, training: Training, reference: bool = False, resident: boo
     }
 
 
-def _play(compiled, training: Training, network: Network, cycles: bool, open_trips: int = 1) -> tuple[Cost, Cost]:
+def play(compiled, training: Training, network: Network, cycles: bool, open_trips: int = 1) -> tuple[Cost, Cost]:
     """The cost of a program, and what of it its loop over tokens is."""
     vision = training.model.vision
     share = {vision.depth: len(set(vision.full_attention_blocks)) / vision.depth}
@@ -156,10 +156,11 @@ def _play(compiled, training: Training, network: Network, cycles: bool, open_tri
 
 
 def _time(compiled, training: Training, network: Network) -> dict:
-    return _cost_row(*(_play(compiled, training, network, cycles)[0] for cycles in (True, False)))
+    return _cost_row(*(play(compiled, training, network, cycles)[0] for cycles in (False, True)))
 
 
-def _cost_row(cost: Cost, roofline: Cost) -> dict:
+def _cost_row(cost: Cost, cycles: Cost) -> dict:
+    """The roofline's figures, and the time by the compiler's counts of cycles; the hottest places are of the latter."""
     parts = {name: getattr(cost, name) for name in ("compute", "memory", "links", "copies")}
     return {
         "flops": cost.flops,
@@ -169,8 +170,8 @@ def _cost_row(cost: Cost, roofline: Cost) -> dict:
         **{f"{name}_bound_seconds": seconds for name, seconds in parts.items()},
         "bound": max(parts, key=parts.get),
         "seconds": cost.seconds,
-        "roofline_seconds": roofline.seconds,
-        "hottest": dict(sorted(cost.spots.items(), key=lambda item: -item[1])),
+        "cycle_seconds": cycles.seconds,
+        "hottest": dict(sorted(cycles.spots.items(), key=lambda item: -item[1])),
     }
 
 
@@ -186,7 +187,7 @@ def _finished(name: str, row: dict, config, training: Training, known: Chip) -> 
     row["fits"] = "failed" not in row and row["total_bytes"] <= known.hbm_bytes
     row["model_flops"] = config.fill * step_flops(name, config, training)
     chips = training.mesh.size
-    for seconds, share in (("seconds", "mfu"), ("roofline_seconds", "roofline_mfu")):
+    for seconds, share in (("seconds", "mfu"), ("cycle_seconds", "cycle_mfu")):
         row[share] = mfu(row["model_flops"], row[seconds], chips, known.peak_flops) if seconds in row else None
         row.setdefault(seconds, None)
     row.setdefault("flops", None)
@@ -224,9 +225,8 @@ def assumptions(config, known: Chip) -> list[str]:
     return [
         f"a chip: {known.peak_flops / tera:.4g} TFLOP/s, {known.hbm_bandwidth / giga:.4g} GB/s, {links}, "
         f"{known.network_bandwidth / giga:.3g} GB/s between slices",
-        "instructions run one after the other as XLA scheduled them, each for the longest of FLOPs / peak, bytes / bandwidth"
-        + (f" and XLA's own count of cycles at {known.clock / giga:.3g} GHz" if known.clock else ""),
-        "roofline: the same without XLA's counts of cycles",
+        "instructions run one after the other as XLA scheduled them, each for the longer of FLOPs / peak and bytes / bandwidth"
+        + (f"; by cycles: or for XLA's own count of cycles at {known.clock / giga:.3g} GHz" if known.clock else ""),
         "asynchronous copies and collectives run beside them, synchronous ones don't; links are not shared with other work",
         "loops count by their trips, those over tokens to the end of their slots; vision blocks by their share of full ones",
         f"MFU: model FLOPs without padding, recomputation and cached work, {config.fill:.0%} of the slots filled",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,25 @@ from zoomearth_jax.rl.learner import (
     row_batch,
 )
 from zoomearth_jax.rl.rollout import RolloutEngine
+
+
+class Program(NamedTuple):
+    """A compiled program and the shapes of its arguments."""
+
+    compiled: Compiled
+    args: tuple
+
+    def example(self) -> tuple:
+        """Arguments to run it with, on attached devices: zeros, and every row and token there."""
+
+        def one(x):
+            if not isinstance(x, jax.ShapeDtypeStruct):
+                return x
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.device_put(jax.random.split(jax.random.key(0), x.shape), x.sharding)
+            return jax.device_put((jnp.ones if x.dtype == bool else jnp.zeros)(x.shape, x.dtype), x.sharding)
+
+        return jax.tree.map(one, self.args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +90,13 @@ class Training:
         state = jax.eval_shape(make)
         return graphs[0], placed(state, param_shardings(state, self.mesh))
 
-    def sft(self, batch_size: int) -> Compiled:
+    def sft(self, batch_size: int) -> Program:
         """The fine-tuning step."""
         graph, state = self.init()
         step = make_sft_step(graph, OptimizerConfig().build(1000), self.episode, self.accumulate)
         return self._compile(step, state, self._row_batch(batch_size, 1))
 
-    def rollout(self, prompts: int, group: int) -> tuple[Compiled, Compiled]:
+    def rollout(self, prompts: int, group: int) -> tuple[Program, Program]:
         """The rollout's two programs: look (overviews, prefill, stage 1) and zoom (crops, stage 2)."""
         _, state = self.init()
         rows, filters = prompts * group, SamplingConfig(temperature=1.0)
@@ -87,7 +106,7 @@ class Training:
         look_args = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
         look = self._compile(engine._look, *look_args, group=group, filters=filters)
         shapes = jax.eval_shape(engine._look, *look_args, group=group, filters=filters)
-        _, cache, _, _, _, start, _ = placed(shapes, look.output_shardings)
+        _, cache, _, _, _, start, _ = placed(shapes, look.compiled.output_shardings)
         length = self.episode.crop_len
         crop_ids, crop_valid, zooms = (
             self._on_rows(jax.ShapeDtypeStruct(shape, dtype))
@@ -96,7 +115,7 @@ class Training:
         zoom_args = (state.params, cache, start, None, crop_ids, crop_valid, batch.crops, zooms, keys, 1.0)
         return look, self._compile(engine._zoom, *zoom_args, filters=filters)
 
-    def grpo(self, prompts: int, group: int) -> Compiled:
+    def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
         graph, state = self.init()
         tokens = self.freeze_vision
@@ -130,17 +149,15 @@ class Training:
         spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
         return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
 
-    def _compile(self, function, *args, **static) -> Compiled:
+    def _compile(self, function, *args, **static) -> Program:
         with jax.set_mesh(self.mesh):
-            return function.lower(*args, **static).compile()
+            return Program(function.lower(*args, **static).compile(), args)
 
     def _row_builder(self):
-        """What the programs need of a `RowBuilder`; the ids' values change nothing in them."""
+        """What the programs need of a `RowBuilder`; banned tokens are the stops, so that rows run to the ends of their slots."""
         model = self.model
         banned = (model.vision_start_id, model.vision_end_id, model.image_token_id, model.video_token_id)
-        return SimpleNamespace(
-            episode=self.episode, stop_ids=(model.eos_id, model.bos_id), banned_ids=banned, pad_id=model.bos_id
-        )
+        return SimpleNamespace(episode=self.episode, stop_ids=banned[:2], banned_ids=banned, pad_id=model.bos_id)
 
     def _on_rows(self, x) -> jax.ShapeDtypeStruct:
         """A shape whose first dimension lies along data and fsdp."""

@@ -1,0 +1,188 @@
+"""`zoomearth plan` at nano size on the attached CPU, and its parts; TPU topologies where libtpu is there."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+
+import jax
+import pytest
+
+from zoomearth_jax import plan as verb
+from zoomearth_jax.bench import plan as bench
+from zoomearth_jax.chips import CHIPS, Chip
+from zoomearth_jax.configs.presets import preset
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.flops import full_counts, rollout_flops
+from zoomearth_jax.plan import PlanConfig, fit, report
+from zoomearth_jax.plan.steps import Training, count_parameters
+from zoomearth_jax.tpu_flags import set_tpu_flags
+
+STEPS = ("sft", "prefill", "decode", "crop", "grpo")
+CHIP = Chip("test", 1e12, 2**30, 1e11, 1e10, 4, 1e9, 4)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verb, "measured_chip", lambda devices, dtype: CHIP)
+        return verb.plan(PlanConfig(preset="nano", prompts=2, group=2, hottest=2))
+
+
+def test_every_step_is_there(planned):
+    assert planned["chips"] == jax.device_count()
+    assert planned["hbm_bytes"] == 2**30
+    assert tuple(planned["steps"]) == STEPS
+    for row in planned["steps"].values():
+        assert row["fits"]
+        assert row["flops"] > 0
+        assert row["seconds"] > 0
+        assert 0 < row["mfu"] < 1
+        assert len(row["hottest"]) == 2
+    assert json.loads(json.dumps(planned)) == planned
+
+
+def test_memory_adds_up(planned):
+    for row in planned["steps"].values():
+        parts = ("parameters", "optimizer", "reference", "cache", "activations")
+        assert row["total_bytes"] == sum(row[f"{part}_bytes"] for part in parts)
+    parameters = 4 * count_parameters(preset("nano")[0])
+    assert {row["parameters_bytes"] for row in planned["steps"].values()} == {parameters}
+    assert parameters < planned["steps"]["grpo"]["optimizer_bytes"] < 2 * parameters  # a frozen encoder has no moments
+    assert planned["steps"]["decode"]["total_bytes"] > parameters + planned["steps"]["grpo"]["optimizer_bytes"]
+
+
+def test_seconds_are_those_of_the_bounds(planned):
+    for row in planned["steps"].values():
+        parts = [row[f"{part}_bound_seconds"] for part in ("compute", "memory", "links", "copies")]
+        assert row["seconds"] == pytest.approx(sum(parts))
+        assert row["seconds"] == pytest.approx(row["cycle_seconds"])  # a CPU's compiler counts no cycles
+
+
+def test_program_flops_are_near_the_model_flops(planned):
+    """Padding aside, which nano's rows have little of: no step does less than it must, nor three times as much."""
+    for name in ("sft", "prefill", "crop", "grpo"):
+        row = planned["steps"][name]
+        assert 0.95 * row["model_flops"] < row["flops"] < 3 * row["model_flops"], name
+
+
+def test_the_rollout_is_its_parts(planned):
+    model, episode = preset("nano")
+    parts = sum(planned["steps"][name]["model_flops"] for name in ("prefill", "decode", "crop"))
+    assert parts == pytest.approx(rollout_flops(model, full_counts(episode, 2, 2)))
+    decode = planned["steps"]["decode"]
+    assert decode["token_seconds"] == decode["seconds"] / (episode.stage1_len + episode.stage2_len - 2)
+
+
+def test_the_text_has_what_the_json_has(planned):
+    text = verb.text(planned)
+    for line in (*STEPS, "assumptions:", "total GiB", "MFU"):
+        assert line in text
+
+
+def test_fill_scales_mfu(monkeypatch):
+    training = report._training(PlanConfig(preset="nano"), jax.devices())
+    row = {"total_bytes": 2**31, "seconds": 1.0, "cycle_seconds": 2.0}
+    full, half = (
+        report._finished("sft", dict(row), PlanConfig(preset="nano", fill=fill), training, CHIP) for fill in (1.0, 0.5)
+    )
+    assert full["mfu"] == 2 * half["mfu"] == 2 * full["cycle_mfu"]
+    assert not full["fits"]
+
+
+def test_what_the_compiler_gave_up_on():
+    row = report._too_large(
+        "RESOURCE_EXHAUSTED: E1000: the memory required (17.50G) exceeds available HBM (15.75G)\nmore"
+    )
+    assert row["total_bytes"] == 17.5 * 2**30
+    row = report._too_large("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.")
+    assert row["total_bytes"] == 2**29
+
+
+def test_candidates_divide_the_work():
+    config = PlanConfig(preset="qwen2_5_vl_3b", prompts=16, group=4)
+    found = fit.candidates(config, [object()] * 16, CHIPS["TPU v5 lite"])
+    assert {candidate.mesh for candidate in found} >= {(1, 16, 1), (4, 4, 1), (8, 1, 2)}
+    for candidate in found:
+        data, fsdp, tensor = candidate.mesh
+        assert data * fsdp * tensor == 16
+        assert 16 % (data * fsdp * candidate.accumulate) == 0
+    assert found == sorted(found, key=lambda c: (c.guessed_seconds, c.guessed_bytes))
+
+
+def test_fit_takes_the_fastest_that_fits(monkeypatch):
+    seconds = {"none": 1.0, "dots": 2.0, "full": 3.0}
+
+    def reported(config, devices, known):
+        remat = config.compute.remat
+        return {
+            "steps": {"sft": {"seconds": seconds[remat], "fits": remat != "none", "total_bytes": 1}},
+            "remat": remat,
+        }
+
+    monkeypatch.setattr(fit, "report_of", reported)
+    config = PlanConfig(preset="nano", prompts=1, group=1, tries=3)
+    best = fit.fastest(config, jax.devices()[:1], CHIP)
+    assert best["remat"] == "dots"
+    assert [row["fits"] for row in best["tried"]].count("NO") == 1
+    seconds["dots"] = seconds["full"] = 0.0
+    monkeypatch.setattr(
+        fit, "report_of", lambda c, *_: {"steps": {"sft": {"fits": False, "total_bytes": 1, "seconds": None}}}
+    )
+    with pytest.raises(UserError, match="nothing fits"):
+        fit.fastest(config, jax.devices()[:1], CHIP)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mesh": (1, 2)}, "three sizes"),
+        ({"mesh": (1, 2, 1)}, "not the 1 devices"),
+        ({"fill": 1.5}, "fill is a share"),
+        ({"accumulate": 4}, "doesn't divide"),
+        ({"preset": "qwen"}, "unknown preset"),
+        ({"programs": ()}, "programs"),
+        ({"group": 0}, "must be positive"),
+    ],
+)
+def test_bad_settings(settings, message, monkeypatch):
+    monkeypatch.setattr(verb, "measured_chip", lambda devices, dtype: CHIP)
+    with pytest.raises(UserError, match=message):
+        verb.plan(PlanConfig(**{"preset": "nano", "prompts": 2, "group": 2, **settings}))
+
+
+def test_a_topology_needs_libtpu(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape("zoomearth_jax[plan]")):
+        verb.plan(PlanConfig(preset="nano", topology="v5e:4x4"))
+
+
+def test_tpu_flags_leave_what_is_set(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--a=1")
+    set_tpu_flags()
+    set_tpu_flags()
+    assert os.environ["LIBTPU_INIT_ARGS"].split()[0] == "--a=1"
+    assert len(os.environ["LIBTPU_INIT_ARGS"].split()) == 2
+
+
+def test_bench_plan(monkeypatch):
+    programs = bench._programs
+    monkeypatch.setattr(
+        bench, "_programs", lambda *args: {k: v for k, v in programs(*args).items() if k in ("look", "sft")}
+    )
+    monkeypatch.setattr(Training, "grpo", lambda *_: None)
+    rows = bench.bench_plan(bench.PlanBenchConfig(models=("nano",), prompts=1, group=2, repeats=1))
+    assert [row["step"] for row in rows] == ["sft", "look"]
+    for row in rows:
+        assert row["ratio"] == row["measured_s"] / row["predicted_s"] > 0
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu; pip install 'zoomearth_jax[plan]'")
+def test_tpu_topology():
+    config = PlanConfig(preset="nano", topology="v5e:2x2", mesh=(1, 4, 1), prompts=4, group=2, programs=("grpo",))
+    found = verb.plan(dataclasses.replace(config))["steps"]["grpo"]
+    assert found["fits"]
+    assert 0 < found["seconds"] < found["cycle_seconds"]
+    assert set(found["collectives"]) >= {"all-reduce"}
