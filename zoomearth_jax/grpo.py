@@ -17,16 +17,19 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import grpo_flops, rollout_flops, row_counts
+from zoomearth_jax.metrics import say
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.panel import write_panel
 from zoomearth_jax.preemption import StopSignal
+from zoomearth_jax.rl.custom_rewards import load_custom
 from zoomearth_jax.rl.learner import (
     GRPOBatch,
     RowBatch,
@@ -40,7 +43,7 @@ from zoomearth_jax.rl.learner import (
 )
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
-from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
+from zoomearth_jax.rl.rewards import episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
 from zoomearth_jax.runs import look_ahead, of_all_processes, on_mesh, open_loader, open_run
 from zoomearth_jax.sinks import check_sinks
@@ -66,7 +69,8 @@ class GRPOConfig:
         temperature: of sampling, in both stages, and of the log-probabilities. (Top-k, top-p and a repetition penalty
             would draw from another distribution than the ratio is taken of.)
         objective: advantages, ratio, clipping, KL and how tokens add up.
-        reward: weights and shapes of the rewards.
+        reward: weights and shapes of the rewards; `--reward paper` and `--reward reference` take a named spec, which further
+            settings change.
         optimizer: AdamW's settings.
         lora: adapters that train instead of the model's own parameters; the reference is the model without them.
         compute: number types, attention backend, and what the backward pass recomputes.
@@ -182,7 +186,10 @@ def update(train_step, state, reference, batches: Sequence[GRPOBatch], updates: 
 def grpo(config: GRPOConfig) -> Path:
     """Runs GRPO; returns the run's directory."""
     check_sinks(config.log)
+    load_custom(config.reward)
     with on_mesh(config.mesh, config.model) as mesh:
+        if jax.process_index() == 0:
+            say(f"reward {config.reward.describe()}")
         return _grpo(config, mesh)
 
 

@@ -17,6 +17,7 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.presets import PRESETS, preset
+from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.demo import DemoConfig
@@ -26,7 +27,6 @@ from zoomearth_jax.grpo import GRPOConfig
 from zoomearth_jax.make_scenes import ScenesConfig
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
 from zoomearth_jax.pretrain_nano import PretrainNanoConfig
-from zoomearth_jax.rl.rewards import RewardSpec
 from zoomearth_jax.sft import SFTConfig
 
 CONFIGS = (

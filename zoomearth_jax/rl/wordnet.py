@@ -7,6 +7,7 @@ our results equal nltk's. WordNet is Princeton University's; its licence is in L
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 import sys
@@ -185,6 +186,7 @@ def reader(source: Path):
         )
     # nltk reads inside its data paths alone, and wants a list of lexicographer files, which Debian leaves out
     home = Path(tempfile.mkdtemp(prefix="wordnet-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)  # nltk reads on while the process lives
     folder = home / "corpora" / "wordnet"
     folder.mkdir(parents=True)
     for name in names:
