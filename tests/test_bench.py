@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from zoomearth_jax.bench import BENCHMARKS, loader, peers, table
+from zoomearth_jax.bench import BENCHMARKS, loader, peers, rewards, table
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.rl.wordnet import WordNet, wordnet
 
 
 def test_table_aligns_rows_with_different_columns():
@@ -56,6 +57,8 @@ def test_models_may_be_separated_by_commas():
         (["bench", "loader", "--formats", "jpg"], "formats are png and tif"),
         (["bench", "loader", "--repeats", "0"], "counts must be positive"),
         (["bench", "packing", "--width", "96"], "width a multiple of 128"),
+        (["bench", "rewards", "--pairs", "0"], "pairs and repeats must be positive"),
+        (["bench", "rewards", "--source", "nowhere"], "no data.noun; give the folder of WordNet 3.0's files"),
         (["bench", "windows", "--sides", "7"], "sides must be even"),
         (["bench", "full-size", "--tokens", "0"], "tokens must be positive"),
         (["bench", "full-size", "--preset", "nanno"], "did you mean 'nano'"),
@@ -98,6 +101,49 @@ def test_windows_times_both_kinds(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["patches"] for row in rows] == [64, 256]
     assert all(row["windows_s"] > 0 and row["whole_s"] > 0 for row in rows)
+
+
+class Corpus:
+    """Looks like nltk's reader, with the shipped graph behind it; `off` is what it adds to similarities."""
+
+    def __init__(self, off=0.0):
+        self.off = off
+
+    def _morphy(self, word, part):
+        return wordnet().morphy(word, "nvar".index(part))
+
+    def synsets(self, word):
+        return [Synset(word, self.off)]
+
+
+@dataclasses.dataclass
+class Synset:
+    word: str
+    off: float
+
+    def path_similarity(self, other):
+        return wordnet().path_similarity([self.word], [other.word])[0] + self.off
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01])
+def test_rewards_counts_what_differs_from_nltk(off, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rewards, "reader", lambda source: Corpus(off))
+    monkeypatch.setattr(WordNet, "lemmas", ["geese", "dog"])
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"ground_truth": "Ships."}\n{"answer": "boat"}\n{"ground_truth": "3"}\n')
+    sizes = ["--boxes", "2000", "--pairs", "60", "--repeats", "1"]
+    assert main(["bench", "rewards", "--answers", str(answers), *sizes, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert 0 < row["box_error"] < 1e-6
+    assert row["boxes_per_s"] > 0
+    assert row["wordnet_ratio"] == pytest.approx(row["wordnet_pairs_per_s"] / row["nltk_pairs_per_s"])
+    assert (
+        row["wordnet_mismatches"] == 0 if off == 0 else 20 < row["wordnet_mismatches"] < 60
+    )  # equal answers don't differ
+    assert (row["wordnet_pairs"], row["lemmas"], row["lemma_mismatches"]) == (60, 5, 0)
+    answers.write_text("{}\n")
+    assert main(["bench", "rewards", "--answers", str(answers)]) == 2
+    assert "answers.jsonl line 1: no JSON object with ground_truth or answer" in capsys.readouterr().err
 
 
 @pytest.mark.parity

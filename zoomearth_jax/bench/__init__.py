@@ -21,6 +21,7 @@ from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
+from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 from zoomearth_jax.tables import table
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "peers": (PeersConfig, bench_peers),
     "plan": (PlanBenchConfig, bench_plan),
     "resume": (ResumeConfig, bench_resume),
+    "rewards": (RewardsConfig, bench_rewards),
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
 }

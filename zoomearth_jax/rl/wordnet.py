@@ -12,6 +12,7 @@ import functools
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -54,6 +55,16 @@ class WordNet:
             self._irregular[int(part)][form] = bases
         self._known: dict[str, _Word] = {}
         self.lemmatize = functools.cache(self._lemmatize)
+
+    @property
+    def lemmas(self) -> list[str]:
+        """All that it knows, as they are looked up."""
+        return list(self._lemmas)
+
+    def forget(self) -> None:
+        """Empties the caches of words, for timings."""
+        self._known.clear()
+        self.lemmatize.cache_clear()
 
     def _senses(self, form: str, part: int) -> np.ndarray:
         """Synsets of a lemma as one part of speech."""
@@ -182,7 +193,8 @@ def reader(source: Path):
     missing = [name for name in names if not (source / name).is_file()]
     if missing:
         raise UserError(
-            f"{source}: no {missing[0]}; give the folder of WordNet 3.0's files, such as /usr/share/wordnet"
+            f"{source}: no {missing[0]}; give the folder of WordNet 3.0's files (Debian's packages wordnet-base and "
+            "wordnet-sense-index put them into /usr/share/wordnet)"
         )
     # nltk reads inside its data paths alone, and wants a list of lexicographer files, which Debian leaves out
     home = Path(tempfile.mkdtemp(prefix="wordnet-"))
@@ -193,7 +205,9 @@ def reader(source: Path):
         shutil.copyfile(source / name, folder / name)
     (folder / "lexnames").write_text("".join(f"{i:02}\tfile.{i:02}\t1\n" for i in range(45)), encoding="ascii")
     nltk.data.path.insert(0, str(home))
-    return WordNetCorpusReader(nltk.data.find("corpora/wordnet"), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that other languages are missing
+        return WordNetCorpusReader(nltk.data.find("corpora/wordnet"), None)
 
 
 def build(source: Path, out: Path) -> None:
