@@ -100,6 +100,9 @@ def _plan_rollout(config, training: Training, network: Network) -> dict:
     held = {"reference": config.kl, "resident": True, "cache": cache}
     rows = {"prefill": _memory(look, training, **held), "crop": _memory(zoom, training, **held)}
     rows["decode"] = max(rows.values(), key=lambda row: row["total_bytes"])
+    failed = _unreadable(look) or _unreadable(zoom)
+    if failed:
+        return {name: row | failed for name, row in rows.items()}
     tokens = [episode.stage1_len - 1, episode.stage2_len - 1]
     costs = {True: {}, False: {}}
     for cycles, parts in costs.items():
@@ -156,7 +159,18 @@ def play(compiled, training: Training, network: Network, cycles: bool, open_trip
 
 
 def _time(compiled, training: Training, network: Network) -> dict:
-    return _cost_row(*(play(compiled, training, network, cycles)[0] for cycles in (False, True)))
+    return _unreadable(compiled) or _cost_row(
+        *(play(compiled, training, network, cycles)[0] for cycles in (False, True))
+    )
+
+
+def _unreadable(compiled) -> dict:
+    """What to say of a program whose text jaxlib can't read, as of some of a newer libtpu; its memory is known still."""
+    try:
+        compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        return {"failed": f"compiled, but its text can't be read: {error}".splitlines()[0]}
+    return {}
 
 
 def _cost_row(cost: Cost, cycles: Cost) -> dict:
@@ -184,7 +198,7 @@ def _too_large(message: str) -> dict:
 
 def _finished(name: str, row: dict, config, training: Training, known: Chip) -> dict:
     """The row with what follows from chip and model."""
-    row["fits"] = "failed" not in row and row["total_bytes"] <= known.hbm_bytes
+    row["fits"] = "parameters_bytes" in row and row["total_bytes"] <= known.hbm_bytes
     row["model_flops"] = config.fill * step_flops(name, config, training)
     chips = training.mesh.size
     for seconds, share in (("seconds", "mfu"), ("cycle_seconds", "cycle_mfu")):

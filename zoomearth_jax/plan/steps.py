@@ -48,7 +48,7 @@ class Program(NamedTuple):
                 return x
             if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
                 return jax.device_put(jax.random.split(jax.random.key(0), x.shape), x.sharding)
-            return jax.device_put((jnp.ones if x.dtype == bool else jnp.zeros)(x.shape, x.dtype), x.sharding)
+            return jax.device_put(np.ones(x.shape, bool) if x.dtype == bool else np.zeros(x.shape, x.dtype), x.sharding)
 
         return jax.tree.map(one, self.args)
 
