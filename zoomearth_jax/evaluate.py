@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -18,12 +19,12 @@ from tqdm import tqdm
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.protocol import is_correct
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
 from zoomearth_jax.data_pipeline.sources import open_sources
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.rl.rewards import box_arrays, box_iou
+from zoomearth_jax.rl.answers import answer_scores
+from zoomearth_jax.rl.rewards import box_arrays, box_iou, window_arrays
 from zoomearth_jax.rl.rollout import Episode, RolloutEngine
 from zoomearth_jax.runs import look_ahead, on_mesh
 
@@ -40,6 +41,8 @@ class EvaluateConfig:
         sampling: how tokens are drawn.
         compute: number types and backends.
         mesh: how the devices of one process share the work.
+        match: when an answer is correct: `exact`, up to case, outer blanks and a final dot; `wordnet`, the paper's, also where a
+            word's path similarity is 0.8 or more; `typed`, so for words alone, not for numbers, yes and no.
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
         seed: of the procedural questions and of sampling.
@@ -54,6 +57,7 @@ class EvaluateConfig:
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    match: Literal["exact", "wordnet", "typed"] = "exact"
     masked: bool = True
     batch_size: int = 256
     seed: int = 0
@@ -92,17 +96,28 @@ def play(
     return episodes[: len(questions)]
 
 
-def summarize(questions: Sequence[Question], episodes: Sequence[Episode]) -> dict:
+def are_correct(questions: Sequence[Question], episodes: Sequence[Episode], match: str) -> np.ndarray:
+    """bool [N]: whether each answer scores full marks by `answer_scores`."""
+    return answer_scores(match, [e.answer for e in episodes], [q.answer for q in questions]) == 1
+
+
+def summarize(
+    questions: Sequence[Question], episodes: Sequence[Episode], min_window_px: int, match: str = "exact"
+) -> dict:
     """Accuracy over all questions and per level, APO IoU, zoom rate and the rates of what went wrong.
 
     apo_iou is the mean IoU of raw boxes over the questions with a reference box, 0 where no valid box was named;
     apo_iou_window the same of the windows that were read, against those of the references.
+
+    Args:
+        min_window_px: a crop's shortest side, for the windows of the references.
+        match: when an answer is correct (see `EvaluateConfig`).
     """
-    correct = np.array([is_correct(e.answer, q.answer) for e, q in zip(episodes, questions, strict=True)])
+    correct = are_correct(questions, episodes, match)
     levels = np.array([q.level for q in questions])
     has_box = np.array([q.box is not None for q in questions])
     iou = ious(questions, [e.box if e.zoomed else None for e in episodes])
-    window_iou = ious(questions, [e.window for e in episodes])
+    window_iou = _iou(*window_arrays(questions, episodes, min_window_px))
     zoomed = np.array([e.zoomed for e in episodes])
     return {
         "questions": len(questions),
@@ -122,11 +137,14 @@ def summarize(questions: Sequence[Question], episodes: Sequence[Episode]) -> dic
 
 def ious(questions: Sequence[Question], boxes) -> np.ndarray:
     """IoU of each box with its question's reference; 0 where either is missing."""
-    predicted, reference, applies = box_arrays(questions, boxes)
+    return _iou(*box_arrays(questions, boxes))
+
+
+def _iou(predicted: np.ndarray, reference: np.ndarray, applies: np.ndarray) -> np.ndarray:
     return np.asarray(box_iou(predicted, reference)) * applies
 
 
-def sample_record(question: Question, episode: Episode, iou: float | None = None) -> dict:
+def sample_record(question: Question, episode: Episode, iou: float | None = None, match: str = "exact") -> dict:
     """What is kept of one episode; its `iou` (see `ious`) is computed where it isn't known yet."""
     return {
         "question": question.text,
@@ -134,7 +152,7 @@ def sample_record(question: Question, episode: Episode, iou: float | None = None
         "reference": question.answer,
         "reference_box": None if question.box is None else [round(c, 1) for c in question.box.corners],
         "answer": episode.answer,
-        "correct": is_correct(episode.answer, question.answer),
+        "correct": bool(are_correct([question], [episode], match)[0]),
         "iou": float(ious([question], [episode.box if episode.zoomed else None])[0]) if iou is None else iou,
         "box": None if episode.box is None else [round(c, 1) for c in episode.box.to(question.image.frame).corners],
         "box_reason": episode.box_reason,
@@ -171,12 +189,13 @@ def _evaluate(config: EvaluateConfig, mesh: Mesh) -> dict:
             mask_crop=name == "masked",
             batch_size=config.batch_size,
         )
-        results[name] = summarize(questions, episodes)
+        results[name] = summarize(questions, episodes, rows.episode.min_window_px, config.match)
         if name == "shown" and config.samples is not None:
             config.samples.parent.mkdir(parents=True, exist_ok=True)
             with open(config.samples, "w", encoding="utf-8") as file:
                 for question, episode in zip(questions, episodes, strict=True):
-                    file.write(json.dumps(sample_record(question, episode), ensure_ascii=False) + "\n")
+                    record = sample_record(question, episode, match=config.match)
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return results
 
 
