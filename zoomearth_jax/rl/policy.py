@@ -96,7 +96,8 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
     def one(hidden_BTD, targets_BT):
         logits = constrain(model.decoder.logits(hidden_BTD) / temperature, "batch", None, "vocab")
         logp = jax.nn.log_softmax(masked_logits(logits, banned_ids))
-        entropy = -jnp.sum(jnp.where(jnp.isfinite(logp), jnp.exp(logp) * logp, 0.0), axis=-1)
+        # the product of a banned id's 0 and -inf would have a NaN gradient inside the choice
+        entropy = -jnp.sum(jnp.exp(logp) * jnp.where(jnp.isfinite(logp), logp, 0.0), axis=-1)
         is_target = targets_BT[..., None] == jnp.arange(logp.shape[-1])  # a sum over the vocabulary stays on its shards
         return jnp.sum(jnp.where(is_target, logp, 0.0), axis=-1), entropy
 
