@@ -30,13 +30,35 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x_BTD, angles_BTH, valid_BT, past: KVCache | None):
         """Returns the layer's output and its own rotated keys and values, [B, K, T, H] each."""
+        return self._run(x_BTD, angles_BTH, lambda q, k, v: decoder_attention(q, k, v, valid_BT, past, self.attention))
+
+    def grouped(self, x_NSD, angles_NSH, valid_NP, valid_BT):
+        """The output of rows [prompt | reply | reply ...]: N prompts, each with its B / N replies of T tokens."""
+        (prompts, split), (replies, length) = valid_NP.shape, valid_BT.shape
+
+        def attend(q_NSQH, k_NKSH, v_NKSH):
+            (k_NKPH, k_NKRH), (v_NKPH, v_NKRH) = (jnp.split(x, [split], axis=2) for x in (k_NKSH, v_NKSH))
+            q_NPQH, q_NRQH = jnp.split(q_NSQH, [split], axis=1)
+            prompt = decoder_attention(q_NPQH, k_NKPH, v_NKPH, valid_NP, None, self.attention)
+            past = KVCache(*(jnp.repeat(x, replies // prompts, axis=0) for x in (k_NKPH, v_NKPH, valid_NP)))
+            k_BKTH, v_BKTH = (
+                x.reshape(*x.shape[:2], -1, length, x.shape[3]).swapaxes(1, 2).reshape(replies, -1, length, x.shape[3])
+                for x in (k_NKRH, v_NKRH)
+            )
+            q_BTQH = q_NRQH.reshape(replies, length, *q_NRQH.shape[2:])
+            reply = decoder_attention(q_BTQH, k_BKTH, v_BKTH, valid_BT, past, self.attention)
+            return jnp.concatenate([prompt, reply.reshape(q_NRQH.shape)], axis=1)
+
+        return self._run(x_NSD, angles_NSH, attend)[0]
+
+    def _run(self, x_BTD, angles_BTH, attend):
         y_BTD = self.input_norm(x_BTD)
         q, k, v = (
             proj(y_BTD).reshape(*y_BTD.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rope(q, angles_BTH), apply_rope(k, angles_BTH)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        out = decoder_attention(q, k, v, valid_BT, past, self.attention)
+        out = attend(q, k, v)
         x_BTD = x_BTD + self.o_proj(out.reshape(x_BTD.shape))
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD)), (k, v)
 
@@ -81,6 +103,32 @@ class Decoder(nnx.Module):
 
         x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
         return self.norm(x_BTD), KVCache(k, v, valid_BT)
+
+    def grouped(self, x_NPD, positions_3NP, valid_NP, x_BTD, positions_3BT, valid_BT):
+        """Prompts and the replies that follow each of them, in one pass over the layers: weights are gathered once, and
+        gradients reduced once, for both.
+
+        Args:
+            x_NPD, positions_3NP, valid_NP: N prompts.
+            x_BTD, positions_3BT, valid_BT: their replies; i G … (i + 1) G - 1 follow prompt i.
+
+        Returns:
+            normed hidden states [N, P, D] and [B, T, D].
+        """
+        config, (prompts, split, width) = self.config, x_NPD.shape
+
+        def rows(a_NP, a_BT):
+            return jnp.concatenate([a_NP, a_BT.reshape(prompts, -1, *a_BT.shape[2:])], axis=1)
+
+        settings = config.head_dim, config.rope_theta, config.mrope_section
+        angles_NSH = rows(text_angles(positions_3NP, *settings), text_angles(positions_3BT, *settings))
+
+        def step(layer, x_NSD, _):
+            return layer.grouped(x_NSD, angles_NSH, valid_NP, valid_BT), None
+
+        x_NSD, _ = scan_layers(self.layers, step, rows(x_NPD, x_BTD), None, self.remat)
+        x_NSD = self.norm(x_NSD)
+        return x_NSD[:, :split], x_NSD[:, split:].reshape(*x_BTD.shape[:2], width)
 
     def lookup(self, ids_BT):
         """Embeddings [B, T, D] of token ids.

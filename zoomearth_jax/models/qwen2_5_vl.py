@@ -133,13 +133,30 @@ class Qwen2_5_VL(nnx.Module):
         Returns:
             hidden [B, T, D], the segment's own KVCache, and next_B, the position after the segment.
         """
+        x_BTD, positions_3BT, next_B = self._inputs(ids_BT, valid_BT, features_BFD, grids_BI2, start_B)
+        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
+        return hidden_BTD, cache, next_B
+
+    def grouped(self, prompt, reply):
+        """Hidden states [N, P, D] of prompts and [B, T, D] of the replies that follow them, B / N each, in one pass.
+
+        The same as `segment` of the prompts, and then of the replies after the repeated cache.
+
+        Args:
+            prompt, reply: (ids, valid, features, grids) as `segment` takes them.
+        """
+        x_NPD, positions_3NP, next_N = self._inputs(*prompt, None)
+        start_B = jnp.repeat(next_N, reply[0].shape[0] // next_N.shape[0])
+        x_BTD, positions_3BT, _ = self._inputs(*reply, start_B)
+        return self.decoder.grouped(x_NPD, positions_3NP, prompt[1], x_BTD, positions_3BT, reply[1])
+
+    def _inputs(self, ids_BT, valid_BT, features_BFD, grids_BI2, start_B):
+        """Embeddings with images, positions, and the position after them."""
         if grids_BI2 is None:
             grids_BI2 = jnp.zeros((ids_BT.shape[0], 1, 2), jnp.int32)
         is_image_BT = ids_BT == self.config.image_token_id
         positions_3BT, next_B = mrope_positions(is_image_BT, valid_BT.astype(bool), grids_BI2, start_B)
-        x_BTD = self.embed(ids_BT, features_BFD)
-        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
-        return hidden_BTD, cache, next_B
+        return self.embed(ids_BT, features_BFD), positions_3BT, next_B
 
 
 @functools.cache

@@ -115,17 +115,8 @@ def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment):
     Returns:
         [B, T, D]: at a slot, the state of the nearest valid token before it (the prompt's last one at first).
     """
-    group = reply.ids.shape[0] // prompt.ids.shape[0]
-    hidden_NTD, cache, next_N = model.segment(prompt.ids, prompt.valid, prompt.features, prompt.grids)
-    first_BD = repeat_rows(last_valid(hidden_NTD, prompt.valid), group)
-    hidden_BTD, _, _ = model.segment(
-        reply.ids,
-        reply.valid,
-        reply.features,
-        reply.grids,
-        repeat_rows(next_N, group),
-        repeat_cache(cache, group),
-    )
+    hidden_NPD, hidden_BTD = model.grouped(prompt, reply)
+    first_BD = repeat_rows(last_valid(hidden_NPD, prompt.valid), reply.ids.shape[0] // prompt.ids.shape[0])
     # 0 is the prompt's last token, i + 1 is slot i
     seen_BT = jax.lax.cummax(jnp.where(reply.valid, jnp.arange(1, reply.ids.shape[1] + 1), 0), axis=1)
     source_BT = jnp.pad(seen_BT[:, :-1], ((0, 0), (1, 0)))
