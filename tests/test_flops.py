@@ -67,6 +67,8 @@ def test_steps_count_what_trains():
     assert grpo_flops(config, COUNTS, freeze_vision=True, kl=False) == 3 * text
     assert grpo_flops(config, COUNTS, freeze_vision=True, kl=True, updates=2) == 2 * 4 * text
     assert grpo_flops(config, COUNTS, freeze_vision=False, kl=True) == 4 * (text + forward.vision)
+    assert grpo_flops(config, COUNTS, freeze_vision=True, kl=False, scorings=2) == 5 * text
+    assert grpo_flops(config, COUNTS, freeze_vision=False, kl=False, scorings=1) == 4 * (text + forward.vision)
     assert mfu(2e12, 0.5, 4, 10e12) == pytest.approx(0.1)
 
 

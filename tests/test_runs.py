@@ -13,6 +13,7 @@ from PIL import Image
 
 from zoomearth_jax.ask import AskConfig, ask
 from zoomearth_jax.checkpoint import Checkpoints
+from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.data_pipeline.questions import read_questions
 from zoomearth_jax.demo import DemoConfig
 from zoomearth_jax.errors import UserError
@@ -41,8 +42,17 @@ def sft_run(folder):
 
 @pytest.fixture(scope="module")
 def grpo_run(folder, sft_run):
+    objective = ObjectiveConfig(kl_in="reward", importance_cap=2.0, dual_clip=3.0, flat_groups="drop")
     config = GRPOConfig(
-        model=str(sft_run.out), out=folder / "grpo", steps=4, prompts=4, group=4, checkpoint_every=2, updates=2
+        model=str(sft_run.out),
+        out=folder / "grpo",
+        steps=4,
+        prompts=4,
+        group=4,
+        checkpoint_every=2,
+        updates=2,
+        minibatches=2,
+        objective=objective,
     )
     grpo(config)
     return config

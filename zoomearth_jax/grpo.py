@@ -212,12 +212,12 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     score = make_scorer(graph, rows.episode, **scoring)
     score_old = objective.old_by_trainer and config.optimizer_steps > 1  # in a first step the policy is the old one
     lr = config.optimizer.rates(total)
-    frozen, kl, adapted = "vision" not in state.trainable, objective.kl_in_loss, has_lora(model)
+    frozen, adapted = "vision" not in state.trainable, has_lora(model)
 
     def flops(counts):
-        update = {"freeze_vision": frozen, "kl": kl, "lora": adapted, "updates": config.updates}
-        update["scorings"] = score_old + objective.kl_in_reward
-        return rollout_flops(model.config, counts) + grpo_flops(model.config, counts, **update)
+        passes = {"kl": objective.kl_in_loss, "updates": config.updates, "scorings": score_old + objective.kl_in_reward}
+        update = grpo_flops(model.config, counts, freeze_vision=frozen, lora=adapted, **passes)
+        return rollout_flops(model.config, counts) + update
 
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, minibatches=config.minibatches)
     open_run(config, model, rows, loader)
@@ -239,8 +239,8 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     more, total_reward = {}, rewards["total"]
                     if objective.kl_in_reward:
                         ref_logp = local_rows(score(reference, state.frozen, on_devices))
-                        kl, more["kl"] = sampled_kl(objective.kl, played, ref_logp, written_slots(rows.episode))
-                        total_reward = total_reward - objective.kl_weight * kl
+                        kl_sum, more["kl"] = sampled_kl(objective.kl, played, ref_logp, written_slots(rows.episode))
+                        total_reward = total_reward - objective.kl_weight * kl_sum
                     advantages = group_advantages(total_reward, config.group, objective.advantage)
                     table = episode_table(questions, played, rewards, advantages, rows.episode)
                     table = of_all_processes(table | more)
