@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -70,7 +69,8 @@ def grpo_loss(
     """-sum over tokens of weight x [w min(rho A, clip(rho) A) - kl_weight KL + entropy_weight H].
 
     Args:
-        logp, old_logp: log-probabilities [B, T] of the tokens, now and before the first update.
+        logp, old_logp: log-probabilities [B, T] of the tokens, now and before the first update; the latter are constants, or the
+            former behind a stop_gradient.
         advantages: [B].
         mask: [B, T], 1 on the tokens of the loss.
         weights: [B], of `row_weights`: those of a whole batch where these rows are a part of it, whose losses add up.
@@ -101,7 +101,7 @@ def grpo_loss(
     ratio = jnp.exp(log_ratio)
     surrogate, metrics = _clipped(objective, ratio, advantages[:, None], mean)
     if objective.importance_cap:
-        importance = jax.lax.stop_gradient(jnp.exp(difference(old_logp, sampler_logp)))
+        importance = jnp.exp(difference(old_logp, sampler_logp))
         truncated = jnp.minimum(importance, objective.importance_cap)
         surrogate = surrogate * truncated
         metrics["importance_weight"] = mean(truncated)
