@@ -62,6 +62,17 @@ def test_iou_and_region_equal_a_float64_loop(boxes):
         np.testing.assert_allclose(region_reward(spec, a, b, np.ones(len(a))), want, atol=1e-6, rtol=0)
 
 
+def test_region_is_exact_far_from_the_origin():
+    """At 20,000 px float32 holds 1/512 px: too coarse for centres, where the reward falls by 1e-3 a px."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(15_000, 19_000, (10_000, 2))
+    boxes = [np.concatenate([c, c + 300.3], axis=1) for c in (corner, corner + rng.normal(0, 150, corner.shape))]
+    a, b = np.array(boxes, np.float32)
+    d = np.linalg.norm((a - b.astype(np.float64)).reshape(-1, 2, 2).mean(axis=1), axis=1)
+    got = region_reward(REFERENCE, a, b, np.ones(len(a)))
+    np.testing.assert_allclose(got, np.tanh(200 / (d + 1e-6)), atol=1e-6, rtol=0)
+
+
 def test_iou_of_known_boxes():
     a = jnp.array([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2]], jnp.float32)
     b = jnp.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6]], jnp.float32)
