@@ -17,7 +17,7 @@ from zoomearth_jax.plan.fit import fastest
 from zoomearth_jax.plan.measure import measured_chip
 from zoomearth_jax.plan.report import report_of
 from zoomearth_jax.tables import table
-from zoomearth_jax.tpu_flags import set_tpu_flags
+from zoomearth_jax.tpu_flags import NO_SPARSE_CORES, set_tpu_flags
 
 PROGRAMS = ("sft", "rollout", "grpo")
 
@@ -101,7 +101,7 @@ def topology_devices(topology: str, slices: int = 1) -> list:
         raise UserError(
             "--topology needs libtpu: pip install 'zoomearth_jax[plan]'; without it the attached devices are taken"
         )
-    set_tpu_flags()
+    set_tpu_flags(NO_SPARSE_CORES)
     # libtpu looks for TPUs and their metadata server, and allows one process at a time, unless told otherwise
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",

@@ -244,6 +244,7 @@ def assumptions(config, known: Chip) -> list[str]:
         "asynchronous copies and collectives run beside them, synchronous ones don't; links are not shared with other work",
         "loops count by their trips, those over tokens to the end of their slots; vision blocks by their share of full ones",
         f"MFU: model FLOPs without padding, recomputation and cached work, {config.fill:.0%} of the slots filled",
+        "nothing runs on SparseCores, which v5p and v6e have",
         "no time for the host: reading images, sending batches, starting programs",
     ]
 
