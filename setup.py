@@ -52,7 +52,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["zoomearth_jax", "zoomearth_jax.*"]),
-    package_data={"zoomearth_jax": ["configs/runs/*.yaml", "models/nano*/*", "rl/wordnet.npz", "rl/LICENSE.wordnet", "report.html.j2"]},
+    package_data={
+        "zoomearth_jax": [
+            "configs/runs/*.yaml",
+            "models/nano*/*",
+            "rl/wordnet.npz",
+            "rl/LICENSE.wordnet",
+            "report.html.j2",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["zoomearth=zoomearth_jax.cli:main"]},
