@@ -89,7 +89,7 @@ def _evaluate_stage(engine, params, local: list[Question], whole: list[Question]
     def run(questions, temperature, mask_crop=False):
         sampling, batch_size = SamplingConfig(temperature=temperature), config.batch_size
         episodes = play(engine, params, questions, key, sampling=sampling, mask_crop=mask_crop, batch_size=batch_size)
-        return summarize(questions, episodes, engine.rows.episode.min_window_px)
+        return summarize(questions, episodes, engine.rows.episode)
 
     greedy, masked, sampled, overall = run(local, 0.0), run(local, 0.0, True), run(local, 1.0), run(whole, 0.0)
     return {

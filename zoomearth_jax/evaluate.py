@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
@@ -102,7 +103,7 @@ def are_correct(questions: Sequence[Question], episodes: Sequence[Episode], matc
 
 
 def summarize(
-    questions: Sequence[Question], episodes: Sequence[Episode], min_window_px: int, match: str = "exact"
+    questions: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig, match: str = "exact"
 ) -> dict:
     """Accuracy over all questions and per level, APO IoU, zoom rate and the rates of what went wrong.
 
@@ -110,14 +111,14 @@ def summarize(
     apo_iou_window the same of the windows that were read, against those of the references.
 
     Args:
-        min_window_px: a crop's shortest side, for the windows of the references.
+        layout: how a reference box becomes its window.
         match: when an answer is correct (see `EvaluateConfig`).
     """
     correct = are_correct(questions, episodes, match)
     levels = np.array([q.level for q in questions])
     has_box = np.array([q.box is not None for q in questions])
     iou = ious(questions, [e.box if e.zoomed else None for e in episodes])
-    window_iou = _iou(*window_arrays(questions, episodes, min_window_px))
+    window_iou = _iou(*window_arrays(questions, episodes, layout))
     zoomed = np.array([e.zoomed for e in episodes])
     return {
         "questions": len(questions),
@@ -189,7 +190,7 @@ def _evaluate(config: EvaluateConfig, mesh: Mesh) -> dict:
             mask_crop=name == "masked",
             batch_size=config.batch_size,
         )
-        results[name] = summarize(questions, episodes, rows.episode.min_window_px, config.match)
+        results[name] = summarize(questions, episodes, rows.episode, config.match)
         if name == "shown" and config.samples is not None:
             config.samples.parent.mkdir(parents=True, exist_ok=True)
             with open(config.samples, "w", encoding="utf-8") as file:

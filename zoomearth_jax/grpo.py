@@ -18,6 +18,7 @@ from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
@@ -68,6 +69,7 @@ class GRPOConfig:
         minibatches: optimizer steps a pass: a rollout's questions are cut into that many batches.
         temperature: of sampling, in both stages, and of the log-probabilities. (Top-k, top-p and a repetition penalty
             would draw from another distribution than the ratio is taken of.)
+        rollout: who decides on a crop, what goes on from the first look, in how many parts a step is played.
         objective: advantages, ratio, clipping, KL and how tokens add up.
         reward: weights and shapes of the rewards; `--reward paper` and `--reward reference` take a named spec, which further
             settings change.
@@ -100,6 +102,7 @@ class GRPOConfig:
     updates: int = 1
     minibatches: int = 1
     temperature: float = 1.0
+    rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardSpec = RewardSpec(region_alpha=0.5, region_unit="side")
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)

@@ -13,8 +13,8 @@ from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, _assign_images, _row_features
 from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.models.vision import vision_layout
+from zoomearth_jax.rl.decoding import Sampler, grow_cache
 from zoomearth_jax.rl.policy import last_valid
-from zoomearth_jax.rl.rollout import decode, grow_cache
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 1e-4  # absolute, fp32
@@ -82,11 +82,11 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
     rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=(IMAGE, VIDEO))
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
     keys = jax.random.split(jax.random.key(0), len(ids))
-    _, written_ids, _, written, *_ = decode(
-        model, grow_cache(cache, 12), ids.shape[1], 12, first, following, active, keys, 0.0, rows
-    )
-    assert np.asarray(written).all()
-    np.testing.assert_array_equal(written_ids, expected["greedy"])
+    sampler = Sampler(rows, 0.0)
+    stage = sampler.begin(model, first, ids.shape[1], 12, following, active, keys)
+    _, stage = sampler.go_on(model, grow_cache(cache, 12), stage, 12)
+    assert np.asarray(stage.written_BT).all()
+    np.testing.assert_array_equal(stage.ids_BT, expected["greedy"])
 
 
 def test_cache_equals_full_forward(golden):

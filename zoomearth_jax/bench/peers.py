@@ -28,8 +28,8 @@ from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.vision import pixel_values, vision_layout
+from zoomearth_jax.rl.decoding import Sampler, grow_cache
 from zoomearth_jax.rl.policy import last_valid, token_logprobs
-from zoomearth_jax.rl.rollout import decode, grow_cache
 from zoomearth_jax.rl.sampling import row_keys
 
 LEAST_SECONDS = 2.0  # short runs take more turns than asked for, until both have had this long together
@@ -155,8 +155,9 @@ class Ours:
         rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=banned)
         keys_B = row_keys(jax.random.key(0), jnp.arange(len(ids_BT)))[0]
         first, active = last_valid(hidden_BTD, valid_BT), jnp.ones(len(ids_BT), bool)
-        cache = grow_cache(cache, count)
-        return decode(model, cache, ids_BT.shape[1], count, first, next_B, active, keys_B, 0.0, rows)[1]
+        sampler = Sampler(rows, 0.0)
+        stage = sampler.begin(model, first, ids_BT.shape[1], count, next_B, active, keys_B)
+        return sampler.go_on(model, grow_cache(cache, count), stage, count)[1].ids_BT
 
     def _inputs(self, batch: Batch):
         return *self._params, batch.ids, batch.views, vision_layout(batch.grids[:, 1:], self._config.vision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from zoomearth_jax.errors import UserError
 
@@ -17,6 +18,9 @@ class EpisodeConfig:
     Attributes:
         view_px: longest side of the overview and of a crop as the model sees them.
         min_window_px: a crop's shortest side in px of the original (paper: 512).
+        crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
+            or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
+            the centre, which cuts long boxes.
         prompt_len: slots for the prompt with the overview's tokens.
         stage1_len: slots for what the policy says before the crop, with its stop token.
         stage2_len: slots for what it says after the crop, with its stop token.
@@ -27,6 +31,7 @@ class EpisodeConfig:
 
     view_px: int = 512
     min_window_px: int = 512
+    crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
     stage1_len: int = 640
     stage2_len: int = 256
@@ -38,6 +43,8 @@ class EpisodeConfig:
         for field in dataclasses.fields(self):
             if field.type == "int" and getattr(self, field.name) <= 0:
                 raise UserError(f"episode config: {field.name} must be positive")
+        if self.crop not in ("grow", "reference"):
+            raise UserError(f"episode config: crop must be grow or reference, not {self.crop!r}")
         if self.prompt_len <= self.view_tokens:
             raise UserError(f"episode config: prompt_len must exceed the {self.view_tokens} tokens of an overview")
 

@@ -66,12 +66,25 @@ def _grow(low: float, high: float, minimum: int, limit: int) -> tuple[int, int]:
     return start, stop
 
 
-def crop_window(box: Box, min_side: int) -> Box:
+def crop_window(box: Box, min_side: int, crop: str = "grow") -> Box:
     """The window that is read for a box: the one that the policy sees.
 
     Whole pixels; each side shorter than `min_side` grows around the centre, then the window moves inside the image.
-    The box is never cut, other than at the image's border. (The released code cuts long boxes to 512 px instead.)
+    The box is never cut, other than at the image's border.
+
+    Args:
+        crop: `grow`, or `reference` for the released code's window: where either side is shorter than `min_side`, the square
+            of that side around the centre, cut at the image's border; long and narrow boxes lose their ends.
     """
+    if (
+        crop == "reference"
+        and min(math.trunc(box.x2) - math.trunc(box.x1), math.trunc(box.y2) - math.trunc(box.y1)) < min_side
+    ):
+        left, top = (
+            (math.trunc(a) + math.trunc(b)) // 2 - min_side // 2 for a, b in ((box.x1, box.x2), (box.y1, box.y2))
+        )
+        square = Box(left, top, left + min_side, top + min_side, box.frame)
+        box, min_side = clamped(square) or box, 1
     x1, x2 = _grow(box.x1, box.x2, min_side, box.frame.width)
     y1, y2 = _grow(box.y1, box.y2, min_side, box.frame.height)
     return Box(x1, y1, x2, y2, box.frame)

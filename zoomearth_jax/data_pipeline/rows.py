@@ -109,7 +109,7 @@ class RowBuilder:
 
     def window(self, box: Box, image_frame: Frame) -> Box:
         """The window of the original that a box in any frame asks for: what the policy sees and the rewards score."""
-        return crop_window(box.to(image_frame), self.episode.min_window_px)
+        return crop_window(box.to(image_frame), self.episode.min_window_px, self.episode.crop)
 
     def crop(self, image: ImageSource, window: Box) -> np.ndarray:
         """The window as the model sees it, uint8 [h, w, 3]."""

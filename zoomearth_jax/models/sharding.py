@@ -77,6 +77,14 @@ def constrain(x, *axes: str | None):
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
+def row_shards(rows: int) -> int:
+    """Equal parts in which the mesh in context holds so many rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = None if mesh.empty else partition_spec(("batch",), (rows,), mesh)[0]
+    names = (spec,) if isinstance(spec, str) else spec or ()
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
+
+
 def num_devices() -> int:
     """Devices of the mesh in context; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, crop_window
 from zoomearth_jax.data_pipeline.protocol import follows_protocol, follows_reference
@@ -124,7 +125,7 @@ def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.nda
 
 
 def episode_box_rewards(
-    spec: RewardSpec, asked: Sequence[Question], episodes: Sequence[Episode], min_window_px: int
+    spec: RewardSpec, asked: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """IoU and region rewards of episodes, float32 [B] each.
 
@@ -133,12 +134,12 @@ def episode_box_rewards(
 
     Args:
         asked: each episode's question.
-        min_window_px: a crop's shortest side, for the windows of reference boxes.
+        layout: how a reference box becomes its window.
     """
     boxes = [e.box if e.zoomed else None for e in episodes]
     predicted, reference, applies = box_arrays(asked, boxes)
     side = np.array([max(q.image.frame.width, q.image.frame.height) for q in asked], np.float32)
-    windows = window_arrays(asked, episodes, min_window_px)[:2] if spec.iou == "window" else None
+    windows = window_arrays(asked, episodes, layout)[:2] if spec.iou == "window" else None
     iou, region = map(np.array, box_rewards(spec, predicted, reference, applies, side, windows))
     if spec.iou == "reference":
         for i in np.flatnonzero(applies):
@@ -147,11 +148,11 @@ def episode_box_rewards(
     return iou, region
 
 
-def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], min_window_px: int):
+def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig):
     """As `box_arrays`, of the windows that were read and those that the reference boxes would have given."""
     predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
     for i in np.flatnonzero(applies):
-        reference[i] = crop_window(questions[i].box, min_window_px).corners
+        reference[i] = crop_window(questions[i].box, layout.min_window_px, layout.crop).corners
     return predicted, reference, applies
 
 
@@ -179,7 +180,7 @@ def episode_rewards(
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
     views = [rows.view_frame(view) for view in played.overviews for _ in range(group)]
-    iou, region = episode_box_rewards(spec, asked, played.episodes, rows.episode.min_window_px)
+    iou, region = episode_box_rewards(spec, asked, played.episodes, rows.episode)
     rewards = {
         "iou": iou,
         "region": region,

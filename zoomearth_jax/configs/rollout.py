@@ -1,0 +1,41 @@
+"""How episodes are played in GRPO: who decides on a crop, which ids go on, and how the work is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args, get_type_hints
+
+from zoomearth_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How GRPO plays its episodes. The defaults are the paper's; `reference` and the like are the released code's ways.
+
+    Attributes:
+        crop_gate: who decides on a crop: the `model`, by naming a valid box, or an `oracle`: questions with a reference box
+            get one in any case, of the whole image where no valid box is named, and others never.
+        stage1_ids: what stage 2 and the update read of stage 1: the ids as `sampled`, or its text up to an answer, `retokenised`.
+            Nobody sampled these, so the objective's mask must be `reference`.
+        crop: the window of a box, see `EpisodeConfig`; `model` keeps what the model was fine-tuned with.
+        mask_crop: show grey in place of every crop, to measure what crops are worth.
+        batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
+            the next plays, and a rollout's cache is as much smaller.
+        visit: tokens a row between two looks of the host, which then starts to read crops and leaves out rows that stopped.
+    """
+
+    crop_gate: Literal["model", "oracle"] = "model"
+    stage1_ids: Literal["sampled", "retokenised"] = "sampled"
+    crop: Literal["model", "grow", "reference"] = "model"
+    mask_crop: bool = False
+    batches: int = 1
+    visit: int = 32
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), get_args(hints[field.name])
+            if choices and value not in choices:
+                raise UserError(f"rollout config: {field.name} must be {' or '.join(choices)}, not {value!r}")
+        if self.batches < 1 or self.visit < 1:
+            raise UserError("rollout config: batches and visit must be positive")

@@ -1,0 +1,251 @@
+"""The device's side of a rollout: prompts and crops into caches, and stages of sampled tokens, some tokens a call.
+
+A stage is written in visits: between two of them the host sees which rows have stopped, and leaves these out (`narrow`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.sharding import constrain, row_shards
+from zoomearth_jax.rl.policy import Images, last_valid, repeat_cache, repeat_rows
+from zoomearth_jax.rl.sampling import mark_seen, sample
+
+
+class Stage(NamedTuple):
+    """B rows that write one of their two stages, at most T tokens each.
+
+    Attributes:
+        row_B: which of the batch's rows each is.
+        first: the cache's slot of the stage's first token. step: tokens that a row has written which didn't stop.
+        start_B: position of the first token. position_B: that of the last one written.
+        ids_BT, logps_BT, written_BT: tokens, their log-probabilities, and which of them exist (stop tokens included).
+        alive_B: rows that go on. most_alive: of them on one device, on the fullest.
+        keys_B: random keys. seen_BV: the ids that each row holds, where the repetition penalty asks for them.
+    """
+
+    row_B: jax.Array
+    first: jax.Array
+    step: jax.Array
+    start_B: jax.Array
+    position_B: jax.Array
+    ids_BT: jax.Array
+    logps_BT: jax.Array
+    written_BT: jax.Array
+    alive_B: jax.Array
+    most_alive: jax.Array
+    keys_B: jax.Array
+    seen_BV: jax.Array | None
+
+
+def _pin(cache_LBKSH):
+    """Keeps each row's keys or values on the devices that hold the row."""
+    return constrain(cache_LBKSH, None, "batch", "kv_heads", None, None)
+
+
+def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
+    """Puts a segment's keys and values into the cache's slots from `offset` on."""
+    k = _pin(jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3))
+    v = _pin(jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3))
+    return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.valid_BS, own.valid_BS, offset, axis=1))
+
+
+def grow_cache(cache: KVCache, slots: int) -> KVCache:
+    """Appends empty slots."""
+    k, v = (_pin(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))) for x in (cache.k, cache.v))
+    return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
+
+
+def prefill(model: Qwen2_5_VL, ids, valid, images: Images, group: int, slots: int):
+    """Encodes the overviews of N prompts, runs each prompt once and broadcasts its cache to its G samples.
+
+    Args:
+        ids, valid: prompt slots [N, prompt_len].
+        slots: empty ones to append to the cache.
+
+    Returns:
+        visual tokens [N, M, D]; of each sample [N x G]: the state that predicts its first token, its cache, and that
+        token's position.
+    """
+    features = model.encode_views(images.pixels, images.layout)
+    hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
+    hidden = repeat_rows(last_valid(hidden, valid), group)
+    return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_N, group)
+
+
+def append_crops(model: Qwen2_5_VL, cache: KVCache, ids, valid, images: Images, start_B, offset: int, slots: int):
+    """Encodes crops and appends them to their rows' caches, at `offset`, with `slots` empty slots after them.
+
+    Args:
+        ids, valid: crop slots [B, crop_len]; rows without a crop have no valid token.
+        start_B: position of the crop's first token.
+
+    Returns:
+        visual tokens [B, M, D], the state that predicts the next token, the cache, and that token's position.
+    """
+    features = model.encode_views(images.pixels, images.layout)
+    hidden, own, next_B = model.segment(ids, valid, features, images.grids, start_B, cache)
+    cache = _append(grow_cache(cache, ids.shape[1] + slots), own, offset)
+    return features, last_valid(hidden, valid), cache, next_B
+
+
+class Sampler(NamedTuple):
+    """How tokens are drawn: what a `RowBuilder` says of them, the temperature, which may be traced, and the filters."""
+
+    rows: RowBuilder
+    temperature: jax.Array | float
+    filters: SamplingConfig = SamplingConfig()
+
+    def begin(
+        self, model: Qwen2_5_VL, hidden_BD, first: int, length: int, start_B, alive_B, keys_B, seen_BV=None
+    ) -> Stage:
+        """Draws the first token of a stage.
+
+        Args:
+            hidden_BD: the state that predicts it.
+            first: its slot in the cache. length: T.
+            alive_B: rows that write at all.
+            start_B, keys_B, seen_BV: see `Stage`.
+        """
+        batch = len(hidden_BD)
+        stage = Stage(
+            row_B=jnp.arange(batch),
+            first=jnp.int32(first),
+            step=jnp.int32(0),
+            start_B=start_B,
+            position_B=start_B,
+            ids_BT=jnp.full((batch, length), self.rows.pad_id, jnp.int32),
+            logps_BT=jnp.zeros((batch, length)),
+            written_BT=jnp.zeros((batch, length), bool),
+            alive_B=alive_B,
+            most_alive=jnp.int32(0),
+            keys_B=keys_B,
+            seen_BV=seen_BV,
+        )
+        return _counted(self._draw(model, hidden_BD, stage, start_B))
+
+    def _draw(self, model, hidden_BD, stage: Stage, position_B) -> Stage:
+        """One more token of every row that goes on."""
+        step, alive_B = stage.step, stage.alive_B
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(stage.keys_B, step)
+        logits_BV = model.decoder.logits(hidden_BD)
+        token_B, logp_B = sample(
+            logits_BV, step_keys_B, self.temperature, self.rows.banned_ids, self.filters, stage.seen_BV
+        )
+        going_B = alive_B & ~jnp.isin(token_B, jnp.array(self.rows.stop_ids))
+        return stage._replace(
+            step=step + 1,
+            position_B=position_B,
+            ids_BT=stage.ids_BT.at[:, step].set(jnp.where(alive_B, token_B, self.rows.pad_id)),
+            logps_BT=stage.logps_BT.at[:, step].set(jnp.where(alive_B, logp_B, 0.0)),
+            written_BT=stage.written_BT.at[:, step].set(alive_B),
+            alive_B=going_B,
+            seen_BV=mark_seen(stage.seen_BV, token_B[:, None], going_B[:, None]),
+        )
+
+    def go_on(self, model: Qwen2_5_VL, cache: KVCache, stage: Stage, tokens: int) -> tuple[KVCache, Stage]:
+        """Up to `tokens` more a row, until every row has stopped or its stage is full; the last one stays out of the cache."""
+        until = jnp.minimum(stage.step + tokens, stage.ids_BT.shape[1])
+
+        def going(loop):
+            return (loop[1].step < until) & loop[1].alive_B.any()
+
+        def body(loop):
+            cache, stage = loop
+            hidden, cache, next_B = _read_last(model, cache, stage)
+            return cache, self._draw(model, hidden[:, 0], stage, next_B)
+
+        cache, stage = jax.lax.while_loop(going, body, (cache, stage))
+        return cache, _counted(stage)
+
+
+def _read_last(model: Qwen2_5_VL, cache: KVCache, stage: Stage):
+    """Runs the last token of the rows that go on: its state, the cache with it, and the position after it."""
+    last_B1 = jax.lax.dynamic_slice_in_dim(stage.ids_BT, stage.step - 1, 1, axis=1)
+    hidden, own, next_B = model.segment(last_B1, stage.alive_B[:, None], start_B=stage.position_B, past=cache)
+    return hidden, _append(cache, own, stage.first + stage.step - 1), next_B
+
+
+def close(model: Qwen2_5_VL, cache: KVCache, stage: Stage) -> tuple[KVCache, jax.Array]:
+    """The cache with the last token of rows that filled their stage, and the position [B] after every row's stage."""
+    _, cache, next_B = _read_last(model, cache, stage)
+    return cache, next_B
+
+
+def reread(model: Qwen2_5_VL, cache: KVCache, stage: Stage, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
+    """As `close`, with other tokens in place of those that a first stage wrote."""
+    prompt = cache.k.shape[3] - stage.ids_BT.shape[1]
+    past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.valid_BS[:, :prompt])
+    _, own, next_B = model.segment(ids_BT, valid_BT, start_B=stage.start_B, past=past)
+    return _append(cache, own, prompt), next_B
+
+
+def _counted(stage: Stage) -> Stage:
+    """The stage as it leaves a program."""
+    ids, logps, written = (constrain(x, "batch", None) for x in (stage.ids_BT, stage.logps_BT, stage.written_BT))
+    alive = stage.alive_B.reshape(row_shards(len(stage.alive_B)), -1).sum(axis=1).max()
+    return stage._replace(
+        ids_BT=ids, logps_BT=logps, written_BT=written, most_alive=constrain(alive), step=constrain(stage.step)
+    )
+
+
+def narrow(cache: KVCache, stage: Stage, rows: int) -> tuple[KVCache, Stage, jax.Array]:
+    """The first `rows` rows of those that go on, each on the device it is on, filled up with others.
+
+    Returns:
+        their cache and stage, and their places [shards, rows / shards] among the rows of their device.
+    """
+    shards = row_shards(len(stage.alive_B))
+    order = jnp.argsort(~stage.alive_B.reshape(shards, -1), axis=1, stable=True)
+    places = order[:, : rows // shards]
+    cache = KVCache(*(_pin(_pick(x, places, 1)) for x in (cache.k, cache.v)), _pick(cache.valid_BS, places))
+    return cache, jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, stage), places
+
+
+def widen(cache: KVCache | None, stage: Stage, small_cache: KVCache | None, small: Stage, places):
+    """Puts rows back that `narrow` took out; of the cache the stage's own slots, if there is one to go on with."""
+    stage = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, stage, small)
+    if cache is None:
+        return None, stage
+
+    def slots(x, axis):
+        return jax.lax.dynamic_slice_in_dim(x, stage.first, stage.ids_BT.shape[1], axis)
+
+    k, v = (
+        _put(slots(x, 3), slots(new, 3), places, 1) for x, new in ((cache.k, small_cache.k), (cache.v, small_cache.v))
+    )
+    valid = _put(slots(cache.valid_BS, 1), slots(small_cache.valid_BS, 1), places)
+    return _append(cache, KVCache(k, v, valid), stage.first), stage
+
+
+def _split(x, shards: int, axis: int):
+    return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
+
+
+def _pick(x, places, axis: int = 0):
+    """Rows along `axis`, each shard's own; `places` [shards, rows of one]."""
+
+    def one(x, place):
+        return x[:, place] if axis else x[place]
+
+    picked = jax.vmap(one, (axis, 0), axis)(_split(x, len(places), axis), places)
+    return picked.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def _put(x, rows, places, axis: int = 0):
+    """The inverse of `_pick`."""
+
+    def one(x, rows, place):
+        return x.at[:, place].set(rows) if axis else x.at[place].set(rows)
+
+    shards = len(places)
+    return jax.vmap(one, (axis, axis, 0), axis)(_split(x, shards, axis), _split(rows, shards, axis), places).reshape(
+        x.shape
+    )
