@@ -46,6 +46,7 @@ from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
 from zoomearth_jax.rl.rewards import episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
+from zoomearth_jax.rl.scored import play_scored, send_parts
 from zoomearth_jax.runs import look_ahead, of_all_processes, on_mesh, open_loader, open_run
 from zoomearth_jax.sinks import check_sinks
 
@@ -127,6 +128,10 @@ class GRPOConfig:
             raise UserError("grpo config: temperature must be positive")
         if self.updates < 1 or self.minibatches < 1 or self.accumulate < 1:
             raise UserError("grpo config: updates, minibatches and accumulate must be positive")
+        if self.rollout.stage1_ids == "retokenised" and self.objective.mask != "reference":
+            raise UserError(
+                "grpo config: rollout.stage1_ids retokenised needs objective.mask reference: nobody sampled those ids"
+            )
         if self.panel_every < 0:
             raise UserError("grpo config: panel_every must be a number of steps, or 0 for no panels")
         check_keeping("grpo", self)
@@ -203,7 +208,10 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     optimizer = config.optimizer.build(total)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
     reference = reference_policy(state, config.compute.dtype) if objective.kl_weight else None
-    engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
+    if config.rollout.crop != "model":
+        rows.episode = dataclasses.replace(rows.episode, crop=config.rollout.crop)
+    engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)
+    send = functools.partial(send_parts, engine, parts=config.rollout.batches)
     sampling = SamplingConfig(temperature=config.temperature)
     scoring = {
         "temperature": config.temperature,
@@ -217,12 +225,16 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     lr = config.optimizer.rates(total)
     frozen, adapted = "vision" not in state.trainable, has_lora(model)
 
+    def reward(questions, played):
+        return episode_rewards(config.reward, questions, played, rows)
+
     def flops(counts):
         passes = {"kl": objective.kl_in_loss, "updates": config.updates, "scorings": score_old + objective.kl_in_reward}
         update = grpo_flops(model.config, counts, freeze_vision=frozen, lora=adapted, **passes)
         return rollout_flops(model.config, counts) + update
 
-    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, minibatches=config.minibatches)
+    parts = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
+    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, **parts)
     open_run(config, model, rows, loader)
     about = about_run(config, loader.digests, reference)
     with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:
@@ -231,13 +243,14 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
         done = start = int(state.step) // config.optimizer_steps
         shown = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")
         with open_monitor(config, "grpo", start, mesh, shown) as monitor:
-            for step, look in monitor.steps(look_ahead(loader.batches(start, config.steps), engine.send)):
+            for step, looks in monitor.steps(look_ahead(loader.batches(start, config.steps), send)):
                 if stop.requested():
                     break
                 with monitor.phase("rollout"):
                     questions, key = loader.questions(step), jax.random.fold_in(jax.random.key(config.seed), step)
-                    played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
-                    rewards = episode_rewards(config.reward, questions, played, rows)
+                    played, rewards = play_scored(
+                        engine, state.params, questions, looks, key, sampling=sampling, group=config.group, score=reward
+                    )
                     on_devices = learner_rows(played, model.config.vision, config.freeze_vision, mesh)
                     more, total_reward = {}, rewards["total"]
                     if objective.kl_in_reward:

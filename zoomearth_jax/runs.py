@@ -137,11 +137,13 @@ def open_loader(
     questions: int = ENDLESS,
     mesh: Mesh | None = None,
     minibatches: int = 1,
+    rollout_batches: int = 1,
 ) -> Loader:
     """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
 
     Args:
         minibatches: batches of one step each that this one is cut into.
+        rollout_batches: parts that it is played in.
 
     Raises:
         UserError: a batch that doesn't divide over the mesh, the minibatches and their microbatches.
@@ -153,6 +155,10 @@ def open_loader(
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices{cut} (data x fsdp); "
             "take a multiple, or another mesh"
+        )
+    if batch_size % (shards * rollout_batches):
+        raise UserError(
+            f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
     sources = open_sources(config.data, split, seed=config.seed, global_share=config.global_share, questions=questions)
     return Loader(

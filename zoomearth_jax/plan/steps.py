@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.model import ModelConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies, Views
@@ -97,23 +99,36 @@ class Training:
         return self._compile(step, state, self._row_batch(batch_size, 1))
 
     def rollout(self, prompts: int, group: int) -> tuple[Program, Program]:
-        """The rollout's two programs: look (overviews, prefill, stage 1) and zoom (crops, stage 2)."""
+        """The rollout's two parts: look (overviews, prefill, stage 1) and zoom (crops, stage 2), each with the weights' cast."""
         _, state = self.init()
         rows, filters = prompts * group, SamplingConfig(temperature=1.0)
-        engine = RolloutEngine(abstract_model(self.model, self.compute), self._row_builder(), self.mesh, self.gather)
+        episode = self.episode
+        whole = RolloutConfig(visit=max(episode.stage1_len, episode.stage2_len))  # each stage in one visit
+        engine = RolloutEngine(
+            abstract_model(self.model, self.compute), self._row_builder(), self.mesh, self.gather, whole
+        )
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
+
+        @functools.partial(jax.jit, static_argnames="filters")
+        def look_program(params, *args, filters):
+            return engine._look(engine._cast(params), *args, group=group, filters=filters)
+
+        @functools.partial(jax.jit, static_argnames="filters")
+        def zoom_program(params, *args, filters):
+            return engine._zoom(engine._cast(params), *args, filters=filters)
+
         look_args = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
-        look = self._compile(engine._look, *look_args, group=group, filters=filters)
-        shapes = jax.eval_shape(engine._look, *look_args, group=group, filters=filters)
-        _, cache, _, _, _, start, _ = placed(shapes, look.compiled.output_shardings)
-        length = self.episode.crop_len
+        look = self._compile(look_program, *look_args, filters=filters)
+        shapes = jax.eval_shape(functools.partial(look_program, filters=filters), *look_args)
+        _, cache, stage = placed(shapes, look.compiled.output_shardings)
+        length = episode.crop_len
         crop_ids, crop_valid, zooms = (
             self._on_rows(jax.ShapeDtypeStruct(shape, dtype))
             for shape, dtype in (((rows, length), jnp.int32), ((rows, length), bool), ((rows,), bool))
         )
-        zoom_args = (state.params, cache, start, None, crop_ids, crop_valid, batch.crops, zooms, keys, 1.0)
-        return look, self._compile(engine._zoom, *zoom_args, filters=filters)
+        zoom_args = (state.params, cache, stage, None, crop_ids, crop_valid, batch.crops, zooms, keys, 1.0)
+        return look, self._compile(zoom_program, *zoom_args, filters=filters)
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
