@@ -1,0 +1,57 @@
+"""A step's episodes with their rewards, played in parts: those of one are scored while the next one plays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.rows import Prompts
+from zoomearth_jax.models.sharding import batch_stretch
+from zoomearth_jax.rl.rollout import Look, RolloutEngine, Trajectories, join
+
+Score = Callable[[Sequence[Question], Trajectories], dict[str, np.ndarray]]
+
+
+def send_parts(engine: RolloutEngine, prompts: Prompts, parts: int) -> list[Look]:
+    """A step's prompts on the devices, in equal parts."""
+    cut = [jax.tree.map(lambda x, part=part: np.split(x, parts)[part], prompts) for part in range(parts)]
+    return [engine.send(one) for one in cut]
+
+
+def play_scored(
+    engine: RolloutEngine,
+    params,
+    questions: Sequence[Question],
+    looks: Sequence[Look],
+    key,
+    *,
+    sampling: SamplingConfig,
+    group: int,
+    score: Score,
+) -> tuple[Trajectories, dict[str, np.ndarray]]:
+    """Plays a step's questions, and scores them in a thread.
+
+    Args:
+        looks: of `send_parts`. Samples don't depend on their number.
+        score: (questions, their episodes) -> rewards [rows] by name; called once a part, in their order.
+
+    Returns:
+        all episodes, and all rewards.
+    """
+    weights, count = engine.weights(params), len(questions) // len(looks)
+    first, played, scores = batch_stretch(engine.mesh)[0] * len(questions), [], []
+    with ThreadPoolExecutor(1, thread_name_prefix="score") as scorer:
+        for part, look in enumerate(looks):
+            begin = part * count
+            asked = questions[begin : begin + count]
+            seeds = range((first + begin) * group, (first + begin + count) * group)
+            one = engine(weights, asked, key, sampling=sampling, group=group, seeds=seeds, look=look)
+            played.append(one)
+            scores.append(scorer.submit(score, asked, one))
+        rewards = [one.result() for one in scores]
+    return join(played), {name: np.concatenate([one[name] for one in rewards]) for name in rewards[0]}
