@@ -16,6 +16,7 @@ import jax
 import tyro
 
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
+from zoomearth_jax.bench.grpo import GRPOBenchConfig, bench_grpo
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
@@ -29,6 +30,7 @@ from zoomearth_jax.tables import table
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS = {
     "full-size": (FullSizeConfig, bench_full_size),
+    "grpo": (GRPOBenchConfig, bench_grpo),
     "loader": (LoaderConfig, bench_loader),
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
