@@ -23,6 +23,7 @@ from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
+from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 from zoomearth_jax.tables import table
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "plan": (PlanBenchConfig, bench_plan),
     "resume": (ResumeConfig, bench_resume),
     "rewards": (RewardsConfig, bench_rewards),
+    "rollout": (RolloutBenchConfig, bench_rollout),
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
 }
