@@ -8,7 +8,7 @@ from flax import nnx
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import TextConfig
 from zoomearth_jax.models.attention import KVCache, decoder_attention
-from zoomearth_jax.models.layers import Linear, SwiGLU, rms_norm, scan_layers, stack
+from zoomearth_jax.models.layers import Linear, Places, SwiGLU, move_rows, rms_norm, scan_layers, stack
 from zoomearth_jax.models.rope import apply_rope, text_angles
 from zoomearth_jax.models.sharding import constrain
 
@@ -32,9 +32,18 @@ class DecoderLayer(nnx.Module):
         """Returns the layer's output and its own rotated keys and values, [B, K, T, H] each."""
         return self._run(x_BTD, angles_BTH, lambda q, k, v: decoder_attention(q, k, v, valid_BT, past, self.attention))
 
-    def grouped(self, x_NSD, angles_NSH, valid_NP, valid_BT):
-        """The output of rows [prompt | reply | reply ...]: N prompts, each with its B / N replies of T tokens."""
+    def grouped(self, x_NSD, angles_NSH, valid_NP, valid_BT, places: Places | None = None):
+        """The output of rows [prompt | reply | reply ...]: N prompts, each with its B / N replies of T tokens.
+
+        Args:
+            places: where x and angles have the slots that exist alone.
+        """
         (prompts, split), (replies, length) = valid_NP.shape, valid_BT.shape
+
+        def attend_kept(q, k, v):
+            slots = places.place_NS, places.kept_NR
+            q, k, v = (move_rows(x, *slots) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
+            return move_rows(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2)), *slots[::-1])
 
         def attend(q_NSQH, k_NKSH, v_NKSH):
             (k_NKPH, k_NKRH), (v_NKPH, v_NKRH) = (jnp.split(x, [split], axis=2) for x in (k_NKSH, v_NKSH))
@@ -49,7 +58,7 @@ class DecoderLayer(nnx.Module):
             reply = decoder_attention(q_BTQH, k_BKTH, v_BKTH, valid_BT, past, self.attention)
             return jnp.concatenate([prompt, reply.reshape(q_NRQH.shape)], axis=1)
 
-        return self._run(x_NSD, angles_NSH, attend)[0]
+        return self._run(x_NSD, angles_NSH, attend if places is None else attend_kept)[0]
 
     def _run(self, x_BTD, angles_BTH, attend):
         y_BTD = self.input_norm(x_BTD)
@@ -104,16 +113,17 @@ class Decoder(nnx.Module):
         x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
         return self.norm(x_BTD), KVCache(k, v, valid_BT)
 
-    def grouped(self, x_NPD, positions_3NP, valid_NP, x_BTD, positions_3BT, valid_BT):
+    def grouped(self, x_NPD, positions_3NP, valid_NP, x_BTD, positions_3BT, valid_BT, places: Places | None = None):
         """Prompts and the replies that follow each of them, in one pass over the layers: weights are gathered once, and
         gradients reduced once, for both.
 
         Args:
             x_NPD, positions_3NP, valid_NP: N prompts.
             x_BTD, positions_3BT, valid_BT: their replies; i G … (i + 1) G - 1 follow prompt i.
+            places: of the slots of rows [prompt | reply | reply ...] that exist, to compute no others.
 
         Returns:
-            normed hidden states [N, P, D] and [B, T, D].
+            normed hidden states [N, P, D] and [B, T, D]; 0 at slots that `places` leaves out.
         """
         config, (prompts, split, width) = self.config, x_NPD.shape
 
@@ -121,13 +131,18 @@ class Decoder(nnx.Module):
             return jnp.concatenate([a_NP, a_BT.reshape(prompts, -1, *a_BT.shape[2:])], axis=1)
 
         settings = config.head_dim, config.rope_theta, config.mrope_section
+        x_NSD = rows(x_NPD, x_BTD)
         angles_NSH = rows(text_angles(positions_3NP, *settings), text_angles(positions_3BT, *settings))
+        if places is not None:
+            x_NSD, angles_NSH = (move_rows(x, *places) for x in (x_NSD, angles_NSH))
 
         def step(layer, x_NSD, _):
-            return layer.grouped(x_NSD, angles_NSH, valid_NP, valid_BT), None
+            return layer.grouped(x_NSD, angles_NSH, valid_NP, valid_BT, places), None
 
-        x_NSD, _ = scan_layers(self.layers, step, rows(x_NPD, x_BTD), None, self.remat)
+        x_NSD, _ = scan_layers(self.layers, step, x_NSD, None, self.remat)
         x_NSD = self.norm(x_NSD)
+        if places is not None:
+            x_NSD = move_rows(x_NSD, *places[::-1])
         return x_NSD[:, :split], x_NSD[:, split:].reshape(*x_BTD.shape[:2], width)
 
     def lookup(self, ids_BT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,3 +116,28 @@ def gelu(x):
 def take_rows(x_BSD, index_BT):
     """Gathers along the second dimension: out[b, t] = x[b, index[b, t]]."""
     return jnp.take_along_axis(x_BSD, index_BT.reshape(*index_BT.shape, *[1] * (x_BSD.ndim - 2)), axis=1)
+
+
+class Places(NamedTuple):
+    """Which of S slots a row really computes: those that exist, in order, in R <= S rows.
+
+    kept_NR: the slot of each (S: none). place_NS: where each slot is among them (R: nowhere).
+    """
+
+    kept_NR: jax.Array
+    place_NS: jax.Array
+
+
+@jax.custom_vjp
+def move_rows(x_BSD, index_BT, inverse_BS):
+    """Gathers along the second dimension, 0 where the index is none; `inverse_BS` is the way back, so that the gradient is a
+    gather too (XLA's CPU backend adds scattered rows up one by one)."""
+    del inverse_BS
+    index = index_BT.reshape(*index_BT.shape, *[1] * (x_BSD.ndim - 2))
+    return jnp.take_along_axis(x_BSD, index, axis=1, mode="fill", fill_value=0)
+
+
+move_rows.defvjp(
+    lambda x, index, inverse: (move_rows(x, index, inverse), (index, inverse)),
+    lambda ways, gradient: (move_rows(gradient, *ways[::-1]), None, None),
+)

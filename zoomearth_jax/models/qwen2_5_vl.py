@@ -13,7 +13,7 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import ModelConfig
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.decoder import Decoder
-from zoomearth_jax.models.layers import take_rows
+from zoomearth_jax.models.layers import Places, take_rows
 from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.models.vision import VisionEncoder, VisionLayout, patchify, vision_layout
 
@@ -137,18 +137,19 @@ class Qwen2_5_VL(nnx.Module):
         hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
         return hidden_BTD, cache, next_B
 
-    def grouped(self, prompt, reply):
+    def grouped(self, prompt, reply, places: Places | None = None):
         """Hidden states [N, P, D] of prompts and [B, T, D] of the replies that follow them, B / N each, in one pass.
 
         The same as `segment` of the prompts, and then of the replies after the repeated cache.
 
         Args:
             prompt, reply: (ids, valid, features, grids) as `segment` takes them.
+            places: see `Decoder.grouped`.
         """
         x_NPD, positions_3NP, next_N = self._inputs(*prompt, None)
         start_B = jnp.repeat(next_N, reply[0].shape[0] // next_N.shape[0])
         x_BTD, positions_3BT, _ = self._inputs(*reply, start_B)
-        return self.decoder.grouped(x_NPD, positions_3NP, prompt[1], x_BTD, positions_3BT, reply[1])
+        return self.decoder.grouped(x_NPD, positions_3NP, prompt[1], x_BTD, positions_3BT, reply[1], places)
 
     def _inputs(self, ids_BT, valid_BT, features_BFD, grids_BI2, start_B):
         """Embeddings with images, positions, and the position after them."""

@@ -18,11 +18,12 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.data_pipeline.packing import PackedRows
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.layers import Places
 from zoomearth_jax.models.lora import has_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import cast_kernels, constrain, constrain_params, param_shardings
 from zoomearth_jax.rl.objective import grpo_loss, row_weights
-from zoomearth_jax.rl.policy import Images, Segment, device_images, packed_logprobs, reply_logprobs
+from zoomearth_jax.rl.policy import Images, Segment, device_images, group_places, packed_logprobs, reply_logprobs
 
 
 class TrainState(NamedTuple):
@@ -40,7 +41,10 @@ class TrainState(NamedTuple):
 
 
 class RowBatch(NamedTuple):
-    """Rows on the device: N prompts, N x G replies. Images come as pixels, or as visual tokens that are final."""
+    """Rows on the device: N prompts, N x G replies. Images come as pixels, or as visual tokens that are final.
+
+    places: of the slots that exist, to compute no others (see `group_places`).
+    """
 
     prompt_ids: jax.Array
     prompt_valid: jax.Array
@@ -51,6 +55,7 @@ class RowBatch(NamedTuple):
     target: jax.Array
     crops: Images | jax.Array
     crop_grids: jax.Array
+    places: Places | None = None
 
 
 class PackedBatch(NamedTuple):
@@ -82,8 +87,11 @@ class GRPOBatch(NamedTuple):
     old_logp: jax.Array | None = None
 
 
-def row_batch(prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, crops=None) -> RowBatch:
-    """Rows from NumPy arrays; `overviews` and `crops` are visual tokens to use instead of the pixels."""
+def row_batch(
+    prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, crops=None, parts: int = 0
+) -> RowBatch:
+    """Rows from NumPy arrays; `overviews` and `crops` are visual tokens to use instead of the pixels, `parts` as of
+    `group_places` (0: every slot is computed)."""
     return RowBatch(
         prompts.ids,
         prompts.valid,
@@ -94,6 +102,7 @@ def row_batch(prompts: Prompts, replies: Replies, config: VisionConfig, overview
         replies.target,
         device_images(replies.crops, config) if crops is None else crops,
         replies.crops.grids[:, None],
+        group_places(prompts.valid, replies.valid, parts) if parts else None,
     )
 
 
@@ -164,7 +173,7 @@ def row_logprobs(model, batch: RowBatch, episode: EpisodeConfig, temperature: fl
     prompt = Segment(batch.prompt_ids, batch.prompt_valid, _features(model, batch.overviews), batch.overview_grids)
     reply = Segment(batch.reply_ids, batch.reply_valid, _features(model, batch.crops), batch.crop_grids)
     banned_ids = () if mask == "reference" else banned_ids  # the crop's ids are among them
-    return reply_logprobs(model, prompt, reply, scored_slots(episode, mask), temperature, banned_ids)
+    return reply_logprobs(model, prompt, reply, scored_slots(episode, mask), temperature, banned_ids, batch.places)
 
 
 def split_batch(batch, rows: int, parts: int):

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from zoomearth_jax.configs.model import VisionConfig
 from zoomearth_jax.data_pipeline.rows import Views
 from zoomearth_jax.models.attention import KVCache
-from zoomearth_jax.models.layers import take_rows
+from zoomearth_jax.models.layers import Places, take_rows
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import constrain, num_devices
 from zoomearth_jax.models.vision import VisionLayout, num_windows, vision_layout
@@ -107,15 +108,18 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
     return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in results)
 
 
-def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment):
+def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, places: Places | None = None):
     """For each slot of the reply, the hidden state that predicts its token.
 
     Prompts run once a group: with N prompts and B = N x G replies, replies i G … (i + 1) G - 1 follow prompt i.
 
+    Args:
+        places: of the slots that exist (see `group_places`); all are computed without.
+
     Returns:
         [B, T, D]: at a slot, the state of the nearest valid token before it (the prompt's last one at first).
     """
-    hidden_NPD, hidden_BTD = model.grouped(prompt, reply)
+    hidden_NPD, hidden_BTD = model.grouped(prompt, reply, places)
     first_BD = repeat_rows(last_valid(hidden_NPD, prompt.valid), reply.ids.shape[0] // prompt.ids.shape[0])
     # 0 is the prompt's last token, i + 1 is slot i
     seen_BT = jax.lax.cummax(jnp.where(reply.valid, jnp.arange(1, reply.ids.shape[1] + 1), 0), axis=1)
@@ -123,9 +127,32 @@ def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment):
     return take_rows(jnp.concatenate([first_BD[:, None], hidden_BTD], axis=1), source_BT)
 
 
-def reply_logprobs(model, prompt: Segment, reply: Segment, scored, temperature, banned_ids=()):
+def group_places(prompt_valid_NP, reply_valid_BT, parts: int) -> Places | None:
+    """The slots of rows [prompt | its replies] that exist, NumPy arrays; None where the fullest row needs them all.
+
+    Args:
+        parts: the number of rows R is a multiple of a row's slots over this, so that few shapes exist. It is that of the
+            fullest row of all processes.
+    """
+    valid_NS = np.concatenate([prompt_valid_NP, reply_valid_BT.reshape(len(prompt_valid_NP), -1)], axis=1)
+    slots, need = valid_NS.shape[1], valid_NS.sum(axis=1).max()
+    if jax.process_count() > 1:
+        need = multihost_utils.process_allgather(need).max()
+    unit = -(-slots // parts)
+    size = int(-(-need // unit) * unit)
+    if size >= slots:
+        return None
+    order = np.argsort(~valid_NS, axis=1, kind="stable")[:, :size]
+    kept = np.where(np.take_along_axis(valid_NS, order, axis=1), order, slots)
+    place = np.where(valid_NS, np.cumsum(valid_NS, axis=1) - 1, size)
+    return Places(kept.astype(np.int32), place.astype(np.int32))
+
+
+def reply_logprobs(
+    model, prompt: Segment, reply: Segment, scored, temperature, banned_ids=(), places: Places | None = None
+):
     """Log-probabilities and entropies of the reply's tokens at the slots `scored` (a static index array): [B, scored]."""
-    hidden_BTD = reply_hidden(model, prompt, reply)
+    hidden_BTD = reply_hidden(model, prompt, reply, places)
     return token_logprobs(model, hidden_BTD[:, scored], reply.ids[:, scored], temperature, banned_ids)
 
 
