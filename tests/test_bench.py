@@ -4,15 +4,21 @@ import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from zoomearth_jax.bench import BENCHMARKS, loader, peers, rewards, table
+from zoomearth_jax.bench.grown import write_grown
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
+from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import load_model
+from zoomearth_jax.rl.rollout import RolloutEngine
 from zoomearth_jax.rl.wordnet import WordNet, wordnet
 
 
@@ -54,6 +60,11 @@ def test_models_may_be_separated_by_commas():
         (["bench", "peers", "--models", ""], "unknown models"),
         (["bench", "peers", "--models", "nanno"], "unknown models nanno; known: nano, 100m, full_width"),
         (["bench", "peers", "--repeats", "0"], "must be positive"),
+        (["bench", "grpo", "--models", "200m"], "unknown models 200m; known: nano, 100m"),
+        (["bench", "grpo", "--variants", "unfair"], "unknown variants unfair; known: released, fair"),
+        (["bench", "grpo", "--group", "1"], "group must be at least 2"),
+        (["bench", "rollout", "--models", "3b"], "unknown models 3b; known: nano, 100m"),
+        (["bench", "rollout", "--repeats", "0"], "repeats must be positive"),
         (["bench", "loader", "--formats", "jpg"], "formats are png and tif"),
         (["bench", "loader", "--repeats", "0"], "counts must be positive"),
         (["bench", "packing", "--width", "96"], "width a multiple of 128"),
@@ -72,9 +83,10 @@ def test_bad_input_is_one_line(args, message, capsys):
     assert error.count("\n") == 1
 
 
-def test_peers_without_torch_says_how_to_get_it(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["peers", "grpo"])
+def test_benchmarks_against_torch_say_how_to_get_it(name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert main(["bench", "peers", "--models", "nano"]) == 2
+    assert main(["bench", name, "--models", "nano"]) == 2
     assert "pip install torch" in capsys.readouterr().err
 
 
@@ -191,3 +203,16 @@ def test_loader_figures_are_refused_where_the_pictures_differ(monkeypatch):
     monkeypatch.setattr(loader.WholeFile, "window", lambda self, box, size: np.zeros((size.height, size.width, 3)))
     with pytest.raises(UserError, match="the store's pictures differ"):
         bench_loader(LoaderConfig(formats=("png",), images=1, side=600))
+
+
+def test_a_grown_policy_writes_the_same_tokens(tmp_path):
+    """Sizes at which queries move to other places among the heads, and the norms divide by another width."""
+    sizes = {"width": 192, "num_layers": 4, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 224}
+    write_grown(tmp_path / "grown", sizes)
+    questions, played = scene_questions("test", 3, 0, 4, global_share=0.5), []
+    for name in ("nano-grpo", tmp_path / "grown"):
+        model, rows = load_model(name)
+        played.append(RolloutEngine(model, rows)(nnx.state(model, nnx.Param), questions, jax.random.key(0)))
+    assert model.config.text.width == 192
+    np.testing.assert_array_equal(played[0].replies.ids, played[1].replies.ids)
+    np.testing.assert_allclose(played[0].logprobs, played[1].logprobs, atol=1e-4)

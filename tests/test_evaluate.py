@@ -5,12 +5,13 @@ import types
 import pytest
 
 from zoomearth_jax.cli import main
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.evaluate import sample_record, summarize
 from zoomearth_jax.rl.rollout import Episode
 
-IMAGE, WINDOW_PX = Frame(1000, 1000), 100
+IMAGE, LAYOUT = Frame(1000, 1000), EpisodeConfig(min_window_px=100)
 
 
 def question(answer, box=None):
@@ -18,7 +19,7 @@ def question(answer, box=None):
 
 
 def episode(answer, box=None):
-    window = box and crop_window(box, WINDOW_PX)
+    window = box and crop_window(box, LAYOUT.min_window_px)
     return Episode("", "" if box else None, box, "" if box else "absent", window, answer, False)
 
 
@@ -35,7 +36,7 @@ EPISODES = [episode("III"), episode("ships", Box(10, 0, 30, 20, IMAGE)), episode
     ],
 )
 def test_answers_are_correct_by_the_match(match, correct):
-    summary = summarize(QUESTIONS, EPISODES, WINDOW_PX, match)
+    summary = summarize(QUESTIONS, EPISODES, LAYOUT, match)
     assert summary["accuracy"] == sum(correct) / 4
     assert summary["accuracy_by_level"] == {"global": (correct[0] + correct[2] + correct[3]) / 3, "object": correct[1]}
     records = [sample_record(q, e, match=match) for q, e in zip(QUESTIONS, EPISODES, strict=True)]
@@ -43,7 +44,7 @@ def test_answers_are_correct_by_the_match(match, correct):
 
 
 def test_iou_of_boxes_and_of_windows():
-    summary = summarize(QUESTIONS, EPISODES, WINDOW_PX)
+    summary = summarize(QUESTIONS, EPISODES, LAYOUT)
     assert summary["apo_iou"] == pytest.approx(1 / 3)
     assert summary["apo_iou_window"] == 1.0  # both boxes are read in the corner's window
     assert summary["zoom_rate"] == 0.25

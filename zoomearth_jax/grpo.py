@@ -65,6 +65,8 @@ class GRPOConfig:
         steps: rollouts.
         prompts: questions a step, over all devices.
         accumulate: microbatches that an update's questions are cut into, to save memory.
+        compact: parts that the slots of a question and its episodes are cut into; the update computes only as many as the
+            fullest question of the step fills. Each number of parts compiles once, when it comes up; 0 computes every slot.
         group: episodes a question (paper: 4).
         updates: passes over each rollout (mu).
         minibatches: optimizer steps a pass: a rollout's questions are cut into that many batches.
@@ -99,6 +101,7 @@ class GRPOConfig:
     steps: int = 130
     prompts: int = 16
     accumulate: int = 1
+    compact: int = 0
     group: int = 8
     updates: int = 1
     minibatches: int = 1
@@ -132,6 +135,8 @@ class GRPOConfig:
             raise UserError(
                 "grpo config: rollout.stage1_ids retokenised needs objective.mask reference: nobody sampled those ids"
             )
+        if self.compact < 0:
+            raise UserError("grpo config: compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:
             raise UserError("grpo config: panel_every must be a number of steps, or 0 for no panels")
         check_keeping("grpo", self)
@@ -142,10 +147,12 @@ class GRPOConfig:
         return self.updates * self.minibatches
 
 
-def learner_rows(played: Trajectories, vision, freeze_vision: bool, mesh: Mesh | None = None) -> RowBatch:
+def learner_rows(
+    played: Trajectories, vision, freeze_vision: bool, mesh: Mesh | None = None, compact: int = 0
+) -> RowBatch:
     """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
     tokens = (played.overview_features, played.crop_features) if freeze_vision else (None, None)
-    return shard_batch(row_batch(played.prompts, played.replies, vision, *tokens), mesh)
+    return shard_batch(row_batch(played.prompts, played.replies, vision, *tokens, parts=compact), mesh)
 
 
 def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +249,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
             state = checkpoints.restore(state)
         done = start = int(state.step) // config.optimizer_steps
         shown = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")
-        with open_monitor(config, "grpo", start, mesh, shown) as monitor:
+        with open_monitor(config, "grpo", start, mesh, shown, config.compact > 0) as monitor:
             for step, looks in monitor.steps(look_ahead(loader.batches(start, config.steps), send)):
                 if stop.requested():
                     break
@@ -251,7 +258,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     played, rewards = play_scored(
                         engine, state.params, questions, looks, key, sampling=sampling, group=config.group, score=reward
                     )
-                    on_devices = learner_rows(played, model.config.vision, config.freeze_vision, mesh)
+                    on_devices = learner_rows(played, model.config.vision, config.freeze_vision, mesh, config.compact)
                     more, total_reward = {}, rewards["total"]
                     if objective.kl_in_reward:
                         ref_logp = local_rows(score(reference, state.frozen, on_devices))

@@ -18,6 +18,7 @@ from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig, f
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.presets import PRESETS, preset
 from zoomearth_jax.configs.reward import RewardSpec
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.demo import DemoConfig
@@ -31,7 +32,8 @@ from zoomearth_jax.sft import SFTConfig
 
 CONFIGS = (
     VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
-    ObjectiveConfig, MeshConfig, SFTConfig, GRPOConfig, EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
+    ObjectiveConfig, RolloutConfig, MeshConfig, SFTConfig, GRPOConfig,
+    EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
 )  # fmt: skip
 # recorded with a run, not read by code
 RECORDED = {"bos_id", "eos_id", "video_token_id", "vision_start_id", "vision_end_id", "version"}

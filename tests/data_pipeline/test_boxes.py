@@ -47,6 +47,19 @@ def test_window_grows_around_the_centre_and_moves_at_the_border():
     assert crop_window(Box(0, 0, 3000, 100, frame), 512).corners == (0, 0, 3000, 512)  # long sides are never cut
 
 
+def test_the_released_window_cuts_long_boxes():
+    frame = Frame(5000, 4000)
+    assert crop_window(Box(1000, 1000, 1100, 1100, frame), 512, "reference").corners == (794, 794, 1306, 1306)
+    assert crop_window(Box(1000, 1000, 4000, 1100, frame), 512, "reference").corners == (2244, 794, 2756, 1306)
+    assert crop_window(Box(0, 3990, 10, 4000, frame), 512, "reference").corners == (
+        0,
+        3739,
+        261,
+        4000,
+    )  # cut, not moved
+    assert crop_window(Box(10.5, 20.5, 900.2, 700.9, frame), 512, "reference").corners == (10, 20, 901, 701)
+
+
 @pytest.mark.parametrize(
     ("size", "view"),
     [

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoomearth_jax.cli import main
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, to_dict
 from zoomearth_jax.configs.reward import SPECS, RewardSpec
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
@@ -150,9 +151,7 @@ def play(*episodes, box=(800, 800, 1040, 1040), answer="urban"):
     """Rewards by spec of episodes about one question."""
     question = Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object", Box(*box, IMAGE))
     played = Trajectories(None, None, None, None, None, list(episodes), [np.zeros((*(504, 504), 3), np.uint8)], None)
-    rows = types.SimpleNamespace(
-        view_frame=lambda view: VIEW, episode=types.SimpleNamespace(min_window_px=512, stage1_len=1)
-    )
+    rows = types.SimpleNamespace(view_frame=lambda view: VIEW, episode=EpisodeConfig(min_window_px=512))
     return question, played, lambda spec: episode_rewards(spec, [question], played, rows)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.boxes import Box
@@ -17,6 +18,8 @@ from zoomearth_jax.grpo import GRPOConfig
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl import rollout
+from zoomearth_jax.rl.learner import row_batch, row_logprobs, written_slots
+from zoomearth_jax.rl.policy import group_places
 from zoomearth_jax.rl.rollout import RolloutEngine
 from zoomearth_jax.rl.scored import play_scored, send_parts
 
@@ -197,3 +200,36 @@ def test_parts_play_the_same_episodes_and_are_scored_meanwhile(engine, params, q
     assert played.episodes == whole.episodes
     zoomed = [e.zoomed for e in whole.episodes]
     assert np.abs(np.asarray(played.crop_features) - np.asarray(whole.crop_features))[zoomed].max() < 1e-5
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
+    """The same log-probabilities and gradients from as many rows as the fullest question fills."""
+    model = load_model("nano-grpo", ComputeConfig(remat=remat)).model
+    graph, params = nnx.split(model)
+    tokens = whole.overview_features, whole.crop_features
+    target = whole.replies.target[:, written_slots(nano.rows.episode)]
+
+    def loss(params, batch):
+        logp, entropy = row_logprobs(nnx.merge(graph, params), batch, nano.rows.episode, 1.0, nano.rows.banned_ids)
+        return ((logp + 0.1 * entropy) * target).sum() / target.sum(), logp * target
+
+    every, some = (row_batch(whole.prompts, whole.replies, model.config.vision, *tokens, parts=p) for p in (0, 16))
+    need = whole.prompts.valid.sum(1) + whole.replies.valid.sum(1).reshape(len(whole.prompts.ids), -1).sum(1)
+    slots = nano.rows.episode.prompt_len + GROUP * nano.rows.episode.reply_len
+    unit = -(-slots // 16)
+    assert every.places is None
+    assert some.places.kept_NR.shape[1] == -(-need.max() // unit) * unit < slots
+    (a, logp_a), (b, logp_b) = (jax.jit(jax.grad(loss, has_aux=True))(params, batch) for batch in (every, some))
+    np.testing.assert_allclose(logp_a, logp_b, atol=1e-5)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_full_rows_have_nothing_to_leave_out():
+    full, none = np.ones((2, 8), bool), np.zeros((2, 8), bool)
+    assert group_places(full, np.ones((4, 4), bool), 4) is None
+    places = group_places(full, np.zeros((4, 4), bool), 4)
+    np.testing.assert_array_equal(places.kept_NR, np.arange(8)[None].repeat(2, 0))
+    np.testing.assert_array_equal(places.place_NS, [[*range(8), *[8] * 8]] * 2)
+    assert (group_places(none, np.eye(4, dtype=bool), 4).kept_NR[:, :2] == [[8, 13], [10, 15]]).all()
