@@ -1,7 +1,11 @@
 """Stages in several visits of the host: the same episodes, rows left out once they stop, crops read meanwhile."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -233,3 +237,10 @@ def test_full_rows_have_nothing_to_leave_out():
     np.testing.assert_array_equal(places.kept_NR, np.arange(8)[None].repeat(2, 0))
     np.testing.assert_array_equal(places.place_NS, [[*range(8), *[8] * 8]] * 2)
     assert (group_places(none, np.eye(4, dtype=bool), 4).kept_NR[:, :2] == [[8, 13], [10, 15]]).all()
+
+
+def test_rows_stay_on_their_devices():
+    script = Path(__file__).with_name("stages_on_mesh.py")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, script], env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "ok\n", done.stderr
