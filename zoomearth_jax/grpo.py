@@ -76,6 +76,7 @@ class GRPOConfig:
         compute: number types, attention backend, and what the backward pass recomputes.
         mesh: how devices and processes share the work.
         freeze_vision: keep the vision encoder as it is; its tokens then come from the rollout.
+        mask_crop: show grey in place of every crop, to learn what the crop is worth.
         log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
         panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
         profile: write an XProf trace of three steps after warm-up to OUT/profile.
@@ -107,6 +108,7 @@ class GRPOConfig:
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     freeze_vision: bool = True
+    mask_crop: bool = False
     log: tuple[str, ...] = ()
     panel_every: int = 50
     profile: bool = False
@@ -202,6 +204,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     reference = reference_policy(state, config.compute.dtype) if objective.kl_weight else None
     engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
     sampling = SamplingConfig(temperature=config.temperature)
+    playing = {"sampling": sampling, "group": config.group, "mask_crop": config.mask_crop}
     scoring = {
         "temperature": config.temperature,
         "banned_ids": rows.banned_ids,
@@ -233,7 +236,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     break
                 with monitor.phase("rollout"):
                     questions, key = loader.questions(step), jax.random.fold_in(jax.random.key(config.seed), step)
-                    played = engine(state.params, questions, key, sampling=sampling, group=config.group, look=look)
+                    played = engine(state.params, questions, key, look=look, **playing)
                     rewards = episode_rewards(config.reward, questions, played, rows)
                     on_devices = learner_rows(played, model.config.vision, config.freeze_vision, mesh)
                     more, total_reward = {}, rewards["total"]
