@@ -236,6 +236,7 @@ def _results(config: AblateConfig, scores: Sequence[dict]) -> dict:
             values = {metric: [ours[metric] - base[metric] for ours, base in pairs] for metric in METRICS}
             differences.append({"variant": name, "seeds": [row["seed"] for row, _ in pairs]} | _statistics(values))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
+    settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
     return {"settings": settings, "table": found, "minus_paper": differences, "runs": list(scores)}
 
 
