@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import shutil
-import statistics
 
 import pytest
 
 from zoomearth_jax.ablate import METRICS, VARIANTS, AblateConfig, _results, _runs, ablate, report
 from zoomearth_jax.cli import main
+from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.metrics import read_metrics
+from zoomearth_jax.rl.rollout import RolloutEngine
 
 
 def row(variant, seed, **scores):
@@ -92,8 +93,95 @@ def test_bad_settings_are_one_line(args, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_masked_crops_are_what_grpo_plays_with(tmp_path):
-    """One rollout of a policy that reads crops: grey ones cost it its answers, not its boxes."""
+def test_grpo_hands_the_mask_to_the_engine(tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def engine(self, params, questions, key, **how):
+        raise Seen(how["mask_crop"])
+
+    monkeypatch.setattr(RolloutEngine, "__call__", engine)
+    for mask in (False, True):
+        config = GRPOConfig(model="nano", out=tmp_path / "run", steps=1, prompts=2, mask_crop=mask, overwrite=True)
+        with pytest.raises(Seen, match=str(mask)):
+            grpo(config)
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """Training and playing that leave only what tells of them; the list of what ran."""
+    ran = []
+
+    def train(run):
+        ran.append((run.out.parent.name, run.out.name))
+        write_yaml(mkdir(run.out) / "run.yaml", run)
+        mkdir(run.out / "checkpoints" / str(run.steps))
+
+    def score(self, model, grey):
+        ran.append((model.parent.name, f"score {model.name}"))
+        return {"questions": self._config.questions} | dict.fromkeys(METRICS, 0.25 if grey else len(ran) / 100)
+
+    def mkdir(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    monkeypatch.setattr("zoomearth_jax.ablate.grpo", train)
+    monkeypatch.setattr("zoomearth_jax.ablate.sft", train)
+    monkeypatch.setattr("zoomearth_jax.ablate._Evaluator._scores", score)
+    return ran
+
+
+def test_nothing_runs_twice_and_other_settings_are_refused(fake_runs, tmp_path, capsys):
+    config = AblateConfig(out=tmp_path, variants=("paper", "no-crop"), seeds=(0,), questions=8, json=True)
+    first = ablate(config)
+    one = [("seed0", name) for name in ("sft-only", "paper", "score paper", "no-crop", "score no-crop")]
+    assert fake_runs == one
+    assert [r["accuracy"] for r in first["runs"]] == [0.03, 0.25]
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(capsys.readouterr().out) == first
+    assert ablate(config) == first
+    assert fake_runs == one
+    ablate(dataclasses.replace(config, questions=16))  # the models stay
+    assert fake_runs[5:] == [one[2], one[4]]
+    more = ablate(dataclasses.replace(config, questions=16, variants=("sft-only", "paper"), seeds=(0, 1)))
+    seed1 = ("sft-only", "score sft-only", "paper", "score paper")
+    assert fake_runs[7:] == [("seed0", "score sft-only"), *(("seed1", name) for name in seed1)]
+    assert more["minus_paper"][0]["seeds"] == [0, 1]
+    with pytest.raises(UserError, match=r"seed0/sft-only: this run had steps=100, now it is 2; take another --out"):
+        ablate(dataclasses.replace(config, sft_steps=2))
+    shutil.rmtree(tmp_path / "seed0" / "no-crop")
+    ablate(dataclasses.replace(config, questions=16))
+    assert fake_runs[12:] == [one[3], one[4]]
+
+
+@pytest.mark.slow
+def test_real_runs(tmp_path):
+    config = AblateConfig(
+        model="nano-grpo",
+        out=tmp_path,
+        variants=("paper", "no-crop", "reference"),
+        seeds=(0, 1),
+        sft_steps=1,
+        steps=1,
+        prompts=2,
+        questions=64,
+        batch_size=32,
+    )
+    results = ablate(config)
+    assert [(r["variant"], r["seed"]) for r in results["runs"]] == [
+        (variant, seed) for seed in config.seeds for variant in config.variants
+    ]
+    paper, grey, released = results["table"]
+    assert paper["accuracy"]["mean"] > 0.7
+    assert released["accuracy"]["mean"] > 0.7
+    assert grey["accuracy"] == grey["accuracy_masked_crop"]
+    assert grey["accuracy"]["mean"] < 0.5
+    assert grey["zoom_rate"]["mean"] > 0.9
+    assert ablate(config) == results
+
+
+@pytest.mark.slow
+def test_masked_crops_cost_answers_and_not_boxes(tmp_path):
+    """One rollout of a policy that reads crops."""
     base = GRPOConfig(model="nano-grpo", out=tmp_path / "shown", steps=1, prompts=16, group=2, global_share=0.0)
     grpo(base)
     grpo(dataclasses.replace(base, out=tmp_path / "grey", mask_crop=True))
@@ -101,45 +189,3 @@ def test_masked_crops_are_what_grpo_plays_with(tmp_path):
     assert shown["reward_answer"] > 0.6
     assert grey["reward_answer"] < 0.5
     assert grey["reward_iou"] == shown["reward_iou"] > 0.2
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    config = AblateConfig(
-        model="nano-grpo",
-        out=tmp_path_factory.mktemp("ablate"),
-        variants=("paper", "no-crop"),
-        seeds=(0, 1),
-        sft_steps=1,
-        steps=1,
-        prompts=2,
-        questions=32,
-        batch_size=32,
-    )
-    return config, ablate(config)
-
-
-def test_a_run_and_its_resumption(tiny, monkeypatch, capsys):
-    config, results = tiny
-    assert json.loads((config.out / "results.json").read_text()) == results
-    assert [(r["variant"], r["seed"]) for r in results["runs"]] == [
-        ("paper", 0), ("no-crop", 0), ("paper", 1), ("no-crop", 1),
-    ]  # fmt: skip
-    paper, grey = results["table"]
-    accuracies = [r["accuracy"] for r in results["runs"] if r["variant"] == "paper"]
-    assert paper["accuracy"]["mean"] == statistics.fmean(accuracies) > 0.6
-    assert grey["accuracy"] == grey["accuracy_masked_crop"] != paper["accuracy"]
-
-    def never(*_, **__):
-        raise AssertionError("a finished run was run again")
-
-    monkeypatch.setattr("zoomearth_jax.ablate.grpo", never)
-    monkeypatch.setattr("zoomearth_jax.ablate.sft", never)
-    monkeypatch.setattr("zoomearth_jax.ablate.play", never)
-    assert ablate(dataclasses.replace(config, json=True)) == results
-    assert json.loads(capsys.readouterr().out) == results
-    with pytest.raises(UserError, match=r"seed0/sft-only: this run had steps=1, now it is 2; take another --out"):
-        ablate(dataclasses.replace(config, sft_steps=2))
-    shutil.rmtree(config.out / "seed1" / "no-crop")
-    with pytest.raises(AssertionError, match="run again"):
-        ablate(config)
