@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 
-from zoomearth_jax.ablate import METRICS, VARIANTS, AblateConfig, _results, _runs, ablate, report
+from zoomearth_jax.ablate import VARIANTS, AblateConfig, _runs, ablate
+from zoomearth_jax.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.configs.reward import RewardSpec
@@ -20,6 +22,10 @@ def row(variant, seed, **scores):
     return {"variant": variant, "seed": seed} | dict.fromkeys(METRICS, 0.5) | scores
 
 
+def results_of(scores):
+    return {"settings": {"questions": 8}, "runs": scores} | summed_up(scores, VARIANTS)
+
+
 def test_statistics_and_paired_differences_by_hand():
     scores = [
         row("paper", 0, accuracy=0.8),
@@ -28,7 +34,7 @@ def test_statistics_and_paired_differences_by_hand():
         row("no-iou", 1, accuracy=0.8),
         row("no-iou", 2, accuracy=0.4),  # its pair hasn't run yet
     ]
-    results = _results(AblateConfig(), scores)
+    results = results_of(scores)
     paper, other = results["table"]
     assert (paper["variant"], paper["seeds"], other["seeds"]) == ("paper", [0, 1], [0, 1, 2])
     assert paper["accuracy"] == {"mean": pytest.approx(0.85), "std": pytest.approx(0.1 / 2**0.5)}
@@ -44,9 +50,23 @@ def test_statistics_and_paired_differences_by_hand():
 
 
 def test_one_seed_has_no_spread():
-    results = _results(AblateConfig(), [row("paper", 3), row("no-box", 3, accuracy=0.25)])
+    results = results_of([row("paper", 3), row("no-box", 3, accuracy=0.25)])
     assert results["minus_paper"][0]["accuracy"] == {"mean": -0.25, "std": None}
     assert "±" not in report(results).split("; mean")[0]
+
+
+def test_the_picture_has_a_dot_for_each_run_at_its_value():
+    scores = [row("paper", 0, accuracy_t1=0.2), row("paper", 1, accuracy_t1=0.6), row("no-iou", 0, accuracy_t1=0.4)]
+    drawn = ElementTree.fromstring(picture(results_of(scores)))
+    dots = [(float(d.get("cx")), float(d.get("cy"))) for d in drawn.findall(".//{*}circle")]
+    (left, top), (right, _), (middle, below) = dots[:3]
+    assert len(dots) == 6
+    assert right - left == PANEL
+    assert middle == (left + right) / 2
+    assert below - top == LINE
+    strokes = [path.get("d") for path in drawn.findall(".//{*}path")]
+    assert strokes[1].startswith(f"M{middle} ")  # paper's mean
+    assert "0.600" in [text.text for text in drawn.findall(".//{*}text")]
 
 
 def test_variants_change_what_they_say_and_nothing_else():

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from zoomearth_jax.ablation_table import BASE, picture, report, summed_up
 from zoomearth_jax.bench import surroundings
 from zoomearth_jax.configs.io import read_yaml, to_dict
 from zoomearth_jax.configs.mesh import MeshConfig
@@ -31,15 +30,14 @@ from zoomearth_jax.rl.rollout import RolloutEngine
 from zoomearth_jax.runs import FREE_SETTINGS, on_mesh
 from zoomearth_jax.saved_steps import numbers
 from zoomearth_jax.sft import SFTConfig, sft
-from zoomearth_jax.tables import table
 
-PAPER, SFT_ONLY = "paper", "sft-only"
+SFT_ONLY = "sft-only"
 _REWARD = GRPOConfig.reward
 _NO_KL = ObjectiveConfig(kl_weight=0.0)
 
 # name -> what it changes in the demo's GRPOConfig; `sft-only` is the model that all others start from
 VARIANTS: dict[str, dict] = {
-    PAPER: {},
+    BASE: {},
     "no-region": {"reward": dataclasses.replace(_REWARD, region_weight=0.0)},
     "no-iou": {"reward": dataclasses.replace(_REWARD, iou_weight=0.0)},
     "no-box": {"reward": dataclasses.replace(_REWARD, region_weight=0.0, iou_weight=0.0)},
@@ -52,18 +50,6 @@ VARIANTS: dict[str, dict] = {
         "freeze_vision": False,
     },
 }
-METRICS = {
-    "accuracy": "accuracy",
-    "accuracy_t1": "accuracy T=1",
-    "apo_iou": "IoU",
-    "apo_iou_t1": "IoU T=1",
-    "zoom_rate": "zoom rate",
-    "accuracy_masked_crop": "masked accuracy",
-    "accuracy_global": "no crop needed",
-}
-_NOTE = """\
-mean ± standard deviation over seeds; "no crop needed" is accuracy on questions that the overview answers, all else is on
-questions that need a crop (chance 0.25). Differences are paired by seed; ~ marks those no larger than their deviation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +60,7 @@ class AblateConfig:
 
     Attributes:
         model: that fine-tuning starts from.
-        out: directory for results.json and the runs, seedN/VARIANT.
+        out: directory for results.json, results.svg and the runs, seedN/VARIANT.
         variants: of paper, no-region, no-iou, no-box, sft-only, no-crop, reference.
         seeds: of fine-tuning and GRPO; the held-out questions are the same for all.
         sft_steps: optimizer steps of fine-tuning, once a seed.
@@ -118,7 +104,7 @@ def ablate(config: AblateConfig) -> dict:
     for run in (run for runs in plan.values() for run in runs.values()):
         _check_settings(run)
     scores: list[dict] = []
-    results = _results(config, scores)
+    results: dict = {}
     with (
         on_mesh(MeshConfig(), config.model, processes=False) as mesh,
         tqdm(total=sum(map(len, plan.values())), desc="runs", disable=not sys.stderr.isatty(), leave=False) as bar,
@@ -131,11 +117,20 @@ def ablate(config: AblateConfig) -> dict:
                     (sft if variant == SFT_ONLY else grpo)(run)
                 if variant in config.variants:
                     scores.append({"variant": variant, "seed": seed} | evaluator(run))
-                    results = _results(config, scores)
-                    (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+                    results = _save(config, scores)
                     say(f"{variant}, seed {seed}: accuracy at T = 1 {scores[-1]['accuracy_t1']:.3f}")
                 bar.update()
     print(json.dumps(results, indent=2) if config.json else report(results))
+    return results
+
+
+def _save(config: AblateConfig, scores: list[dict]) -> dict:
+    """Writes results.json and results.svg; returns what the former holds."""
+    settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
+    settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
+    results = {"settings": settings, **summed_up(scores, VARIANTS), "runs": list(scores)}
+    (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (config.out / "results.svg").write_text(picture(results), encoding="utf-8")
     return results
 
 
@@ -188,7 +183,7 @@ class _Evaluator:
         self._whole = scene_questions("test", 0, config.questions, config.questions // 4, global_share=1.0)
 
     def __call__(self, run: SFTConfig | GRPOConfig) -> dict:
-        """What METRICS names, the number of questions and where it was computed; kept in the run's directory."""
+        """What `ablation_table.METRICS` names, the number of questions and where it was computed; kept in the run's directory."""
         file = run.out / "evaluation.json"
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if kept.get("questions") != self._config.questions:
@@ -220,48 +215,3 @@ class _Evaluator:
             "accuracy_masked_crop": masked["accuracy"],
             "accuracy_global": run(self._whole)["accuracy"],
         }
-
-
-def _results(config: AblateConfig, scores: Sequence[dict]) -> dict:
-    """What results.json holds: the runs' scores, and of each variant the statistics of them and of the differences to `paper`."""
-    by_variant = {name: {row["seed"]: row for row in scores if row["variant"] == name} for name in VARIANTS}
-    paper = by_variant[PAPER]
-    found, differences = [], []
-    for name, rows in by_variant.items():
-        if rows:
-            values = {metric: [row[metric] for row in rows.values()] for metric in METRICS}
-            found.append({"variant": name, "seeds": list(rows)} | _statistics(values))
-        pairs = [(rows[seed], paper[seed]) for seed in rows if seed in paper]
-        if pairs and name != PAPER:
-            values = {metric: [ours[metric] - base[metric] for ours, base in pairs] for metric in METRICS}
-            differences.append({"variant": name, "seeds": [row["seed"] for row, _ in pairs]} | _statistics(values))
-    settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
-    settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
-    return {"settings": settings, "table": found, "minus_paper": differences, "runs": list(scores)}
-
-
-def _statistics(values: Mapping[str, Sequence[float]]) -> dict:
-    """Mean and sample standard deviation, none of a single seed."""
-    return {
-        name: {"mean": statistics.fmean(x), "std": statistics.stdev(x) if len(x) > 1 else None}
-        for name, x in values.items()
-    }
-
-
-def report(results: dict) -> str:
-    """The tables that results.json stands for."""
-    parts = [table([_line(row, "{:.3f}") for row in results["table"]])]
-    if results["minus_paper"]:
-        parts += [f"minus {PAPER}", table([_line(row, "{:+.3f}", mark=True) for row in results["minus_paper"]])]
-    seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in results["runs"])))
-    return "\n\n".join([*parts, f"{results['settings']['questions']} questions; seeds {seeds}; {_NOTE}"])
-
-
-def _line(row: dict, form: str, mark: bool = False) -> dict:
-    def cell(mean: float, std: float | None) -> str:
-        if std is None:
-            return form.format(mean)
-        within = " ~" if mark and abs(mean) <= std else ""
-        return f"{form.format(mean)} ± {std:.3f}{within}"
-
-    return {"variant": row["variant"]} | {label: cell(**row[metric]) for metric, label in METRICS.items()}
