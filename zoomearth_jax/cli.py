@@ -36,6 +36,7 @@ def _light_verbs() -> dict:
 
 def _verbs() -> dict:
     """Verb -> (config class, function), of all. Imported late, so that --version stays fast."""
+    from zoomearth_jax.ablate import AblateConfig, ablate
     from zoomearth_jax.ask import AskConfig, ask
     from zoomearth_jax.bench import BenchConfig, bench
     from zoomearth_jax.convert import ConvertConfig, convert
@@ -47,6 +48,7 @@ def _verbs() -> dict:
     from zoomearth_jax.sft import SFTConfig, sft
 
     verbs = {
+        "ablate": (AblateConfig, ablate),
         "ask": (AskConfig, ask),
         "bench": (BenchConfig, bench),
         "convert": (ConvertConfig, convert),

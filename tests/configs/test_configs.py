@@ -9,6 +9,7 @@ import pytest
 from transformers import Qwen2_5_VLConfig
 
 import zoomearth_jax
+from zoomearth_jax.ablate import AblateConfig
 from zoomearth_jax.ask import AskConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
@@ -34,6 +35,7 @@ CONFIGS = (
     VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
     ObjectiveConfig, RolloutConfig, MeshConfig, SFTConfig, GRPOConfig,
     EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
+    AblateConfig,
 )  # fmt: skip
 # recorded with a run, not read by code
 RECORDED = {"bos_id", "eos_id", "video_token_id", "vision_start_id", "vision_end_id", "version"}
