@@ -12,10 +12,10 @@ test: .venv/installed   ## the core suite: no torch, no network, no accelerator
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv/parity    ## live comparison with HF transformers in torch
-	$(BIN)/python -m pytest -m parity tests
+	XLA_FLAGS= $(BIN)/python -m pytest -m parity tests
 
 slow: .venv/installed   ## proofs that take minutes: training on meshes and in several processes, killed and resumed
-	$(BIN)/python -m pytest -m slow tests
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow tests
 
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py

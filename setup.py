@@ -31,8 +31,6 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "geo": ["rasterio>=1.4"],
-    "tools": ["scikit-image>=0.24", "opencv-python-headless>=4.10"],
-    "serve": ["starlette>=0.40", "uvicorn>=0.30", "sse-starlette>=2.1"],
     "tensorboard": TENSORBOARD,
     "wandb": ["wandb>=0.31"],
     "tf": ["tensorflow-cpu>=2.18"],

@@ -3,10 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.processes import address, result, start
 from zoomearth_jax import saved_steps
 from zoomearth_jax.checkpoint import Checkpoints, load_run_model
 from zoomearth_jax.configs.compute import ComputeConfig
@@ -22,7 +19,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import copy_side_files, load_model, resolve
 from zoomearth_jax.rl.learner import TrainState
 
-SCRIPT = Path(__file__).with_name("checkpoint_check.py")
+SCRIPT = "checkpoint_check.py"
 
 
 def state(value, size=6000):
@@ -224,28 +221,14 @@ def test_any_step_can_be_exported(model_run, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-def run(devices, *args):
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(SCRIPT.parents[1])}
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
-    return subprocess.Popen(command, env=os.environ | flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def result(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
-
-
 def test_two_processes_of_4_devices_save_and_fewer_restore(tmp_path):
     """Onto two processes, which both pass over a step that one of them can't read, onto 2 devices and onto 1."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    both = [result(process) for process in [run(4, "save", tmp_path, address, number) for number in (0, 1)]]
+    where = address()
+    both = [result(process) for process in [start(SCRIPT, 4, "save", tmp_path, where, number) for number in (0, 1)]]
     assert [found["restored"] for found in both] == [1, 1]
     assert [found["warned"] for found in both] == [1, 0]  # the first process alone speaks
     assert [found["equal"] for found in both] == [True, True]
-    assert result(run(2, "restore", tmp_path)) == [{"restored": 1, "equal": True}] * 2
+    assert result(start(SCRIPT, 2, "restore", tmp_path)) == [{"restored": 1, "equal": True}] * 2
     with Checkpoints(tmp_path) as checkpoints:
         record = saved_steps.read_record(checkpoints.directory / "1")
     assert dataclasses.asdict(ComputeConfig()) == record["run"]["settings"]

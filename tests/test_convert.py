@@ -62,23 +62,26 @@ import os, signal, sys
 from pathlib import Path
 from zoomearth_jax import convert
 from zoomearth_jax.models import hf
-hf.SHARD_BYTES, save, count = 300_000, hf.save_file, iter(range(9))
-def save_some(*args, **kwargs):
-    save(*args, **kwargs)
-    if next(count) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-hf.save_file = save_some
-convert.convert(convert.ConvertConfig(Path(sys.argv[1]), Path(sys.argv[2]), overwrite=True))
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[3] == "hf":  # after the second file of several
+    hf.SHARD_BYTES, save, count = 300_000, hf.save_file, iter(range(9))
+    hf.save_file = lambda *args, **kwargs: (save(*args, **kwargs), next(count) == 1 and kill())
+else:  # while orbax writes in the background
+    save_params = convert.Checkpoints.save_params
+    convert.Checkpoints.save_params = lambda *args: (save_params(*args), kill())
+convert.convert(convert.ConvertConfig(*map(Path, sys.argv[1:3]), to=sys.argv[3], overwrite=True))
 """
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_a_kill_leaves_nothing_that_looks_complete(tmp_path, older):
+@pytest.mark.parametrize(("to", "older"), [("hf", False), ("orbax", True)])
+def test_a_kill_leaves_nothing_that_looks_complete(tmp_path, to, older):
     out = tmp_path / "out"
     if older:
         shutil.copytree(NANO, out)
-    killed = subprocess.run([sys.executable, "-c", KILL, NANO, out], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILL, NANO, out, to], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert any((out / ".partial").iterdir())
     if older:  # the model that was there is whole
         for ours, theirs in zip(params_of(out), params_of(NANO), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -86,9 +89,11 @@ def test_a_kill_leaves_nothing_that_looks_complete(tmp_path, older):
         assert not list(out.glob("*.safetensors*"))
         with pytest.raises(UserError, match=r"no config\.json"):
             load_model(out)
-    convert(ConvertConfig(NANO, out, overwrite=True))  # and the next try clears up
+    convert(ConvertConfig(NANO, out, to=to, overwrite=older))  # and the next try clears up
     assert not (out / ".partial").exists()
-    assert (out / "model.safetensors").read_bytes() == (NANO / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").exists() is (to == "hf")
+    for ours, theirs in zip(params_of(out), params_of(NANO), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_targets_that_would_be_lost_are_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Runs with adapters: they alone train, resume bit-exactly, and load anywhere as an ordinary model."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -82,8 +83,7 @@ def test_fine_tuning_lowers_the_loss(sft_run):
 
 
 def test_resume_is_bit_exact(sft_run, folder):
-    cut = dataclasses.replace(sft_run, out=folder / "cut")
-    sft(cut)
+    cut = dataclasses.replace(sft_run, out=shutil.copytree(sft_run.out, folder / "cut"))
     with Checkpoints(cut.out) as checkpoints:
         checkpoints._manager.delete(24)  # as if the run had died after step 12
     sft(dataclasses.replace(cut, resume=True))

@@ -3,17 +3,15 @@
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
+from tests.processes import address
 from zoomearth_jax import grpo as grpo_module
 from zoomearth_jax import saved_steps
 from zoomearth_jax.data_pipeline.workers import Pool
@@ -78,20 +76,6 @@ def test_a_terminated_process_group_saves_exits_0_and_goes_on_bit_equal(tmp_path
     assert last_arrays(tmp_path) == last_arrays(tmp_path / "whole")
 
 
-@pytest.fixture
-def program_cache(tmp_path):
-    """Programs of one run serve the next."""
-    settings = {"jax_compilation_cache_dir": str(tmp_path / "cache"), "jax_persistent_cache_min_compile_time_secs": 0.1}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
-
-
-@pytest.mark.usefixtures("program_cache")
 def test_a_rollout_in_flight_is_played_again_and_updates_are_finished(tmp_path, monkeypatch, capsys):
     """With two updates a rollout: between rollout and updates, and between the updates."""
     config = GRPOConfig(model="nano-grpo", out=tmp_path / "cut", steps=3, prompts=2, group=2, updates=2)
@@ -129,9 +113,7 @@ def test_a_rollout_in_flight_is_played_again_and_updates_are_finished(tmp_path, 
 @pytest.mark.slow
 def test_of_two_processes_one_is_told_and_both_stop(tmp_path):
     """The run then goes on in one process. Sums of gradients are of another order there, so the losses agree but for rounding."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        mesh = ["--mesh.coordinator", f"localhost:{free.getsockname()[1]}", "--mesh.processes", "2", "--mesh.fsdp", "2"]
+    mesh = ["--mesh.coordinator", address(), "--mesh.processes", "2", "--mesh.fsdp", "2"]
     both = [start(tmp_path, *mesh, "--mesh.process", str(number)) for number in (0, 1)]
     while len(rows(tmp_path)) < 3:
         assert [process.poll() for process in both] == [None, None], both[0].stderr.read()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -78,17 +79,16 @@ def test_a_seeded_run_repeats_itself_exactly(stage, request, folder):
     run(again)
     assert losses(again) == losses(config)
     assert_same(params(again.out), params(config.out))
-    assert_differs = dataclasses.replace(config, out=folder / f"{stage}_other", seed=1)
-    run(assert_differs)
-    assert losses(assert_differs) != losses(config)
+    other = dataclasses.replace(config, out=folder / f"{stage}_other", seed=1, steps=1)
+    run(other)
+    assert losses(other)[0]["entropy"] != losses(config)[0]["entropy"]
 
 
 @pytest.mark.parametrize(("stage", "workers"), [("sft", 2), ("grpo", 0)])
 def test_resume_is_bit_exact(stage, workers, request, folder):
     """On another number of workers too."""
     config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
-    out = folder / f"{stage}_cut"
-    run(dataclasses.replace(config, out=out))
+    out = shutil.copytree(config.out, folder / f"{stage}_cut")
     with Checkpoints(out) as checkpoints:
         checkpoints._manager.delete(4)  # as if the run had died after step 2
         assert checkpoints.latest == 2

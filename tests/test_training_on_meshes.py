@@ -4,14 +4,13 @@ A GRPO loss is a difference of terms of the rewards' size and passes through zer
 largest loss of the run.
 """
 
-import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.processes import address, environment
 from zoomearth_jax.metrics import read_metrics
 
 PIPES = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}  # Gloo greets on stdout
@@ -25,15 +24,12 @@ def train(out, verb, steps, devices, *args, processes=1):
     """The losses of a run by the command, on `devices` devices in each process."""
     more = [*VERBS[verb], "--steps", steps, "--out", out, *args]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            more += ["--mesh.coordinator", f"localhost:{free.getsockname()[1]}", "--mesh.processes", processes]
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        more += ["--mesh.coordinator", address(), "--mesh.processes", processes]
     started = []
     for number in range(processes):
         own = ["--mesh.process", number] if processes > 1 else []
         command = [sys.executable, "-m", "zoomearth_jax.cli", verb, *map(str, [*more, *own])]
-        started.append(subprocess.Popen(command, env=os.environ | flags, **PIPES))
+        started.append(subprocess.Popen(command, env=environment(devices), **PIPES))
     for process in started:
         _, err = process.communicate(timeout=500)
         assert process.returncode == 0, err[-3000:]
@@ -45,7 +41,7 @@ def error(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])  # test_sharded has the SFT loss
 def test_two_processes_with_microbatches_train_as_one_device(verb, tmp_path):
     want = train(tmp_path / "one", verb, 3, 1)
     got = train(tmp_path / "two", verb, 3, 2, "--accumulate", 2, "--mesh.fsdp", 2, processes=2)

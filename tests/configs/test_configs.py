@@ -59,6 +59,82 @@ def test_presets_survive_hf_config_both_ways(name):
     assert from_hf_config(through_transformers) == config
 
 
+# what tells the published sizes apart: text width, MLP, layers, heads, key-value heads, vocabulary; vision MLP; parameters
+PUBLISHED = {
+    "3b": (2048, 11008, 36, 16, 2, 151936, 3420, 3_754_622_976),
+    "7b": (3584, 18944, 28, 28, 4, 152064, 3420, 8_292_166_656),
+    "32b": (5120, 27648, 64, 40, 8, 152064, 3456, 33_452_718_336),
+    "72b": (8192, 29568, 80, 64, 8, 152064, 3456, 73_410_777_344),
+}
+
+
+def published_config(size: str) -> dict:
+    """A config.json as it was published, by transformers 4.41."""
+    width, mlp, layers, heads, kv_heads, vocab, vision_mlp, _ = PUBLISHED[size]
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": mlp,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": size == "3b",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.2",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": vision_mlp,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": vocab,
+    }
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_presets_are_the_published_models(size):
+    config, raw = preset(f"qwen2_5_vl_{size}")[0], published_config(size)
+    assert from_hf_config(raw) == config
+    assert sum(x.size for x in jax.tree.leaves(abstract_model(config))) == PUBLISHED[size][-1]
+    ids = {"bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type"}
+    text = {
+        key: raw[key] if key in ids else raw.pop(key) for key in [*raw] if "vision" not in key and "image" not in key
+    }
+    text["rope_scaling"] |= {"type": "default", "rope_type": "default"}  # transformers 4.5x: the text's part apart
+    text |= {"sliding_window": None, "layer_types": ["full_attention"] * config.text.num_layers}
+    assert from_hf_config({**raw, "text_config": text}) == config
+    assert from_hf_config(Qwen2_5_VLConfig(**published_config(size)).to_dict()) == config  # 5.x
+
+
 RUNS = Path(zoomearth_jax.__file__).parent / "configs" / "runs"
 
 
@@ -78,9 +154,8 @@ def test_the_paper_s_runs():
     assert {config.compute.param_dtype for config in tuned} == {"float32"}
 
 
-def test_3b_has_the_published_size():
+def test_3b_episode_has_324_tokens_a_view():
     config, episode = preset("qwen2_5_vl_3b")
-    assert sum(x.size for x in jax.tree.leaves(abstract_model(config))) == 3_754_622_976
     assert episode.view_tokens == 324
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(abstract_model(config)))
 

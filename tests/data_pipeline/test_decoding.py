@@ -130,6 +130,8 @@ def test_rotation_marks_are_left_alone(tmp_path):
         np.testing.assert_array_equal(read(tmp_path / name), np.asarray(picture()))
     picture().save(tmp_path / "turned.tif", tiffinfo={274: 6})
     np.testing.assert_array_equal(read(tmp_path / "turned.tif"), np.asarray(picture()))
+    picture().save(tmp_path / "turned.jpg", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path / "turned.jpg"), np.asarray(Image.open(tmp_path / "turned.jpg")))
 
 
 def test_two_and_four_bands(tmp_path):

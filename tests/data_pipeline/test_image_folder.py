@@ -59,7 +59,14 @@ def test_questions_over_a_store_and_files(files, tmp_path):
     assert read_questions(folder, "grpo")[0].box.corners == pytest.approx((0, 0, 500, 292.97), abs=0.01)
 
 
-def test_names_stay_inside(files, tmp_path):
+@pytest.mark.parametrize("name", ["../files/a.png", "x/../../files/a.png", "{}/files/a.png"])
+def test_names_stay_inside(files, tmp_path, name):
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match="not inside the folder"):
-        ImageFolder(tmp_path / "data").open(["../files/a.png"])
+        ImageFolder(tmp_path / "data").open([name.format(tmp_path)])
+
+
+def test_images_may_be_a_link_to_another_disk(files, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").symlink_to(files[0].parent)
+    assert ImageFolder(tmp_path / "data").open(["a.png"])["a.png"].frame.width == 500

@@ -1,6 +1,7 @@
 """Sharded splash attention against unsharded XLA on eight simulated devices; test_attention.py runs it as a process."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ def main() -> None:
         out = got[0][1]
         assert out.sharding.is_equivalent_to(NamedSharding(mesh, spec), out.ndim), (shape, out.sharding)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5), got, want)
+    print(json.dumps([list(shape) for shape in MESHES]))
 
 
 if __name__ == "__main__":

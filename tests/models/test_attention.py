@@ -2,10 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
+from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import VisionConfig
 from zoomearth_jax.configs.presets import nano
@@ -204,10 +201,7 @@ def test_decoder_trains_the_same_with_splash():
 
 
 def test_meshes_change_nothing():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.models.attention_on_meshes"]
-    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert result(start("models/attention_on_meshes.py", 8)) == [[8, 1, 1], [2, 2, 2], [2, 1, 4]]
 
 
 @pytest.mark.parametrize(("is_full", "growth"), [(False, 4), (True, 16)])

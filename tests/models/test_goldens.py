@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.tiny_inputs import IMAGE, VIDEO, batch
 from zoomearth_jax.models.attention import KVCache
@@ -24,6 +25,16 @@ TOLERANCE = 1e-4  # absolute, fp32
 def golden(request):
     directory = GOLDENS / request.param
     return Qwen2_5_VL.from_pretrained(directory), np.load(directory / "expected.npz")
+
+
+@nnx.jit  # op by op a segment takes four times as long
+def segment(model, *args, **kwargs):
+    return model.segment(*args, **kwargs)
+
+
+@nnx.jit
+def encode(model, patches_IPC, layout):
+    return model.vision(patches_IPC, layout)
 
 
 def row_inputs(model, ids, grids):
@@ -48,8 +59,8 @@ def test_visual_tokens_equal_hf(golden):
     _, _, pixels, grids = batch("left")
     layout = vision_layout(grids[:, 1:], model.config.vision)
     offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
-    features = model.vision(
-        jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
+    features = encode(
+        model, jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
     )
     ours = np.concatenate([f[: h * w // 4] for f, (_, h, w) in zip(np.asarray(features), grids, strict=True)])
     assert np.abs(ours - expected["features"]).max() < TOLERANCE
@@ -60,7 +71,9 @@ def test_positions_equal_hf(golden, side):
     model, expected = golden
     ids, mask, _, grids = batch(side)
     _, grids_BI2 = row_inputs(model, ids, grids)
-    positions, following = mrope_positions(jnp.asarray(ids == IMAGE), jnp.asarray(mask > 0), jnp.asarray(grids_BI2))
+    positions, following = jax.jit(mrope_positions)(
+        jnp.asarray(ids == IMAGE), jnp.asarray(mask > 0), jnp.asarray(grids_BI2)
+    )
     theirs = expected[f"{side}_positions"]
     np.testing.assert_array_equal(np.asarray(positions)[:, mask > 0], theirs[:, mask > 0])
     np.testing.assert_array_equal(following, np.where(mask > 0, theirs.max(0), 0).max(1) + 1)
@@ -72,19 +85,24 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
     feature_BF, grids_BI2 = row_inputs(model, ids, grids)
     layout = vision_layout(grids[:, 1:], model.config.vision)
     offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
-    features = model.vision(
-        jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
+    features = encode(
+        model, jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
     )
     features_BFD = features.reshape(-1, features.shape[-1])[feature_BF]
-    hidden, cache, following = model.segment(
-        jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2)
+    hidden, cache, following = segment(
+        model, jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2)
     )
     rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=(IMAGE, VIDEO))
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
     keys = jax.random.split(jax.random.key(0), len(ids))
-    sampler = Sampler(rows, 0.0)
-    stage = sampler.begin(model, first, ids.shape[1], 12, following, active, keys)
-    _, stage = sampler.go_on(model, grow_cache(cache, 12), stage, 12)
+
+    @nnx.jit
+    def decoded(model, cache, first, following):
+        sampler = Sampler(rows, 0.0)
+        stage = sampler.begin(model, first, ids.shape[1], 12, following, active, keys)
+        return sampler.go_on(model, grow_cache(cache, 12), stage, 12)[1]
+
+    stage = decoded(model, cache, first, following)
     assert np.asarray(stage.written_BT).all()
     np.testing.assert_array_equal(stage.ids_BT, expected["greedy"])
 
@@ -93,10 +111,10 @@ def test_cache_equals_full_forward(golden):
     model, _ = golden
     ids, mask, _, _ = batch("right")
     text, valid = jnp.where(ids == IMAGE, 5, jnp.asarray(ids)), jnp.asarray(mask > 0)
-    full, _, _ = model.segment(text, valid)
+    full, _, _ = segment(model, text, valid)
     cut = 9
-    first, cache, following = model.segment(text[:, :cut], valid[:, :cut])
-    rest, _, _ = model.segment(text[:, cut:], valid[:, cut:], start_B=following, past=cache)
+    first, cache, following = segment(model, text[:, :cut], valid[:, :cut])
+    rest, _, _ = segment(model, text[:, cut:], valid[:, cut:], start_B=following, past=cache)
     both = np.concatenate([first, rest], axis=1)
     assert np.abs(both - np.asarray(full))[mask > 0].max() < 1e-5
 
@@ -105,11 +123,11 @@ def test_cache_slots_that_are_not_valid_change_nothing(golden):
     model, _ = golden
     ids = jnp.arange(2, 14)[None]
     valid = jnp.ones_like(ids, bool)
-    _, cache, following = model.segment(ids[:, :8], valid[:, :8])
-    want, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=cache)
+    _, cache, following = segment(model, ids[:, :8], valid[:, :8])
+    want, _, _ = segment(model, ids[:, 8:], valid[:, 8:], start_B=following, past=cache)
     noise = [jnp.concatenate([x, 100 * x[:, :, :, :3]], axis=3) for x in (cache.k, cache.v)]
     noisy = KVCache(*noise, jnp.pad(cache.valid_BS, ((0, 0), (0, 3))))
-    got, _, _ = model.segment(ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
+    got, _, _ = segment(model, ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -130,7 +148,7 @@ def test_no_token_sees_a_later_one(golden):
     def score(x):
         return model.decoder(x, positions, jnp.ones((1, 10), bool))[0][0, 4].sum()
 
-    by_position = np.abs(jax.grad(score)(embedded))[0].sum(-1)
+    by_position = np.abs(jax.jit(jax.grad(score))(embedded))[0].sum(-1)
     assert (by_position[:5] > 0).all()
     assert (by_position[5:] == 0).all()
 

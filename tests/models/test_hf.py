@@ -97,10 +97,18 @@ def test_what_the_port_cannot_represent_is_refused(checkpoint, changes, message)
         Qwen2_5_VL.from_pretrained(checkpoint)
 
 
-def test_quantised_checkpoints_are_refused(checkpoint):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported"),
+        ({"vision_config": {"rope_parameters": {"rope_type": "axial", "rope_theta": 5e5}}}, "vision_config rope_param"),
+        ({"vision_config": {"rope_parameters": {"rope_type": "yarn"}}}, "vision_config rope_param"),
+    ],
+)
+def test_quantised_checkpoints_and_other_vision_angles_are_refused(checkpoint, change, message):
     raw = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(UserError, match="quantization_config is not supported"):
+    (checkpoint / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(UserError, match=message):
         Qwen2_5_VL.from_pretrained(checkpoint)
 
 

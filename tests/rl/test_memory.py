@@ -1,6 +1,7 @@
 """What a compiled training step holds: read from the program, nothing is run."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -22,11 +23,12 @@ def abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def compiled_step(rows, compute=ComputeConfig(), *, freeze_vision=True, vocab=VOCAB):
-    """The compiled SFT step of a nano model with a large vocabulary, from shapes alone."""
+@functools.cache  # of the same model's rows
+def compiled_step(rows, remat="none", *, freeze_vision=False, vocab=597):
+    """The compiled SFT step of a nano model, from shapes alone."""
     config, _ = preset("nano")
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=vocab))
-    model = abstract_model(config, compute)
+    model = abstract_model(config, ComputeConfig(remat=remat))
     optimizer = optax.adam(1e-3)
     graph, frozen, trainable = nnx.split(model, lambda path, _: freeze_vision and path[0] == "vision", ...)
     step = jax.ShapeDtypeStruct((), "int32")
@@ -45,19 +47,18 @@ def largest_float32(compiled) -> int:
 
 def test_no_array_of_all_logits(nano):
     all_logits = ROWS * len(written_slots(nano.rows.episode)) * VOCAB
-    assert largest_float32(compiled_step(nano.rows)) <= all_logits / 2 + ROWS * VOCAB  # two chunks
+    compiled = compiled_step(nano.rows, freeze_vision=True, vocab=VOCAB)
+    assert largest_float32(compiled) <= all_logits / 2 + ROWS * VOCAB  # two chunks
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_remat_saves_memory(nano, policy):
-    keep, recompute = (
-        compiled_step(nano.rows, ComputeConfig(remat=name), freeze_vision=False, vocab=597) for name in ("none", policy)
-    )
+    keep, recompute = (compiled_step(nano.rows, name) for name in ("none", policy))
     assert recompute.memory_analysis().temp_size_in_bytes < 0.8 * keep.memory_analysis().temp_size_in_bytes
 
 
 def test_a_frozen_vision_encoder_has_no_backward(nano):
-    frozen, trained = (compiled_step(nano.rows, freeze_vision=f, vocab=597) for f in (True, False))
+    frozen, trained = compiled_step(nano.rows, freeze_vision=True, vocab=VOCAB), compiled_step(nano.rows)
     backward = re.compile(r"transpose\(jvp[^\"]*/branch_")  # only the encoder's blocks have two branches
     assert backward.search(trained.as_text())
     assert not backward.search(frozen.as_text())

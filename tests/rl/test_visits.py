@@ -1,17 +1,14 @@
 """Stages in several visits of the host: the same episodes, rows left out once they stop, crops read meanwhile."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
@@ -240,7 +237,4 @@ def test_full_rows_have_nothing_to_leave_out():
 
 
 def test_rows_stay_on_their_devices():
-    script = Path(__file__).with_name("stages_on_mesh.py")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, script], env=os.environ | flags, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "ok\n", done.stderr
+    assert result(start("rl/stages_on_mesh.py", 8)) == "ok"

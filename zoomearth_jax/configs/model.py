@@ -7,6 +7,8 @@ from typing import Any
 
 from zoomearth_jax.errors import UserError
 
+VISION_ROPE_THETA = 10_000.0  # of every published size; configs of transformers 4.x don't name it
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -152,6 +154,10 @@ def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConf
         raise UserError(f"{where}: rope scaling {rope_type!r} is not supported")
     if "mrope_section" not in rope:
         raise UserError(f"{where}: no mrope_section; one-dimensional rope would give silently wrong positions")
+    axes = vision.get("rope_parameters") or {}
+    plain = axes.get("rope_type", "axial") in ("axial", "default")
+    if not plain or axes.get("rope_theta", VISION_ROPE_THETA) != VISION_ROPE_THETA:
+        raise UserError(f"{where}: vision_config rope_parameters {axes} are not supported")
     if text.get("use_sliding_window"):
         raise UserError(f"{where}: use_sliding_window is not supported")
     for part in (text, vision):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from zoomearth_jax.configs.model import VISION_ROPE_THETA
+
 
 def _rotate(x, cos, sin):
     """Rotates halves (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) in float32; cos and sin span half the last dim."""
@@ -24,7 +26,7 @@ def apply_rope(x, angles):
     return _rotate(x, jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :])
 
 
-def vision_angles(positions_P2, head_dim: int, theta: float = 10_000.0):
+def vision_angles(positions_P2, head_dim: int, theta: float = VISION_ROPE_THETA):
     """Angles of the vision encoder's axial rotary embedding.
 
     Args:
