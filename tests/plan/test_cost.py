@@ -163,6 +163,44 @@ def test_tpu_text():
     assert Player(module, slow).play().seconds == pytest.approx(3 * 64 * 128 * 2 / 2e6)
 
 
+SCATTERED = """HloModule jit_f, is_scheduled=true
+
+%all-reduce-scatter (x: bf16[64,256], y: bf16[64,32]) -> (bf16[16,256], bf16[16,32]) {
+  %x = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %sums = (bf16[64,256]{1,0}, bf16[64,32]{1,0}) all-reduce(%x, %y), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%add
+  %id = u32[] partition-id()
+  %zero = u32[] constant(0)
+  %sum.x = bf16[64,256]{1,0} get-tuple-element(%sums), index=0
+  %part.x = bf16[16,256]{1,0} dynamic-slice(%sum.x, %id, %zero), dynamic_slice_sizes={16,256}
+  %sum.y = bf16[64,32]{1,0} get-tuple-element(%sums), index=1
+  %part.y = bf16[16,32]{1,0} dynamic-slice(%sum.y, %id, %zero), dynamic_slice_sizes={16,32}
+  ROOT %parts = (bf16[16,256]{1,0}, bf16[16,32]{1,0}) tuple(%part.x, %part.y)
+}
+
+ENTRY %main (a: bf16[64,256], b: bf16[64,32]) -> (bf16[16,256], bf16[16,32]) {
+  %a = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %out = (bf16[16,256]{1,0}, bf16[16,32]{1,0}) fusion(%a, %b), kind=kCustom, calls=%all-reduce-scatter, \
+backend_config={"collective_algorithm_config":{"emitter":"AllReduceScatterFusion","strategy":"StrategyRing","debug":""}}
+}
+"""
+
+
+def test_all_reduces_of_which_a_slice_is_kept_are_reduce_scatters():
+    square = torus(2, 4)  # on all of its dimensions three links' worth, on one ring two
+    slow = square.chip = CHIP._replace(link_bandwidth=1e5)
+    square.coords, square.slices = square.coords[[0, 1, 4, 5]], square.slices[:4]
+    sent = 64 * (256 + 32) * 2 * 3 / 4
+    cost = Player(parse(SCATTERED), square).play()
+    assert cost.collectives == {"reduce-scatter": (1, sent)}
+    assert cost.link_seconds == pytest.approx(sent / (2 * slow.link_bandwidth))
+    everywhere = SCATTERED.replace("StrategyRing", "StrategyND")
+    assert Player(parse(everywhere), square).play().link_seconds == pytest.approx(sent / (3 * slow.link_bandwidth))
+    whole = SCATTERED.replace("tuple(%part.x, %part.y)", "tuple(%part.x, %sum.y)")
+    assert Player(parse(whole), square).play().collectives == {"all-reduce": (1, 2 * sent)}
+
+
 def test_cycles_of_the_compiler():
     clocked = torus(4)
     clocked.chip = CHIP._replace(clock=1e6)

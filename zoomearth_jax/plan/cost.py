@@ -12,6 +12,7 @@ The program is played in the order that XLA scheduled. Three resources have a cl
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
 
@@ -78,12 +79,20 @@ class Network:
         self.slices = np.array([getattr(device, "slice_index", None) or 0 for device in devices])
         self.sides = None if self.coords is None else self.coords.max(0) + 1
 
-    def bandwidth(self, group) -> float:
-        """Bytes/s that each of a group receives in a ring's or line's all-gather, over all dimensions that the group spans."""
+    def bandwidth(self, group, one_ring: bool = False) -> float:
+        """Bytes/s that each of a group receives in an all-gather over all dimensions of the torus that the group spans.
+
+        Args:
+            group: of devices.
+            one_ring: the group is strung on one ring, which takes two links of a chip, in whatever dimensions it lies.
+        """
         if len(set(self.slices[group])) > 1:
             return self.chip.network_bandwidth
         if self.coords is None:
             return self.chip.link_bandwidth * self.chip.links
+        return min(self._all_dimensions(group), 2 * self.chip.link_bandwidth if one_ring else math.inf)
+
+    def _all_dimensions(self, group) -> float:
         spans = [len(set(column)) > 1 for column in self.coords[group].T]
         return self.chip.link_bandwidth * sum(
             1 + self._ring(side) for side, span in zip(self.sides, spans, strict=True) if span
@@ -143,6 +152,24 @@ def _integers(text: str) -> list[int]:
 def _channel(collective: Instruction) -> str:
     found = re.search(r"channel_id=(\d+)", collective.attributes)
     return f"channel {found[1]}" if found else collective.name
+
+
+def _scattered(inside: Computation, collective: Instruction) -> bool:
+    """Whether a fusion takes slices alone of its all-reduce: thus TPUs print a reduce-scatter."""
+
+    def sliced(user: Instruction) -> bool:
+        if user.opcode in ("get-tuple-element", "bitcast"):
+            return bool(inside.users[user.name]) and all(map(sliced, inside.users[user.name]))
+        return user.opcode == "dynamic-slice"
+
+    users = inside.users[collective.name]
+    return bool(users) and all(map(sliced, users))
+
+
+def _one_ring(*instructions: Instruction) -> bool:
+    """Whether the compiler's note on how it does a collective says that it strings the group on one ring."""
+    notes = "".join(i.attributes.partition('"collective_algorithm_config"')[2] for i in instructions)
+    return bool(re.search(r'"emitter":"1D|"strategy":"(UniDirection1D|Strategy)Ring', notes))
 
 
 def _started(module: Module) -> set[str]:
@@ -305,10 +332,13 @@ class _Run:
             sent, seconds = given, given * network.permute_load(tuple(pairs)) / self.player.chip.link_bandwidth
             link = str(pairs)  # rings in opposite directions take different links
         else:
+            if kind == "all-reduce" and inside and _scattered(inside, collective):
+                kind = "reduce-scatter"
             group = groups(collective.attributes, devices)[0]
             whole = given * len(group) if kind == "all-gather" else given
             sent = whole * (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
-            seconds = sent / network.bandwidth(group) if len(group) > 1 else 0.0
+            rate = network.bandwidth(group, _one_ring(i, collective))
+            seconds = sent / rate if len(group) > 1 else 0.0
         times, so_far = self.cost.collectives.get(kind, (0, 0))
         self.cost.collectives[kind] = (times + 1, so_far + sent)
         self.cost.link_seconds += seconds

@@ -111,6 +111,7 @@ class Module(NamedTuple):
     entry: str
 
 
+@functools.lru_cache(maxsize=2)  # programs are played twice: with the compiler's cycles, and without
 def parse(text: str) -> Module:
     """Reads a compiled program."""
     computations, entry, current = {}, "", None
