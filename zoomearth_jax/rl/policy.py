@@ -67,7 +67,11 @@ def last_valid(hidden_BTD, valid_BT):
 
 def masked_logits(logits, banned_ids: tuple[int, ...]):
     """Logits of the distribution that is sampled from: ids placed by us alone (vision, turn starts) are impossible."""
-    return logits.at[..., np.array(banned_ids, np.int32)].set(-jnp.inf) if banned_ids else logits
+    if not banned_ids:
+        return logits
+    banned_V = np.zeros(logits.shape[-1], bool)
+    banned_V[list(banned_ids)] = True
+    return jnp.where(banned_V, -jnp.inf, logits)  # a scatter would copy the logits into another layout on TPUs
 
 
 def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banned_ids=(), budget: int = LOGITS_BUDGET):
