@@ -26,7 +26,6 @@ from zoomearth_jax.rl.policy import device_images
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
 
 T1 = SamplingConfig(temperature=1.0)
-KEY = jax.random.key(0)
 SLOTS = 256  # of the long stage: as many as LRS-GRO's longest reasoning before a crop takes
 MEAN_TOKENS = 75  # that rows write there
 VISIT = 16
@@ -72,10 +71,11 @@ class _Bench:
     def __init__(self, directory: str, config: RolloutBenchConfig):
         model, self.rows = load_model(directory)
         self.config, self.model, self.group = config, model, config.group
+        self.key = jax.random.key(0)  # not at import, which comes before processes join
         self.params, self.graph = nnx.state(model, nnx.Param), nnx.graphdef(model)
         self.engine = RolloutEngine(model, self.rows)
         self.questions = scene_questions("test", 0, 0, config.prompts, global_share=0.0)
-        self.played = self.engine(self.params, self.questions, KEY, sampling=T1, group=self.group)
+        self.played = self.engine(self.params, self.questions, self.key, sampling=T1, group=self.group)
         self._prefill = jax.jit(self._prefill_of, static_argnames=("group", "slots"))
 
     def _prefill_of(self, params, *args, **settings):
@@ -116,7 +116,7 @@ class _Bench:
             for p in (prompts, repeated)
         )
         each = [q for q in self.questions for _ in range(group)]
-        alone = self.engine(self.params, each, KEY, sampling=T1)
+        alone = self.engine(self.params, each, self.key, sampling=T1)
         tokens, grids = prompts.valid.sum(1), prompts.views.grids
         once = self._flops(tokens, overviews=[grids])
         slots = episode.stage1_len
@@ -134,7 +134,7 @@ class _Bench:
         group, replies = self.group, played.replies
         vision, stage1 = self.model.config.vision, slice(0, episode.stage1_len)
         look = engine.send(played.prompts)
-        keys = jax.random.split(KEY, len(replies.ids))
+        keys = jax.random.split(self.key, len(replies.ids))
         how = {"temperature": 1.0, "filters": T1.filters}
         _, cache, stage = engine._look(self.params, *look.on_devices, keys, group=group, **how)
         written = rows.replies(_ids(stage), [[]] * len(replies.ids), rows.views([None] * len(replies.ids)))
@@ -185,7 +185,7 @@ class _Bench:
         engines = [RolloutEngine(self.model, rows, config=RolloutConfig(visit=visit)) for visit in (VISIT, SLOTS)]
 
         def play(engine):
-            return engine(params, self.questions, KEY, sampling=T1, group=self.group)
+            return engine(params, self.questions, self.key, sampling=T1, group=self.group)
 
         left_out, whole = map(play, engines)
         lengths = whole.replies.target.sum(axis=1)
