@@ -4,6 +4,9 @@ The other side is HF's `generate` and autograd, in two ways: as released (stage 
 again, probabilities over prompts too) and a fair one (stage 2 in one batch, probabilities of replies alone). All get the same
 weights, questions, rewards and cores, in float32. Before anything is timed the loss and the gradient of one rollout are compared.
 The iterations of each side follow one another: the first after another side's took a quarter longer, in memory anew.
+
+With `--images` the scenes are files of 5,000 px. As released, a file is decoded whole for every rollout and again for every
+crop; the fair way decodes it once a step; ours reads a tile store, which was built before.
 """
 
 from __future__ import annotations
@@ -15,17 +18,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
 from zoomearth_jax.bench.grown import GROWN, write_grown
+from zoomearth_jax.bench.loader import stored_images
 from zoomearth_jax.bench.torch_grpo import TorchGRPO
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
-from zoomearth_jax.data_pipeline.questions import Question, scene_questions
+from zoomearth_jax.data_pipeline.questions import Question, scene_questions, site_question
+from zoomearth_jax.data_pipeline.scenes import random_scene
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import learner_rows
 from zoomearth_jax.model_io import load_model
@@ -40,6 +47,7 @@ QUESTIONS = {"nano": 16, "100m": 4}  # a step
 OBJECTIVE = ObjectiveConfig()
 REWARD = RewardSpec(region_alpha=0.5, region_unit="side")
 COMPACT = 32
+SIDE = 5000  # px of image files
 LR = 1e-7  # so that all iterations do the same work
 
 
@@ -51,6 +59,7 @@ class GRPOBenchConfig:
         models: which of nano (the shipped policy) and 100m (the same policy in a decoder grown to 100 M parameters, which
             writes the same tokens).
         variants: which of released and fair.
+        images: none (scenes are computed at the size asked for), or files of 5,000 px: png or tif.
         group: episodes a question.
         repeats: iterations of each, of which the median counts.
         json: print JSON.
@@ -58,6 +67,7 @@ class GRPOBenchConfig:
 
     models: tuple[str, ...] = tuple(QUESTIONS)
     variants: tuple[str, ...] = VARIANTS
+    images: Literal["none", "png", "tif"] = "none"
     group: int = 8
     repeats: int = 5
     json: bool = False
@@ -66,6 +76,8 @@ class GRPOBenchConfig:
         for what, names, known in (("models", self.models, QUESTIONS), ("variants", self.variants, VARIANTS)):
             if unknown := set(names) - set(known):
                 raise UserError(f"bench grpo: unknown {what} {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+        if self.images not in ("none", "png", "tif"):
+            raise UserError("bench grpo: images are none, png or tif")
         if self.group < 2 or self.repeats < 1:
             raise UserError("bench grpo: group must be at least 2, and repeats positive")
 
@@ -121,11 +133,34 @@ def bench_grpo(config: GRPOBenchConfig) -> list[dict]:
 
 
 def _bench_model(name: str, config: GRPOBenchConfig) -> list[dict]:
-    questions = scene_questions("grpo", 0, 0, QUESTIONS[name], global_share=0.0)
     with tempfile.TemporaryDirectory() as directory:
         write_grown(directory, GROWN[name])
         ours = Ours(directory, config.group)
         theirs = TorchGRPO(directory, ours.rows, config.group, OBJECTIVE, REWARD, LR)
+    questions = scene_questions("grpo", 0, 0, QUESTIONS[name], global_share=0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        if config.images != "none":
+            questions, theirs.files = _as_files(len(questions), Path(folder), config.images)
+        return _time(name, config, ours, theirs, questions)
+
+
+def _as_files(count: int, folder: Path, suffix: str) -> tuple[list[Question], list[Path]]:
+    """The same kind of questions about files of 5,000 px, with images in a tile store; and the files."""
+    files, asked = [], []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        scene = random_scene(rng, SIDE)
+        files.append(folder / f"{number}.{suffix}")
+        scene.write(files[-1])
+        asked.append(site_question(scene, scene.sites[rng.integers(len(scene.sites))]))
+    stored = stored_images(folder / "tiles", files)
+    return [dataclasses.replace(q, image=image) for q, image in zip(asked, stored, strict=True)], files
+
+
+def _time(
+    name: str, config: GRPOBenchConfig, ours: Ours, theirs: TorchGRPO, questions: Sequence[Question]
+) -> list[dict]:
+    """The rows of a model."""
     written = _check_same(name, ours, theirs, questions)
     runs: dict[str, Callable[[int], tuple[float, float]]] = {"ours": lambda seed: _iterate(ours, questions, seed)}
     for variant in config.variants:
@@ -134,7 +169,8 @@ def _bench_model(name: str, config: GRPOBenchConfig) -> list[dict]:
     for who, run in runs.items():
         gc.collect()
         seconds[who] = [run(seed) for seed in range(config.repeats + 1)][1:]  # the first warms up
-    return [_row(name, variant, seconds, len(questions) * config.group, written) for variant in config.variants]
+    episodes = len(questions) * config.group
+    return [_row(name, variant, seconds, episodes, written) | {"images": config.images} for variant in config.variants]
 
 
 def _row(name: str, variant: str, seconds: dict, episodes: int, written: float) -> dict:

@@ -7,6 +7,7 @@ reads the overview once a group, ahead of its step, and crops come from the stor
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
@@ -75,9 +76,22 @@ class WholeFile:
 
     def window(self, box: Box, size: Frame, exact: bool = True) -> np.ndarray:
         """See `ImageSource.window`."""
+        shape = size.width, size.height
+        return np.asarray(self.pixels().resize(shape, Image.Resampling.BICUBIC, box=box.corners))
+
+    def pixels(self) -> Image.Image:
+        """The whole image."""
         with Image.open(self.path) as file:
-            pixels = file.convert("RGB")
-        return np.asarray(pixels.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box.corners))
+            return file.convert("RGB")
+
+
+class HeldFile(WholeFile):
+    """An image file that is decoded once, and held."""
+
+    @functools.cache  # noqa: B019 - as long as it lives
+    def pixels(self) -> Image.Image:
+        """The whole image."""
+        return super().pixels()
 
 
 def bench_loader(config: LoaderConfig) -> list[dict]:
@@ -104,7 +118,7 @@ def _measure(folder: Path, suffix: str, rows: RowBuilder, config: LoaderConfig) 
     files = [folder / f"{number}.{suffix}" for number in range(config.images)]
     for number, file in enumerate(files):
         write_photograph(file, config.side, number)
-    raw, stored = _questions([WholeFile(file) for file in files]), _questions(_store(folder / "tiles", files))
+    raw, stored = _questions([WholeFile(file) for file in files]), _questions(stored_images(folder / "tiles", files))
     _check_same(raw[0], stored[0], rows)
     turns = [
         (_files_speed(raw, rows, config, turn), _loader_speed(stored, rows, config)) for turn in range(config.repeats)
@@ -112,7 +126,7 @@ def _measure(folder: Path, suffix: str, rows: RowBuilder, config: LoaderConfig) 
     return [statistics.median(speeds) for speeds in zip(*turns, strict=True)]
 
 
-def _store(folder: Path, files: list[Path]) -> list[ImageSource]:
+def stored_images(folder: Path, files: list[Path]) -> list[ImageSource]:
     """The files' images in a tile store."""
     build_store(files, folder, StoreSettings(), workers=2, strict=True)
     store = TileStore.open(folder)

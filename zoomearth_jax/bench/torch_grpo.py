@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from zoomearth_jax.bench.loader import HeldFile, WholeFile
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.data_pipeline.protocol import parse_answer, parse_box, wants_crop
@@ -54,6 +55,7 @@ class TorchGRPO:
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
         self._released = False
+        self.files: Sequence[Path] | None = None  # of the questions' images
 
     def as_variant(self, variant: str) -> TorchGRPO:
         """This, in the released or the fair way."""
@@ -63,8 +65,9 @@ class TorchGRPO:
     def play(self, questions: Sequence[Question], seed: int) -> tuple[list[Row], np.ndarray]:
         """The episodes and their advantages."""
         self._torch.manual_seed(seed)
-        rows = self._rows
-        overviews = [rows.overview(q) for q in questions]
+        rows, questions = self._rows, self._opened(questions)
+        looks = self._group if self._released else 1
+        overviews = [rows.overview(q) for q in questions for _ in range(looks)][::looks]
         prompts = rows.prompts(questions, overviews)
         asked = [
             (q, view, ids[valid].tolist())
@@ -88,6 +91,12 @@ class TorchGRPO:
         played = SimpleNamespace(episodes=episodes, overviews=overviews)
         rewards = episode_rewards(self._reward, questions, played, rows)
         return looks, np.asarray(group_advantages(rewards["total"], self._group, self._objective.advantage))
+
+    def _opened(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions with their images in files, if they are, not read yet."""
+        kind = WholeFile if self._released else HeldFile
+        images = [q.image for q in questions] if self.files is None else map(kind, self.files)
+        return [dataclasses.replace(q, image=image) for q, image in zip(questions, images, strict=True)]
 
     def _looked(self, question: Question, view: np.ndarray, look: Row, new: list[int]) -> Episode:
         """The episode after stage 1; the crop, if there is one, is added to its sequence."""
