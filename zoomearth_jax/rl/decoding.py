@@ -188,12 +188,16 @@ def reread(model: Qwen2_5_VL, cache: KVCache, stage: Stage, ids_BT, valid_BT) ->
 
 
 def _counted(stage: Stage) -> Stage:
-    """The stage as it leaves a program."""
-    ids, logps, written = (constrain(x, "batch", None) for x in (stage.ids_BT, stage.logps_BT, stage.written_BT))
+    """The stage as it leaves a program that wrote tokens."""
     alive = stage.alive_B.reshape(row_shards(len(stage.alive_B)), -1).sum(axis=1).max()
-    return stage._replace(
-        ids_BT=ids, logps_BT=logps, written_BT=written, most_alive=constrain(alive), step=constrain(stage.step)
-    )
+    return _laid_out(stage)._replace(most_alive=constrain(alive), step=constrain(stage.step))
+
+
+def _laid_out(stage: Stage) -> Stage:
+    """What the host reads lies with its rows, so that each process finds its own."""
+    rows = ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")
+    read = {name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name in rows for x in [getattr(stage, name)]}
+    return stage._replace(**read)
 
 
 def narrow(cache: KVCache, stage: Stage, rows: int) -> tuple[KVCache, Stage, jax.Array]:
@@ -206,12 +210,13 @@ def narrow(cache: KVCache, stage: Stage, rows: int) -> tuple[KVCache, Stage, jax
     order = jnp.argsort(~stage.alive_B.reshape(shards, -1), axis=1, stable=True)
     places = order[:, : rows // shards]
     cache = KVCache(*(_pin(_pick(x, places, 1)) for x in (cache.k, cache.v)), _pick(cache.valid_BS, places))
-    return cache, jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, stage), places
+    return cache, _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, stage)), places
 
 
 def widen(cache: KVCache | None, stage: Stage, small_cache: KVCache | None, small: Stage, places):
     """Puts rows back that `narrow` took out; of the cache the stage's own slots, if there is one to go on with."""
     stage = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, stage, small)
+    stage = _laid_out(stage)
     if cache is None:
         return None, stage
 
