@@ -15,7 +15,7 @@ parity: .venv/parity    ## live comparison with HF transformers in torch
 	XLA_FLAGS= $(BIN)/python -m pytest -m parity tests
 
 slow: .venv/installed   ## proofs that take minutes: training on meshes and in several processes, killed and resumed
-	XLA_FLAGS= $(BIN)/python -m pytest -m slow tests
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow -rP tests
 
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py
