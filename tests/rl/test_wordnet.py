@@ -53,10 +53,13 @@ def test_lemmas_of_nltk(word, lemma):
 
 
 def test_it_loads_quickly():
-    wordnet.cache_clear()
-    begin = time.process_time()
-    wordnet()
-    assert time.process_time() - begin < 0.3
+    def seconds():
+        wordnet.cache_clear()
+        begin = time.thread_time()  # other tests' threads may still be at work
+        wordnet()
+        return time.thread_time() - begin
+
+    assert min(seconds() for _ in range(3)) < 0.3
 
 
 def test_a_folder_without_wordnet_is_named(tmp_path):
