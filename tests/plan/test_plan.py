@@ -17,6 +17,7 @@ from zoomearth_jax.chips import CHIPS, Chip
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import full_counts, rollout_flops
+from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.plan import PlanConfig, fit, report
 from zoomearth_jax.plan.steps import Training, count_parameters
 from zoomearth_jax.tpu_flags import set_tpu_flags
@@ -204,3 +205,12 @@ def test_tpu_topology():
     assert found["fits"]
     assert 0 < found["seconds"] < found["cycle_seconds"]
     assert set(found["collectives"]) >= {"all-reduce"}
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu; pip install 'zoomearth_jax[plan]'")
+def test_meshes_may_cut_a_dimension_of_the_torus():
+    devices = verb.topology_devices("v6e:4x4")
+    mesh = make_mesh((2, 8, 1), devices)
+    assert mesh.devices.shape == (2, 8, 1)
+    assert set(mesh.devices.flat) == set(devices)

@@ -6,6 +6,7 @@ Without a mesh in context (`jax.set_mesh`) nothing here does anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -34,12 +35,16 @@ RULES: dict[str | None, tuple[str, ...]] = {
 
 def make_mesh(shape: Sequence[int], devices=None) -> Mesh:
     """A mesh of the given sizes along (data, fsdp, tensor), over all devices by default; data alone spans TPU slices."""
-    devices = jax.devices() if devices is None else devices
+    devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
     slices = num_slices(devices)
+    how = {
+        "devices": devices,
+        "allow_split_physical_axes": True,
+    }  # not every size is that of whole dimensions of a torus
     if slices == 1:
-        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    inside = (shape[0] // slices, *shape[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices=devices)
+        grid = mesh_utils.create_device_mesh(tuple(shape), **how)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), **how)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
