@@ -34,13 +34,11 @@ RULES: dict[str | None, tuple[str, ...]] = {
 
 
 def make_mesh(shape: Sequence[int], devices=None) -> Mesh:
-    """A mesh of the given sizes along (data, fsdp, tensor), over all devices by default; data alone spans TPU slices."""
+    """A mesh of the given sizes along (data, fsdp, tensor), over the first devices of all; data alone spans TPU slices."""
     devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
     slices = num_slices(devices)
-    how = {
-        "devices": devices,
-        "allow_split_physical_axes": True,
-    }  # not every size is that of whole dimensions of a torus
+    # not every size is that of whole dimensions of a torus
+    how = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
         grid = mesh_utils.create_device_mesh(tuple(shape), **how)
     else:

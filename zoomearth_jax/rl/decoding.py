@@ -195,9 +195,8 @@ def _counted(stage: Stage) -> Stage:
 
 def _laid_out(stage: Stage) -> Stage:
     """What the host reads lies with its rows, so that each process finds its own."""
-    rows = ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")
-    read = {name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name in rows for x in [getattr(stage, name)]}
-    return stage._replace(**read)
+    read = {name: getattr(stage, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
+    return stage._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
 
 
 def narrow(cache: KVCache, stage: Stage, rows: int) -> tuple[KVCache, Stage, jax.Array]:
