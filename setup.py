@@ -18,6 +18,7 @@ CORE = [
     "numpy>=2.0",
     "pillow>=11",
     "pyvips[binary]>=3.0",
+    "rasterio>=1.4",
     "array-record>=0.8",
     "safetensors>=0.6",
     "tyro>=1.0",
@@ -26,11 +27,10 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "rasterio>=1.4", *TENSORBOARD]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", *TENSORBOARD]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "geo": ["rasterio>=1.4"],
     "tensorboard": TENSORBOARD,
     "wandb": ["wandb>=0.31"],
     "tf": ["tensorflow-cpu>=2.18"],

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from zoomearth_jax.data_pipeline.decoding import MAX_PIXELS
+from zoomearth_jax.configs.images import MAX_PIXELS
 from zoomearth_jax.data_pipeline.questions import (
     SPLITS,
     count_question,

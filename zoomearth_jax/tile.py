@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from zoomearth_jax.data_pipeline.decoding import Channels
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.tile_build import build_store, verify_store
 from zoomearth_jax.data_pipeline.tiles import QUARANTINE, UNIT, StoreSettings, TileStore
 from zoomearth_jax.errors import UserError
@@ -47,7 +47,7 @@ class TileConfig:
     workers: int = 0
     strict: bool = False
     bands: tuple[int, int, int] | None = None
-    stretch: tuple[float, float] | None = None
+    stretch: tuple[float | str, ...] = ()
     verify: bool = False
     json: bool = False
 
@@ -58,7 +58,7 @@ class TileConfig:
             raise UserError("tile: workers must be positive, or 0 for one per core")
         if self.verify and self.images:
             raise UserError("tile: --verify checks the store alone; give no images")
-        Channels(self.bands, self.stretch)
+        ImageConfig(self.bands, self.stretch)
 
 
 def tile(config: TileConfig) -> dict:

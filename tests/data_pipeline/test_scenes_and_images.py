@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoomearth_jax.data_pipeline import decoding
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images import RawImage, global_view, view_of
 from zoomearth_jax.data_pipeline.questions import read_questions, scene_questions, site_question, write_questions
@@ -118,10 +118,9 @@ def test_unreadable_images(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="broken image data"):
         global_view(RawImage(tmp_path / "cut.png"), 112, 28)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 63)
     Image.new("RGB", (8, 8)).save(tmp_path / "big.png")
     with pytest.raises(UserError, match="over the limit"):
-        RawImage(tmp_path / "big.png")
+        RawImage(tmp_path / "big.png", ImageConfig(max_pixels=63))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])

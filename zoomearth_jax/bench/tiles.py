@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from zoomearth_jax.configs.images import MAX_PIXELS
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.decoding import MAX_PIXELS
 from zoomearth_jax.data_pipeline.tiles import StoredImage, TileStore
 from zoomearth_jax.errors import UserError
 

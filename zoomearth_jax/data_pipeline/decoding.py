@@ -8,7 +8,6 @@ profiles and nodata values are left alone, because boxes refer to stored pixels.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ import numpy as np
 import pyvips
 from PIL import Image
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.boxes import Frame
 from zoomearth_jax.errors import UserError
 
-MAX_PIXELS = 500_000_000  # checked against the header before anything is decoded
 MAX_SIDE = 100_000  # a strip of 256 rows is then 77 MB
 MAX_WHOLE_PIXELS = 100_000_000  # of files that can only be decoded whole: 0.4 GB
 
@@ -51,35 +50,16 @@ pyvips.concurrency_set(1)  # callers have threads of their own
 logging.getLogger("pyvips").setLevel(logging.ERROR)  # odd tags are no news
 
 
-@dataclasses.dataclass(frozen=True)
-class Channels:
-    """How images that aren't 8-bit grey, RGB or CMYK become RGB.
-
-    Attributes:
-        bands: the numbers, from 1, of the bands that are red, green and blue; None takes the first three of at most four.
-        stretch: the values that become 0 and 255, for pixels that aren't 8-bit; None refuses such files.
-    """
-
-    bands: tuple[int, int, int] | None = None
-    stretch: tuple[float, float] | None = None
-
-    def __post_init__(self):
-        if self.bands is not None and min(self.bands) < 1:
-            raise UserError("bands: numbers from 1")
-        if self.stretch is not None and not self.stretch[0] < self.stretch[1]:
-            raise UserError("stretch: LOW must be below HIGH")
-
-
 class ImageFile:
     """A TIFF, PNG, JPEG or WebP; its content decides which, not its name."""
 
-    def __init__(self, path, channels: Channels = Channels()):
+    def __init__(self, path, config: ImageConfig = ImageConfig()):
         """Reads the header only.
 
         Raises:
-            UserError: missing, unreadable, too large, or of a pixel type that `channels` doesn't turn into 8-bit RGB.
+            UserError: missing, unreadable, too large, or of a pixel type that `config` doesn't turn into 8-bit RGB.
         """
-        self.path, self.channels = Path(path), channels
+        self.path, self.config = Path(path), config
         self._loader = _loader(self.path)
         header = self._open()
         self.frame = Frame(header.width, header.height)
@@ -137,8 +117,8 @@ class ImageFile:
 
     def _check_size(self) -> None:
         width, height = self.frame.width, self.frame.height
-        if width * height > MAX_PIXELS:
-            raise UserError(f"{self.path}: {width} x {height} px is over the limit of {MAX_PIXELS:,} px")
+        if width * height > self.config.max_pixels:
+            raise UserError(f"{self.path}: {width} x {height} px is over the limit of {self.config.max_pixels:,} px")
         if max(width, height) > MAX_SIDE:
             raise UserError(f"{self.path}: {width} x {height} px is over the limit of {MAX_SIDE:,} px a side")
         if self._whole and width * height > MAX_WHOLE_PIXELS:
@@ -148,7 +128,7 @@ class ImageFile:
             )
 
     def _check_pixels(self, kind: str) -> None:
-        bands, stretch = self.channels.bands, self.channels.stretch
+        bands, stretch = self.config.bands, self.config.values
         if self._dtype is None or (self._dtype != "u1" and stretch is None):
             hint = "" if self._dtype is None else ", or give a stretch: the values that become 0 and 255"
             raise UserError(f"{self.path}: pixel type {kind!r} is not supported; convert the image to 8-bit RGB{hint}")
@@ -159,7 +139,7 @@ class ImageFile:
 
     def _rgb(self, pixels: np.ndarray) -> np.ndarray:
         """[h, w, bands] of the file's type -> uint8 [h, w, 3]."""
-        bands = self.channels.bands
+        bands = self.config.bands
         if bands is not None:
             pixels = pixels[..., [band - 1 for band in bands]]
         elif self._inks and self._bands == 4:
@@ -167,7 +147,7 @@ class ImageFile:
         else:
             pixels = pixels[..., :3] if self._bands >= 3 else np.broadcast_to(pixels[..., :1], (*pixels.shape[:2], 3))
         if pixels.dtype != np.uint8:
-            low, high = self.channels.stretch
+            low, high = self.config.values
             scaled = (pixels.astype(np.float32) - low) * (255 / (high - low))
             pixels = np.nan_to_num(scaled, posinf=255, neginf=0).round().clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(pixels)

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, view_size
 from zoomearth_jax.data_pipeline.decoding import ImageFile
 
@@ -32,14 +33,14 @@ class ImageSource(Protocol):
 class RawImage:
     """A plain image file, decoded whole when first looked at; the last two decoded images are kept."""
 
-    def __init__(self, path):
+    def __init__(self, path, config: ImageConfig = ImageConfig()):
         """Reads the header only.
 
         Raises:
             UserError: see `ImageFile`.
         """
-        self.path = Path(path)
-        self.frame = ImageFile(self.path).frame
+        self.path, self.config = Path(path), config
+        self.frame = ImageFile(self.path, config).frame
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """See `ImageSource.window`; always exact."""
@@ -54,7 +55,7 @@ _DECODING = threading.Lock()
 @functools.lru_cache(maxsize=2)  # a 20,000 px image is 1.6 GB
 def _decode(image: RawImage) -> Image.Image:
     pixels, top = Image.new("RGB", (image.frame.width, image.frame.height)), 0
-    for strip in ImageFile(image.path).strips(256):
+    for strip in ImageFile(image.path, image.config).strips(256):
         pixels.paste(Image.fromarray(strip), (0, top))
         top += len(strip)
     return pixels

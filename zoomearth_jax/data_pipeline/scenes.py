@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from zoomearth_jax.configs.images import MAX_PIXELS
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.decoding import MAX_PIXELS
 from zoomearth_jax.errors import UserError
 
 UNITS = 2048.0  # a scene is UNITS x UNITS, whatever its size in px

@@ -23,8 +23,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.boxes import view_size
-from zoomearth_jax.data_pipeline.decoding import Channels, ImageFile
+from zoomearth_jax.data_pipeline.decoding import ImageFile
 from zoomearth_jax.data_pipeline.tile_codecs import delta_encoded, encoded
 from zoomearth_jax.data_pipeline.tiles import (
     FORMAT,
@@ -185,7 +186,7 @@ def _build_all(wanted, directory, settings, workers, strict, progress) -> dict[s
     def build(path: Path) -> None:
         _record_path(directory, path.name).unlink(missing_ok=True)
         try:
-            image = ImageFile(path, Channels(settings.bands, settings.stretch))
+            image = ImageFile(path, ImageConfig(settings.bands, settings.stretch))
             _ImageBuild(image, directory, settings, encoders, stop).run(progress)
         except UserError as error:
             if strict:

@@ -41,18 +41,19 @@ class StoreSettings:
         codec: of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
             resolution.
         views: longest sides in px of the global views that are stored beside the tiles.
-        bands, stretch: see `decoding.Channels`.
+        bands, stretch: see `configs.images.ImageConfig`.
     """
 
     codec: str = "delta"
     views: tuple[int, ...] = (512, 1024)
     bands: tuple[int, int, int] | None = None
-    stretch: tuple[float, float] | None = None
+    stretch: tuple[float | str, ...] = ()
 
     @classmethod
     def from_json(cls, values: dict) -> StoreSettings:
         """The settings that `dataclasses.asdict` and JSON made of them."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**known | {"stretch": known["stretch"] or ()})  # null in older stores
 
 
 @dataclasses.dataclass(frozen=True)
