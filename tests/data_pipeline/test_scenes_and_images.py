@@ -104,7 +104,7 @@ def test_bad_question_files(tmp_path, line, message):
         read_questions(tmp_path)
 
 
-def test_unreadable_images(tmp_path, monkeypatch):
+def test_unreadable_images(tmp_path):
     with pytest.raises(UserError, match="no such image file"):
         RawImage(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
