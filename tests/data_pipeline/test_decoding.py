@@ -1,10 +1,10 @@
 """Every kind of image file is read as Pillow reads it, or refused in one line; broken ones never crash."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from tests.data_pipeline.broken_images import COUNT, broken_images, save
@@ -15,8 +15,6 @@ from zoomearth_jax.data_pipeline.images import RawImage, global_view
 from zoomearth_jax.data_pipeline.tile_build import build_store
 from zoomearth_jax.data_pipeline.tiles import StoreSettings, TileStore
 from zoomearth_jax.errors import UserError
-
-rasterio = pytest.importorskip("rasterio", reason="pip install rasterio")
 
 
 def picture(mode: str = "RGB") -> Image.Image:
@@ -98,7 +96,7 @@ def test_variants_are_pillows(tmp_path, name, options):
         {"driver": "COG", "compress": "deflate"},
         {"blockysize": 90, "compress": "deflate"},
         {"nodata": 7},
-        {"compress": "zstd"},  # the last three through rasterio
+        {"compress": "zstd"},
         {"compress": "lzma", "interleave": "band"},
         {"compress": "lerc"},
     ],
@@ -107,13 +105,6 @@ def test_geotiffs_are_read_as_rasterio_reads_them(tmp_path, options):
     pixels = bands(3)
     path = write_geo(tmp_path / "geo.tif", pixels, **options)
     np.testing.assert_array_equal(read(path), pixels.transpose(1, 2, 0))
-
-
-def test_without_rasterio_a_rare_codec_names_the_extra(tmp_path, monkeypatch):
-    path = write_geo(tmp_path / "zstd.tif", bands(3), compress="zstd")
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(UserError, match=r"zoomearth_jax\[geo\]"):
-        read(path)
 
 
 def test_a_cut_off_file_of_a_rare_codec_is_refused(tmp_path):
@@ -152,10 +143,12 @@ def test_eight_bands_need_a_choice(tmp_path):
         ImageFile(path, ImageConfig((1, 2, 9)))
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "float32", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64", "int8"]
+)
 def test_other_pixel_types_need_a_stretch(tmp_path, dtype):
     path = write_geo(tmp_path / "deep.tif", bands(3, dtype))
-    with pytest.raises(UserError, match="is not supported; convert the image to 8-bit RGB, or give a stretch"):
+    with pytest.raises(UserError, match="--stretch LOW HIGH"):
         ImageFile(path)
     values = bands(3, dtype).astype(np.float64)
     expected = ((values - 20) * 255 / 80).clip(0, 255).transpose(1, 2, 0)
@@ -179,10 +172,9 @@ def test_impossible_channels(bands, stretch):
         ImageConfig(bands, stretch)
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "float64"])
-def test_complex_and_double_pixels_are_refused(tmp_path, dtype):
-    path = write_geo(tmp_path / "complex.tif", bands(1, dtype))
-    with pytest.raises(UserError, match=r"complex\.tif: "):
+def test_complex_pixels_are_refused(tmp_path):
+    path = write_geo(tmp_path / "complex.tif", bands(1, "complex64"))
+    with pytest.raises(UserError, match=r"complex\.tif: pixel type complex64"):
         read(path, ImageConfig(stretch=(0, 1)))
 
 
@@ -200,10 +192,10 @@ def test_cut_off_files_are_refused(tmp_path, suffix, share):
 def test_content_decides_not_the_name(tmp_path):
     picture().save(tmp_path / "wrong.jpg", format="PNG")
     np.testing.assert_array_equal(read(tmp_path / "wrong.jpg"), np.asarray(picture()))
-    for suffix in ("gif", "bmp", "ppm", "pdf", "jp2"):
+    for suffix in ("gif", "bmp", "ppm", "pdf"):
         picture().save(tmp_path / f"other.{suffix}")
         (tmp_path / f"other.{suffix}").rename(tmp_path / "other.png")
-        with pytest.raises(UserError, match="neither TIFF, PNG, JPEG nor WebP"):
+        with pytest.raises(UserError, match="neither TIFF, PNG"):
             ImageFile(tmp_path / "other.png")
     (tmp_path / "image.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
     with pytest.raises(UserError, match="neither TIFF"):

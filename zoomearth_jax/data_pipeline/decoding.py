@@ -1,57 +1,45 @@
 """Image files from top to bottom in bounded memory: uint8 RGB strips, or one line that says why not.
 
-The only reader of image files. libvips streams what Pillow decodes whole (4 bytes a pixel: 1.6 GB at 20,000 x 20,000); the
-pixels are Pillow's, bit for bit (a test). What is stored is what is read: alpha is dropped, rotation marks (EXIF), colour
-profiles and nodata values are left alone, because boxes refer to stored pixels.
+The only reader of image files. GDAL reads TIFF and what else remote sensing uses; libvips reads PNG, JPEG, WebP and JPEG in
+TIFF, Pillow's pixels bit for bit (a test). What samples mean is decided in one place, `samples`. What is stored is what is
+read: alpha is dropped, rotation marks (EXIF), colour profiles and nodata values are left alone, because boxes refer to
+stored pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import logging
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyvips
-from PIL import Image
 
-from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline.boxes import Frame
+from zoomearth_jax.configs.images import STATISTICS, ImageConfig
+from zoomearth_jax.data_pipeline.rasters import Raster
+from zoomearth_jax.data_pipeline.samples import Samples
+from zoomearth_jax.data_pipeline.streams import MAX_WHOLE_PIXELS, Stream
+from zoomearth_jax.data_pipeline.tiff_tags import YCBCR, read_tags
+from zoomearth_jax.data_pipeline.vrt import is_vrt, local_sources
 from zoomearth_jax.errors import UserError
 
-MAX_SIDE = 100_000  # a strip of 256 rows is then 77 MB
-MAX_WHOLE_PIXELS = 100_000_000  # of files that can only be decoded whole: 0.4 GB
-
-_LOADERS = {
-    "Tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "Png": (b"\x89PNG\r\n\x1a\n",),
-    "Jpeg": (b"\xff\xd8\xff",),
-    "Webp": (b"RIFF",),
+MAX_SIDE = 100_000  # px; a strip of 256 rows is then 77 MB
+SUFFIXES = frozenset(
+    (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".j2k", ".jpx", ".vrt", ".img", ".ntf", ".nitf")
+)  # of files that folders are searched for; what a file is its first bytes say
+_STARTS = {
+    "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "jpeg": (b"\xff\xd8\xff",),
+    "webp": (b"RIFF",),
+    "JP2OpenJPEG": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "HFA": (b"EHFA_HEADER_TAG",),
+    "NITF": (b"NITF0", b"NSIF0"),
 }
-_DTYPES = {
-    "uchar": "u1",
-    "char": "i1",
-    "ushort": "u2",
-    "short": "i2",
-    "uint": "u4",
-    "int": "i4",
-    "float": "f4",
-    "double": "f8",
-}
-
-# Everything but the four loaders stays shut, whatever a file claims to be.
-pyvips.operation_block_set("VipsForeignLoad", True)
-for _name in _LOADERS:
-    pyvips.operation_block_set(f"VipsForeignLoad{_name}", False)
-pyvips.cache_set_max(0)  # files may change
-pyvips.concurrency_set(1)  # callers have threads of their own
-logging.getLogger("pyvips").setLevel(logging.ERROR)  # odd tags are no news
+_SAMPLE_PIXELS = 4_000_000  # on a regular grid, of which percentiles are taken
 
 
 class ImageFile:
-    """A TIFF, PNG, JPEG or WebP; its content decides which, not its name."""
+    """An image file; its content decides how it is read, not its name."""
 
     def __init__(self, path, config: ImageConfig = ImageConfig()):
         """Reads the header only.
@@ -60,135 +48,188 @@ class ImageFile:
             UserError: missing, unreadable, too large, or of a pixel type that `config` doesn't turn into 8-bit RGB.
         """
         self.path, self.config = Path(path), config
-        self._loader = _loader(self.path)
-        header = self._open()
-        self.frame = Frame(header.width, header.height)
-        self._bands, self._dtype = header.bands, _DTYPES.get(header.format)
-        self._inks = header.interpretation == "cmyk"
-        self._whole = self._loader == "webpload" or bool(_field(header, "interlaced"))
+        self._reader = _reader(self.path)
+        self.frame = self._reader.frame
         self._check_size()
-        self._check_pixels(header.format)
+        self._check_samples(self._reader.samples)
 
-    def strips(self, height: int) -> Iterator[np.ndarray]:
+    def strips(self, height: int, top: int = 0, bottom: int | None = None) -> Iterator[np.ndarray]:
         """The pixels from top to bottom: uint8 [height, width, 3], the last one perhaps lower.
+
+        Args:
+            top, bottom: the rows top ... bottom - 1 only; all without them.
 
         Raises:
             UserError: broken or cut off data, at the strip where it is noticed.
         """
-        try:
-            strips = self._stream(height)
-            first = next(strips)
-        except _UnknownCodec as error:
-            strips = self._through_rasterio(height, str(error))
-            first = next(strips)
-        for strip in itertools.chain([first], strips):
-            yield self._rgb(strip)
-
-    def _stream(self, height: int) -> Iterator[np.ndarray]:
-        region = pyvips.Region.new(self._open())
-        width, total = self.frame.width, self.frame.height
-        for top in range(0, total, height):
-            rows = min(height, total - top)
-            with self._clear("broken image data"):
-                pixels = region.fetch(0, top, width, rows)
-            yield np.frombuffer(pixels, self._dtype).reshape(rows, width, self._bands)
-
-    def _open(self) -> pyvips.Image:
-        options = {"access": "sequential", "fail_on": "warning"}
-        if self._loader == "tiffload" and getattr(self, "frame", None):  # one strip or tile may be the whole image
-            options["unlimited"] = self.frame.width * self.frame.height <= MAX_WHOLE_PIXELS
-        with self._clear("not a readable image"):
-            return pyvips.Operation.call(self._loader, str(self.path), **options)
-
-    @contextlib.contextmanager
-    def _clear(self, what: str) -> Iterator[None]:
-        """Turns libvips' complaints of several lines into one."""
-        try:
-            yield
-        except pyvips.Error as error:
-            said = "; ".join(dict.fromkeys(line for line in error.detail.splitlines() if line)) or error.message
-            if "not configured" in said:
-                raise _UnknownCodec(said) from None
-            if "beyond the" in said:
-                said = "its strips are too large to be read one by one; write it with smaller strips or tiles"
-            raise UserError(f"{self.path}: {what} ({said})") from None
-        except UnicodeEncodeError:
-            raise UserError(f"{self.path}: the name is not valid UTF-8; rename the file") from None
+        samples, bands = self._reader.samples, self.config.bands
+        stretch = self._range() if samples.needs_stretch else None
+        bottom = self.frame.height if bottom is None else bottom
+        rows = self._reader.rows(samples.wanted(bands), top, bottom)
+        for strip in _of_height(rows, height):
+            yield samples.to_rgb(strip, bands is not None, stretch)
 
     def _check_size(self) -> None:
         width, height = self.frame.width, self.frame.height
         if width * height > self.config.max_pixels:
-            raise UserError(f"{self.path}: {width} x {height} px is over the limit of {self.config.max_pixels:,} px")
+            raise UserError(
+                f"{self.path}: {width} x {height} px is over the limit of {self.config.max_pixels:,} px; "
+                f"--max-pixels {width * height} allows it"
+            )
         if max(width, height) > MAX_SIDE:
             raise UserError(f"{self.path}: {width} x {height} px is over the limit of {MAX_SIDE:,} px a side")
-        if self._whole and width * height > MAX_WHOLE_PIXELS:
+        if getattr(self._reader, "whole", False) and width * height > MAX_WHOLE_PIXELS:
             raise UserError(
                 f"{self.path}: {width} x {height} px of WebP, interlaced PNG or progressive JPEG can only be decoded whole, "
-                f"which is limited to {MAX_WHOLE_PIXELS:,} px; convert it to TIFF"
+                f"which is limited to {MAX_WHOLE_PIXELS:,} px; `gdal_translate {self.path} OUT.tif` converts it to TIFF"
             )
 
-    def _check_pixels(self, kind: str) -> None:
-        bands, stretch = self.config.bands, self.config.values
-        if self._dtype is None or (self._dtype != "u1" and stretch is None):
-            hint = "" if self._dtype is None else ", or give a stretch: the values that become 0 and 255"
-            raise UserError(f"{self.path}: pixel type {kind!r} is not supported; convert the image to 8-bit RGB{hint}")
-        if bands is None and self._bands > 4:
-            raise UserError(f"{self.path}: {self._bands} bands; choose the three that are red, green and blue")
-        if bands is not None and max(bands) > self._bands:
-            raise UserError(f"{self.path}: has {self._bands} bands, so there is no band {max(bands)}")
-
-    def _rgb(self, pixels: np.ndarray) -> np.ndarray:
-        """[h, w, bands] of the file's type -> uint8 [h, w, 3]."""
+    def _check_samples(self, samples: Samples) -> None:
         bands = self.config.bands
-        if bands is not None:
-            pixels = pixels[..., [band - 1 for band in bands]]
-        elif self._inks and self._bands == 4:
-            pixels = np.asarray(Image.frombuffer("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB"))
+        if bands is not None and max(bands) > samples.count:
+            raise UserError(f"{self.path}: has {samples.count} bands, so there is no band {max(bands)}")
+        if bands is None and samples.count > 4:
+            raise UserError(
+                f"{self.path}: {samples.count} bands; choose the three that are red, green and blue: --bands R G B, by number"
+            )
+        if bands is None and not samples.known:
+            raise UserError(
+                f"{self.path}: {samples.kind} is not turned into colours; choose three bands to be taken as they are stored "
+                "(--bands R G B), or convert the image to RGB"
+            )
+        if samples.dtype == "mixed" or samples.dtype.startswith("complex"):
+            raise UserError(
+                f"{self.path}: pixel type {samples.dtype} is not supported; `gdal_translate -ot Float32 {self.path} OUT.tif` "
+                "converts it"
+            )
+        if samples.needs_stretch and not self.config.stretch:
+            raise UserError(
+                f"{self.path}: pixel type {samples.dtype} needs a stretch, the values that become 0 and 255: --stretch LOW HIGH, "
+                "--stretch 2% 98% or --stretch statistics"
+            )
+
+    def _range(self) -> tuple[float, float]:
+        """The values that become 0 and 255."""
+        if self.config.values:
+            return self.config.values
+        stat = self.path.stat()
+        return _found_range(self.path, self.config, (stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4096)
+def _found_range(path: Path, config: ImageConfig, version: tuple) -> tuple[float, float]:
+    """The range that percentiles or statistics give, of the pixels that have data; `version` makes a changed file another."""
+    image = ImageFile(path, config)
+    samples, frame = image._reader.samples, image.frame
+    if config.stretch == (STATISTICS,) and samples.statistics and config.bands is None:
+        low, high = samples.statistics
+    else:
+        step = 1 if config.percentiles is None else max(1, int((frame.width * frame.height / _SAMPLE_PIXELS) ** 0.5))
+        parts, top = [], 0
+        for rows in image._reader.rows(samples.wanted(config.bands), 0, frame.height):
+            values = rows[-top % step :: step, ::step]
+            values = (
+                values[np.isfinite(values) & (values != samples.nodata)]
+                if samples.nodata is not None
+                else (values[np.isfinite(values)])
+            )
+            top += len(rows)
+            parts.append(
+                values if config.percentiles else values[[values.argmin(), values.argmax()]] if values.size else values
+            )
+        values = np.concatenate(parts)
+        if not values.size:
+            return 0.0, 1.0  # no pixel has data
+        low, high = map(float, np.percentile(values, config.percentiles or (0, 100)))
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _of_height(parts: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]:
+    """Rows in parts of any height, again in parts of `height`."""
+    waiting: list[np.ndarray] = []
+    for part in parts:
+        waiting.append(part)
+        while sum(map(len, waiting)) >= height:
+            joined = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+            yield joined[:height]
+            waiting = [joined[height:]] if len(joined) > height else []
+    if waiting:
+        yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+
+
+def _reader(path: Path) -> Raster | Stream:
+    """What reads a file, by its first bytes.
+
+    Raises:
+        UserError: missing, empty, or of a form that isn't read.
+    """
+    head = _head(path)
+    kind = next((k for k, starts in _STARTS.items() if head.startswith(starts)), None)
+    if kind == "webp" and head[8:12] != b"WEBP":
+        kind = None
+    if kind == "tiff":
+        return _tiff_reader(path)
+    if kind in ("png", "jpeg", "webp"):
+        return Stream(path, kind)
+    if kind:
+        return Raster(path, kind)
+    if is_vrt(head):
+        _check_vrt(path)
+        return Raster(path, "VRT")
+    if envi_header(path):
+        return Raster(path, "ENVI")
+    if path.suffix.lower() == ".hdr" and head.startswith(b"ENVI"):
+        raise UserError(f"{path}: is the header of an ENVI file; give the file with the pixels, of the same name")
+    raise UserError(
+        f"{path}: not a readable image (neither TIFF, PNG, JPEG, WebP, JPEG 2000, VRT, ENVI, ERDAS nor NITF); "
+        f"`gdal_translate {path} OUT.tif` may convert it"
+    )
+
+
+def _tiff_reader(path: Path) -> Raster | Stream:
+    """libvips for JPEG in YCbCr, where it upsamples colours as Pillow does; GDAL for everything else, and what it refuses."""
+    tags = read_tags(path)
+    if tags.photometric == YCBCR and tags.jpeg and tags.samples == 3 and not (tags.separate or tags.sparse):
+        try:
+            return Stream(path, "tiff")
+        except UserError:
+            pass
+    return Raster(path, "GTiff", tags)
+
+
+def _check_vrt(path: Path, depth: int = 0) -> None:
+    """Refuses a virtual raster whose sources, and theirs, aren't all local image files."""
+    if depth == 4:
+        raise UserError(f"{path}: virtual rasters inside each other are read four deep")
+    for source in local_sources(path):
+        if is_vrt(_head(source)):
+            _check_vrt(source, depth + 1)
         else:
-            pixels = pixels[..., :3] if self._bands >= 3 else np.broadcast_to(pixels[..., :1], (*pixels.shape[:2], 3))
-        if pixels.dtype != np.uint8:
-            low, high = self.config.values
-            scaled = (pixels.astype(np.float32) - low) * (255 / (high - low))
-            pixels = np.nan_to_num(scaled, posinf=255, neginf=0).round().clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels)
-
-    def _through_rasterio(self, height: int, why: str) -> Iterator[np.ndarray]:
-        """As `_stream`, for TIFF codecs that libvips' wheels lack."""
-        try:
-            import rasterio
-        except ImportError:
-            raise UserError(f"{self.path}: {why}; `pip install 'zoomearth_jax[geo]'` reads it") from None
-        width, total = self.frame.width, self.frame.height
-        try:
-            with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(self.path, driver="GTiff") as file:
-                for top in range(0, total, height):
-                    rows = min(height, total - top)
-                    yield file.read(window=rasterio.windows.Window(0, top, width, rows)).transpose(1, 2, 0)
-        except rasterio.errors.RasterioError as error:
-            said = " ".join(str(error.__cause__ or error).split())
-            raise UserError(f"{self.path}: broken image data ({said})") from None
+            _reader(source)
 
 
-class _UnknownCodec(Exception):
-    """A compression that this build of libvips can't undo."""
+def envi_header(path: Path) -> Path | None:
+    """The header of an ENVI file's pixels: NAME.hdr, or the name with .hdr in place of its ending; None if there is none."""
+    for header in (path.with_name(path.name + ".hdr"), path.with_suffix(".hdr")):
+        if header != path and header.is_file():
+            with header.open("rb") as file:
+                if file.read(4) == b"ENVI":
+                    return header
+    return None
 
 
-def _loader(path: Path) -> str:
-    """Name of libvips' loader for a file's first bytes."""
+def _head(path: Path) -> bytes:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: the name is not valid UTF-8; rename the file") from None
     if not path.is_file():
         raise UserError(f"{path}: no such image file")
     try:
         with path.open("rb") as file:
-            head = file.read(12)
+            head = file.read(512)
     except OSError as error:
         raise UserError(f"{path}: not a readable image ({error.strerror})") from None
     if not head:
         raise UserError(f"{path}: not a readable image (the file is empty)")
-    for name, starts in _LOADERS.items():
-        if head.startswith(starts) and (name != "Webp" or head[8:] == b"WEBP"):
-            return f"{name.lower()}load"
-    raise UserError(f"{path}: not a readable image (neither TIFF, PNG, JPEG nor WebP)")
-
-
-def _field(header: pyvips.Image, name: str):
-    return header.get(name) if header.get_typeof(name) else None
+    return head
