@@ -11,7 +11,9 @@ from contextlib import contextmanager
 _LOG = logging.getLogger("zoomearth_jax")
 ANYTHING = re.compile("")  # all that is said while GDAL reads pixels, where nothing else says that they are wrong
 OF_JPEG = re.compile(r"JPEG|Huffman|premature|progression", re.IGNORECASE)  # what libjpeg says inside other libraries
-_HARMLESS = re.compile(r"extraneous bytes before marker|Old-style LZW codes")
+_HARMLESS = re.compile(
+    r"extraneous bytes before marker|Old-style LZW codes|TIFFReadDirectory|TIFFFetch|Unknown field with tag"
+)
 _SOURCES = ("pyvips", "rasterio._env", "rasterio._err")
 
 

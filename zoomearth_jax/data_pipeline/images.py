@@ -31,7 +31,8 @@ class ImageSource(Protocol):
 
 
 class RawImage:
-    """A plain image file, decoded whole when first looked at; the last two decoded images are kept."""
+    """A plain image file. Up to KEPT_PIXELS it is decoded whole when first looked at, and the last two such images are kept;
+    larger ones are read strip by strip each time, so that memory follows their width."""
 
     def __init__(self, path, config: ImageConfig = ImageConfig()):
         """Reads the header only.
@@ -44,15 +45,26 @@ class RawImage:
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """See `ImageSource.window`; always exact."""
+        if self.frame.width * self.frame.height > KEPT_PIXELS:
+            return self._streamed(box, size)
         with _DECODING:  # threads that want the same file wait for one decoding of it
             pixels = _decode(self)
         return resized(pixels, box.corners, size)
 
+    def _streamed(self, box: Box, size: Frame) -> np.ndarray:
+        """As `resized`, whose columns are resized strip by strip."""
+        x1, y1, x2, y2 = (float(np.float32(edge)) for edge in box.corners)
+        top, bottom = span(y1, y2, size.height, self.frame.height)
+        strips = ImageFile(self.path, self.config).strips(256, top, bottom)
+        parts = [np.asarray(columns_resized(Image.fromarray(strip), x1, x2, size.width)) for strip in strips]
+        return rows_resized(Image.fromarray(np.concatenate(parts)), y1 - top, y2 - top, size.height)
 
+
+KEPT_PIXELS = 100_000_000  # 0.4 GB
 _DECODING = threading.Lock()
 
 
-@functools.lru_cache(maxsize=2)  # a 20,000 px image is 1.6 GB
+@functools.lru_cache(maxsize=2)
 def _decode(image: RawImage) -> Image.Image:
     pixels, top = Image.new("RGB", (image.frame.width, image.frame.height)), 0
     for strip in ImageFile(image.path, image.config).strips(256):

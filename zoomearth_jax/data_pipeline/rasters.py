@@ -63,12 +63,24 @@ class Raster:
             self.frame = Frame(file.width, file.height)
             self._block = file.block_shapes[0]
             self.samples = _samples(file, tags)
+            self._check_length(file)
         block = self._block[0] * self._block[1] * np.dtype(self.samples.dtype).itemsize
         if block * (1 if tags is None or tags.separate else self.samples.count) > MAX_BLOCK_BYTES:
             raise UserError(
                 f"{path}: its strips or tiles are too large to be read one by one; "
                 f"`gdal_translate -co TILED=YES {path} OUT.tif` writes smaller ones"
             )
+
+    def _check_length(self, file) -> None:
+        """ENVI's pixels have no marks: GDAL reads zeros behind the end of a file that is cut off."""
+        facts = {key.lower().replace(" ", "_"): value for key, value in file.tags(ns="ENVI").items()}
+        if self._driver != "ENVI" or facts.get("file_compression", "0").strip() not in ("", "0"):
+            return
+        offset = facts.get("header_offset", "0").strip()
+        size = sum(np.dtype(dtype).itemsize for dtype in file.dtypes) * file.width * file.height
+        size += int(offset) if offset.isdigit() else 0
+        if (found := self.path.stat().st_size) < size:
+            raise UserError(f"{self.path}: broken image data (cut off: {found:,} of {size:,} bytes)")
 
     def rows(self, bands: list[int], top: int, bottom: int) -> Iterator[np.ndarray]:
         """Bands (from 0) of the rows top ... bottom - 1, as [rows, width, bands] of any heights.
