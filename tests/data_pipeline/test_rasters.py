@@ -47,17 +47,25 @@ def read(path, *config) -> np.ndarray:
     return np.concatenate(list(ImageFile(path, ImageConfig(*config)).strips(37)))
 
 
-def check_layouts(layouts, folder) -> None:
-    """Reads each, and compares."""
-    wrong = []
+def check_layouts(layouts, folder) -> dict[str, int]:
+    """Reads each, and compares; what neither GDAL nor Pillow reads must be refused. Returns how many were read and refused."""
+    wrong, counts = [], {"read": 0, "refused": 0}
     for one in layouts:
         path = folder / one.name
         tiff_matrix.write(one, path)
-        expected = tiff_matrix.expected(one, path)
-        if not np.array_equal(read(path, None, one.stretch or ()), expected):
-            wrong.append(one.name)
+        try:
+            expected = tiff_matrix.expected(one, path)
+        except rasterio.errors.RasterioError:
+            with pytest.raises(UserError):
+                read(path, None, one.stretch or ())
+            counts["refused"] += 1
+        else:
+            counts["read"] += 1
+            if not np.array_equal(read(path, None, one.stretch or ()), expected):
+                wrong.append(one.name)
         path.unlink()
     assert not wrong, f"{len(wrong)} of {len(layouts)} layouts, such as {wrong[:3]}"
+    return counts
 
 
 def test_a_sample_of_all_layouts_is_right(tmp_path):
@@ -65,15 +73,16 @@ def test_a_sample_of_all_layouts_is_right(tmp_path):
     assert len(layouts) > 150
     for name in ("writer", "photometric", "bands", "dtype", "bits", "planar", "blocks", "codec", "predictor", "alpha"):
         assert len({getattr(one, name) for one in layouts}) > 1, name
-    check_layouts(layouts, tmp_path)
+    assert check_layouts(layouts, tmp_path)["refused"] < 0.05 * len(layouts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_all_layouts_are_right(tmp_path, part):
     layouts = list(tiff_matrix.layouts())[part::8]
-    print(f"{len(layouts)} layouts")
-    check_layouts(layouts, tmp_path)
+    counts = check_layouts(layouts, tmp_path)
+    print(f"{len(layouts)} layouts: {counts}")
+    assert counts["refused"] < 0.02 * len(layouts)
 
 
 def test_separate_planes_in_strips_of_several_rows(tmp_path):
