@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +22,19 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images import ImageSource
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
 from zoomearth_jax.data_pipeline.sources import open_sources
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.metrics import say
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.answers import answer_scores
 from zoomearth_jax.rl.rewards import box_arrays, box_iou, window_arrays
-from zoomearth_jax.rl.rollout import Episode, RolloutEngine
+from zoomearth_jax.rl.rollout import MASK_LEVEL, Episode, RolloutEngine
 from zoomearth_jax.runs import look_ahead, on_mesh
+
+SCENE_QUESTIONS = 1024  # procedural ones, where nobody says how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +44,7 @@ class EvaluateConfig:
     Attributes:
         model: `nano-grpo`, a model directory or a run.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
-        questions: how many procedural questions, or at most how many of each folder's.
+        questions: at most how many of each folder's, or how many procedural ones; left out, all of a folder's, and 1,024.
         global_share: share of procedural questions that need no crop.
         sampling: how tokens are drawn.
         compute: number types and backends.
@@ -47,13 +54,14 @@ class EvaluateConfig:
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
         seed: of the procedural questions and of sampling.
-        samples: write one JSON object per question to this file.
+        samples: write one JSON object per question to this file, as they are played.
+        strict: stop at the first image that can't be read; otherwise it is named, and its questions are left out and counted.
         json: print the summary as JSON.
     """
 
     model: str = "nano-grpo"
     data: tuple[str, ...] = ("scenes",)
-    questions: int = 1024
+    questions: int | None = None
     global_share: float = 0.15
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -63,14 +71,38 @@ class EvaluateConfig:
     batch_size: int = 256
     seed: int = 0
     samples: Path | None = None
+    strict: bool = False
     json: bool = False
 
     def __post_init__(self):
-        if self.questions < 1 or self.batch_size < 1:
+        if (self.questions is not None and self.questions < 1) or self.batch_size < 1:
             raise UserError("evaluate: questions and batch_size must be positive")
 
 
-def play(
+class Guarded:
+    """An image source that stands in for another: where that can't be read it shows grey, and `fault` says why.
+
+    So a broken image changes neither a batch's shape nor what is sampled for the questions beside it.
+    """
+
+    def __init__(self, source: ImageSource):
+        self._source, self.frame, self.fault = source, source.frame, ""
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """See `ImageSource.window`."""
+        try:
+            return self._source.window(box, size, exact)
+        except (UserError, OSError) as error:
+            self.fault = str(error)
+            return np.full((size.height, size.width, 3), MASK_LEVEL, np.uint8)
+
+
+def _fault(question: Question) -> str:
+    """Why a question's image can't be read; empty where it can, or hasn't been."""
+    return getattr(question.image, "fault", "")
+
+
+def play_batches(
     engine: RolloutEngine,
     params,
     questions: Sequence[Question],
@@ -79,22 +111,32 @@ def play(
     sampling: SamplingConfig,
     mask_crop: bool,
     batch_size: int,
-) -> list[Episode]:
-    """One episode of each question, in batches of one shape; the last is filled up and cut.
-
-    A question's place among all is its seed, so that samples don't depend on the batch size.
-    """
-    episodes: list[Episode] = []
+) -> Iterator[list[Episode | None]]:
+    """As `play`, a batch at a time. Where no image of a batch can be read it isn't played: None in place of its episodes."""
     batch_size = min(batch_size, len(questions))
     starts = range(0, len(questions), batch_size)
     batches = [list(questions[start : start + batch_size]) for start in starts]
+    counts = [len(batch) for batch in batches]
     batches[-1] += batches[-1][:1] * (batch_size - len(batches[-1]))
     looks = look_ahead(iter(batches), engine.look)
-    for start in tqdm(starts, desc="evaluate", disable=not sys.stderr.isatty(), leave=False):
-        batch, seeds = batches[start // batch_size], range(start, start + batch_size)
-        played = engine(params, batch, key, sampling=sampling, seeds=seeds, mask_crop=mask_crop, look=next(looks))
-        episodes += played.episodes
-    return episodes[: len(questions)]
+    for start, batch, count in zip(
+        tqdm(starts, desc="evaluate", disable=not sys.stderr.isatty(), leave=False), batches, counts, strict=True
+    ):
+        look = next(looks)
+        if all(map(_fault, batch)):
+            yield [None] * count
+            continue
+        seeds = range(start, start + batch_size)
+        played = engine(params, batch, key, sampling=sampling, seeds=seeds, mask_crop=mask_crop, look=look)
+        yield played.episodes[:count]
+
+
+def play(engine: RolloutEngine, params, questions: Sequence[Question], key, **how) -> list[Episode]:
+    """One episode of each question, in batches of one shape; the last is filled up and cut.
+
+    A question's place among all is its seed, so that samples depend neither on the batch size nor on other questions.
+    """
+    return [episode for batch in play_batches(engine, params, questions, key, **how) for episode in batch]
 
 
 def are_correct(questions: Sequence[Question], episodes: Sequence[Episode], match: str) -> np.ndarray:
@@ -164,52 +206,143 @@ def sample_record(question: Question, episode: Episode, iou: float | None = None
     }
 
 
+def check_writable(path: Path) -> None:
+    """Makes sure, before anything runs, that a file can be written; what is in it stays.
+
+    Raises:
+        UserError: a folder, no permission, a full disk, a name that can't be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with open(path, "ab", buffering=0) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            end = file.seek(0, os.SEEK_END) if regular else 0
+            file.write(bytes(4096) if regular else b"")
+            if regular:
+                file.truncate(end)
+        if new:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+class _Samples:
+    """The file of samples: a line a question, on the disk as soon as its batch is done.
+
+    Where it can't be written any more the evaluation goes on without it, and `fault` tells.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path, self.fault, self._count = path, "", 0
+
+    def write(self, records: Sequence[dict]) -> None:
+        """Appends records; the first ones replace what an earlier evaluation left there."""
+        if self._path is None or self.fault:
+            return
+        try:
+            with open(self._path, "a" if self._count else "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        except OSError as error:
+            self.fault = f"{self._path}: {error.strerror}; it holds {self._count:,} questions, the rest is lost"
+            say(self.fault)
+        self._count += len(records)
+
+
+class _Faults:
+    """Names images that can't be read, each once; none as long as no other could be."""
+
+    def __init__(self):
+        self._named: dict[str, bool] = {}
+
+    def see(self, questions: Sequence[Question]) -> None:
+        """Of a batch that has been played."""
+        for fault in filter(None, map(_fault, questions)):
+            self._named.setdefault(fault, False)
+        if any(self._named.values()) or not all(map(_fault, questions)):
+            for fault in [fault for fault, said in self._named.items() if not said]:
+                say(f"{fault}; its questions are left out")
+                self._named[fault] = True
+
+
 def evaluate(config: EvaluateConfig) -> dict:
-    """Runs the evaluation and prints a table or JSON; returns the summaries, `shown` and `masked`."""
+    """Runs the evaluation and prints a table or JSON; returns the summaries, `shown` and `masked`.
+
+    Raises:
+        UserError: what can't be read or written. Where it was the file of samples, and only in the midst, the summary has
+            been printed before.
+    """
+    if config.samples is not None:
+        check_writable(config.samples)
+    samples = _Samples(config.samples)
     with on_mesh(config.mesh, config.model, processes=False) as mesh:
-        results = _evaluate(config, mesh)
+        results = _evaluate(config, mesh, samples)
     print(json.dumps(results, indent=2) if config.json else _table(results))
+    if samples.fault:
+        raise UserError(samples.fault)
     return results
 
 
-def _evaluate(config: EvaluateConfig, mesh: Mesh) -> dict:
+def _open_questions(config: EvaluateConfig) -> tuple[list[Question], int]:
+    """What to play, and how many questions there are; procedural ones are as many as are asked for."""
+    scenes = {
+        "seed": config.seed,
+        "global_share": config.global_share,
+        "questions": config.questions or SCENE_QUESTIONS,
+    }
+    sources = [source.questions for source in open_sources(config.data, "test", **scenes)]
+    questions = [s[i] for s in sources for i in range(min(len(s), config.questions or len(s)))]
+    if not config.strict:
+        questions = [dataclasses.replace(q, image=Guarded(q.image)) for q in questions]
+    return questions, sum(map(len, sources))
+
+
+def _evaluate(config: EvaluateConfig, mesh: Mesh, samples: _Samples) -> dict:
     model, rows = load_model(config.model, config.compute, mesh)
-    scenes = {"seed": config.seed, "global_share": config.global_share, "questions": config.questions}
-    sources = open_sources(config.data, "test", **scenes)
-    questions = [s.questions[i] for s in sources for i in range(min(len(s.questions), config.questions))]
+    questions, total = _open_questions(config)
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
-    key = jax.random.key(config.seed)
-    results = {}
+    how = {"sampling": config.sampling, "batch_size": config.batch_size}
+    played, faults = {}, _Faults()
     for name in ("shown", "masked") if config.masked else ("shown",):
-        episodes = play(
-            engine,
-            params,
-            questions,
-            key,
-            sampling=config.sampling,
-            mask_crop=name == "masked",
-            batch_size=config.batch_size,
+        played[name] = episodes = []
+        for batch in play_batches(
+            engine, params, questions, jax.random.key(config.seed), mask_crop=name == "masked", **how
+        ):
+            asked = questions[len(episodes) : len(episodes) + len(batch)]
+            faults.see(asked)
+            if name == "shown":
+                pairs = [(q, e) for q, e in zip(asked, batch, strict=True) if not _fault(q)]
+                samples.write([sample_record(q, e, match=config.match) for q, e in pairs])
+            episodes += batch
+    read = [i for i, question in enumerate(questions) if not _fault(question)]
+    if not read:
+        raise UserError(
+            f"none of the {len(questions):,} questions has an image that can be read; {_fault(questions[0])}"
         )
-        results[name] = summarize(questions, episodes, rows.episode, config.match)
-        if name == "shown" and config.samples is not None:
-            config.samples.parent.mkdir(parents=True, exist_ok=True)
-            with open(config.samples, "w", encoding="utf-8") as file:
-                for question, episode in zip(questions, episodes, strict=True):
-                    record = sample_record(question, episode, match=config.match)
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return results
+    counts = {"of": total, "unreadable": len(questions) - len(read)}
+    asked = [questions[i] for i in read]
+    return {
+        name: {"questions": len(read)} | counts | summarize(asked, [e[i] for i in read], rows.episode, config.match)
+        for name, e in played.items()
+    }
 
 
 def _table(results: dict) -> str:
     shown = results["shown"]
-    lines = [f"{'':28}" + "".join(f"{name:>10}" for name in results)]
+    width = 10 if shown["of"] == shown["questions"] else 18  # for "1,024 of 9,734"
+    lines = [f"{'':28}" + "".join(f"{name:>{width}}" for name in results)]
     for key in shown:
         if key == "accuracy_by_level":
             for level in shown[key]:
                 lines.append(
-                    f"{'  accuracy ' + level:28}" + "".join(f"{r[key][level]:10.3f}" for r in results.values())
+                    f"{'  accuracy ' + level:28}" + "".join(f"{r[key][level]:{width}.3f}" for r in results.values())
                 )
-        elif shown[key] is not None:
-            form = "10d" if key == "questions" else "10.3f"
-            lines.append(f"{key:28}" + "".join(f"{r[key]:{form}}" for r in results.values()))
+        elif key == "questions":
+            of = f" of {shown['of']:,}" if shown["of"] != shown[key] else ""
+            lines.append(f"{key:28}" + "".join(f"{f'{r[key]:,}{of}':>{width}}" for r in results.values()))
+        elif key == "unreadable":
+            if shown[key]:
+                lines.append(f"{key:28}" + "".join(f"{r[key]:{width},}" for r in results.values()))
+        elif key != "of" and shown[key] is not None:
+            lines.append(f"{key:28}" + "".join(f"{r[key]:{width}.3f}" for r in results.values()))
     return "\n".join(lines)

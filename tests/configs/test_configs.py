@@ -185,7 +185,7 @@ def test_yaml_round_trip(tmp_path):
         (lambda: EpisodeConfig(view_px=512, prompt_len=300), "prompt_len must exceed"),
         (lambda: GRPOConfig(group=1), "group must be at least 2"),
         (lambda: GRPOConfig(minibatches=0), "minibatches"),
-        (lambda: ObjectiveConfig(advantage="median"), "advantage must be std or mean or rloo, not 'median'"),
+        (lambda: ObjectiveConfig(advantage="median"), "advantage must be std or std_trl or mean or rloo, not 'median'"),
         (lambda: ObjectiveConfig(clip_low=0.0), "clip_low"),
         (lambda: ObjectiveConfig(clip_high=float("nan")), "clip_high must be finite"),
         (lambda: ObjectiveConfig(dual_clip=1.0), "dual_clip must be above 1"),

@@ -1,5 +1,6 @@
 """Frames, windows and view sizes."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,13 +52,53 @@ def test_the_released_window_cuts_long_boxes():
     frame = Frame(5000, 4000)
     assert crop_window(Box(1000, 1000, 1100, 1100, frame), 512, "reference").corners == (794, 794, 1306, 1306)
     assert crop_window(Box(1000, 1000, 4000, 1100, frame), 512, "reference").corners == (2244, 794, 2756, 1306)
-    assert crop_window(Box(0, 3990, 10, 4000, frame), 512, "reference").corners == (
-        0,
-        3739,
-        261,
-        4000,
-    )  # cut, not moved
-    assert crop_window(Box(10.5, 20.5, 900.2, 700.9, frame), 512, "reference").corners == (10, 20, 901, 701)
+
+
+def test_the_released_window_moves_inside_the_image():
+    small = Frame(1000, 1000)
+    assert crop_window(Box(100, 100, 200, 200, small), 512, "reference").corners == (0, 0, 512, 512)
+    assert crop_window(Box(900, 950, 1000, 1000, small), 512, "reference").corners == (488, 488, 1000, 1000)
+    assert crop_window(Box(0, 0, 9, 9, Frame(300, 2000)), 512, "reference").corners == (0, 0, 300, 512)
+
+
+def test_the_released_window_of_a_large_box_loses_fractions():
+    frame = Frame(5000, 4000)
+    assert crop_window(Box(10.5, 20.5, 900.9, 700.9, frame), 512, "reference").corners == (10, 20, 900, 700)
+    # 511 px once the fractions are gone: the square
+    assert crop_window(Box(10.9, 1000, 521.1, 2000, frame), 512, "reference").corners == (9, 1244, 521, 1756)
+
+
+def released_window(corners, width, height):
+    """The rule in other words: the first pixel of 512 that are centred, then pushed back from either border."""
+    first, last = [int(c) for c in corners[:2]], [int(c) for c in corners[2:]]
+    if all(b - a >= 512 for a, b in zip(first, last, strict=True)):
+        return *first, *last
+    spans = []
+    for a, b, limit in zip(first, last, (width, height), strict=True):
+        room = range(max(limit - 512, 0) + 1)
+        start = min(max((a + b) // 2 - 256, room[0]), room[-1])
+        spans.append((start, min(start + 512, limit)))
+    return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
+
+def test_released_windows_of_20000_random_boxes():
+    """Points, slivers, boxes at the borders and of the whole image, whole and fractional, in images of 1 to 30,000 px."""
+    rng = np.random.default_rng(0)
+    different = 0
+    for number in range(20_000):
+        width, height = (int(10 ** rng.uniform(0, 4.5)) for _ in range(2))
+        kind = rng.integers(5, size=2)
+        low, high = np.sort(rng.uniform(0, 1, (2, 2)), axis=0) * (width, height)
+        high = np.where(kind == 0, np.minimum(low + rng.uniform(0, 1500, 2), (width, height)), high)
+        low, high = np.where(kind == 1, 0, low), np.where(kind == 2, (width, height), high)
+        corners = [*low.tolist(), *high.tolist()]
+        if number % 2:
+            corners = [float(round(c)) for c in corners]
+        window = crop_window(Box(*corners, Frame(width, height)), 512, "reference").corners
+        different += window != released_window(corners, width, height)
+        assert 0 <= window[0] < window[2] <= width
+        assert 0 <= window[1] < window[3] <= height
+    assert different == 0
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,12 @@ def test_advantages_by_hand():
     rewards = np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0])
     for kind, want in (
         ("std", [-np.sqrt(1.5), 0, np.sqrt(1.5)]),
+        ("std_trl", [-1 / 1.0001, 0, 1 / 1.0001]),  # the sample's deviation is 1
         ("mean", [-1, 0, 1]),
         ("rloo", [1 - 2.5, 2 - 2, 3 - 1.5]),
     ):
-        np.testing.assert_allclose(group_advantages(rewards, 3, kind), [*want, 0, 0, 0], atol=1e-5)
+        atol = 1e-7 if kind == "std_trl" else 1e-5
+        np.testing.assert_allclose(group_advantages(rewards, 3, kind), [*want, 0, 0, 0], atol=atol)
     assert disagreeing(rewards, 3).tolist() == [True] * 3 + [False] * 3
 
 

@@ -14,12 +14,19 @@ from zoomearth_jax.cli import main
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, to_dict
 from zoomearth_jax.configs.reward import SPECS, RewardSpec
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, from_annotation
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import GRPOConfig
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics
-from zoomearth_jax.rl.rewards import box_iou, box_rewards, episode_rewards, reference_window, region_reward
+from zoomearth_jax.rl.rewards import (
+    box_iou,
+    box_rewards,
+    episode_box_rewards,
+    episode_rewards,
+    reference_window,
+    region_reward,
+)
 from zoomearth_jax.rl.rollout import Episode, Trajectories
 
 PAPER, REFERENCE = SPECS["paper"], SPECS["reference"]
@@ -48,6 +55,17 @@ def window_by_hand(box, side=512):
     return max(0, left), max(0, top), left + side, top + side
 
 
+def released_by_hand(numbers, annotation, side, view=512):
+    """What the released code pays for the numbers of a text, with annotations in px at a longest side of 1024."""
+    if len(numbers) != 4:
+        return 0, 0
+    if list(numbers) == list(annotation):
+        return 1, 1
+    box, reference = [x * side / view for x in numbers], [x * side / 1024 for x in annotation]
+    iou = iou_by_hand(window_by_hand(box), window_by_hand(reference))
+    return iou, math.tanh(200 / (distance_by_hand(box, reference) + 1e-6))
+
+
 @given(box_lists)
 def test_iou_and_region_equal_a_float64_loop(boxes):
     a, b = np.array(boxes, np.float32), np.array(boxes[::-1], np.float32)
@@ -59,7 +77,8 @@ def test_iou_and_region_equal_a_float64_loop(boxes):
         REFERENCE: lambda d: math.tanh(200 / (d + 1e-6)),
     }
     for spec, shape in shapes.items():
-        want = [shape(distance_by_hand(*pair)) if ok else 0 for pair, ok in zip(pairs, real, strict=True)]
+        counts = real if spec == PAPER else [True] * len(real)  # the release pays for any four numbers
+        want = [shape(distance_by_hand(*pair)) if ok else 0 for pair, ok in zip(pairs, counts, strict=True)]
         np.testing.assert_allclose(region_reward(spec, a, b, np.ones(len(a))), want, atol=1e-6, rtol=0)
 
 
@@ -104,8 +123,18 @@ NO_BOXES = {
 }
 
 
-@pytest.mark.parametrize("kind", NO_BOXES)
-@pytest.mark.parametrize("iou", ["box", "window", "reference"])
+FOUR_NUMBERS = ("no width", "a point", "inverted", "inverted along y")  # which are a box to the released code
+
+
+@pytest.mark.parametrize(
+    ("kind", "iou"),
+    [
+        (k, iou)
+        for k in NO_BOXES
+        for iou in ("box", "window", "reference")
+        if not (iou == "reference" and k in FOUR_NUMBERS)
+    ],
+)
 @pytest.mark.parametrize("region", ["sigmoid", "tanh"])
 def test_what_is_no_box_scores_nothing(kind, iou, region):
     spec = dataclasses.replace(PAPER, iou=iou, region=region)
@@ -157,6 +186,8 @@ def play(*episodes, box=(800, 800, 1040, 1040), answer="urban"):
 
 def episode(corners=(100, 100, 130, 130), stage1=SAID, stage2=f"{THOUGHT}<answer>rural</answer>", answer="rural"):
     box = corners and Box(*corners, VIEW)
+    if box and stage1 == SAID:
+        stage1 = SAID.replace("100, 100, 130, 130", ", ".join(map(str, corners)))
     return Episode(stage1, stage2, box, "", box and crop_window(box.to(IMAGE), 512), answer, False)
 
 
@@ -191,6 +222,69 @@ def test_the_release_pays_two_for_the_annotation_s_own_numbers():
     _, _, scored = play(episode((200, 200, 260, 260)), box=(800, 800, 1040, 1040))  # annotated as 200, 200, 260, 260
     assert [float(scored(REFERENCE)[name][0]) for name in ("iou", "region")] == [1, 1]
     assert scored(PAPER)["iou"][0] == 0
+
+
+ANNOTATION, SIDE = (400, 400, 480, 480), 5000  # in px of the original 1953, 1953, 2344, 2344
+
+
+@pytest.mark.parametrize(
+    ("text", "iou", "region"),
+    [
+        ("220, 220, 220, 220", 1, 1),  # a point at the centre: the same 512 px window
+        ("240, 240, 200, 200", 1, 1),  # inverted, all the same
+        ("200, 240, 240, 200", 1, 1),
+        ("220, 220, 220, 220, 9", 0, 0),
+        ("220, 220, 220", 0, 0),
+        ("400, 400, 480, 480", 1, 1),  # the annotation's own numbers
+        ("400.0, 4e2, 480, 480", 1, 1),
+        ("480, 480, 400, 400", 0, None),
+        ("600, 600, 700, 700", 0, None),  # out of the image
+        ("-90, -90, -80, -80", 0, None),
+        ("-1e5, 0, 1e5, 512", None, None),
+        ("nan, 0, 1, 1", 0, 0),
+        ("0, 0, inf, 1", 0, 0),
+        ("0, 0, 1e300, 1", 0, 0),
+        ("x1, y1, x2, y2", 0, 0),
+    ],
+)
+def test_the_release_pays_for_whatever_numbers(text, iou, region):
+    """With and without a crop, before an answer, after a template; the numbers of None follow from the rule."""
+    frame = Frame(SIDE, SIDE)
+    question = Question(types.SimpleNamespace(frame=frame), "?", "", "object", from_annotation(ANNOTATION, frame))
+    named = f'"bbox_2d": [{text}]'
+    stages = (named, f'"bbox_2d": [x1, y1, x2, y2] {named} "bbox_2d": [1, 2, 3, 4]', f"{named}<answer>x</answer>")
+    if text == "x1, y1, x2, y2":
+        stages = stages[::2]
+    episodes = [Episode(stage1, stage2, None, "", None, None, False) for stage1 in stages for stage2 in (None, "")]
+    views = [Frame(512, 512)] * len(episodes)
+    got = episode_box_rewards(REFERENCE, [question] * len(episodes), episodes, views, EpisodeConfig())
+    if None in (iou, region):
+        by_hand = released_by_hand([float(x) for x in text.split(",")], ANNOTATION, SIDE)
+        iou, region = (known if known is not None else x for known, x in zip((iou, region), by_hand, strict=True))
+    np.testing.assert_allclose(got, [[iou] * len(episodes), [region] * len(episodes)], atol=2e-5)
+
+
+def test_what_the_release_pays_on_random_numbers():
+    """Ordered, inverted, points, three and five numbers, out of the image, fractional and the annotation's own."""
+    rng = np.random.default_rng(0)
+    asked, episodes, want = [], [], []
+    for number in range(4000):
+        side = int(rng.choice([1500, 4000, 4904, 5000, 20_000]))
+        corner, sides = rng.integers(0, 900, 2), rng.integers(1, 124, 2)
+        annotation = np.concatenate([corner, corner + sides]).tolist()
+        near = [x / 2 + rng.normal(0, 10) for x in annotation]
+        numbers = (near, near[::-1], near[:2] * 2, near[:3], [*near, 1.0], annotation)[number % 6]
+        numbers = [round(x) + float(rng.choice([0, 0, 0, -600, 600]) * (number % 6 != 5)) for x in numbers]
+        frame = Frame(side, side)
+        asked.append(
+            Question(types.SimpleNamespace(frame=frame), "?", "", "object", from_annotation(annotation, frame))
+        )
+        episodes.append(Episode(f'"bbox_2d": {numbers}', None, None, "", None, None, False))
+        want.append(released_by_hand(numbers, annotation, side))
+    views = [Frame(512, 512)] * len(episodes)
+    got = np.stack(episode_box_rewards(REFERENCE, asked, episodes, views, EpisodeConfig()), axis=1)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert (got > 0).mean() > 0.3
 
 
 CUSTOM = """

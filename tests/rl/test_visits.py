@@ -133,17 +133,25 @@ def test_retokenised_text_is_what_goes_on(nano, params, whole, questions, monkey
     played = engine(params, questions, KEY, sampling=T1, group=GROUP)
     zoomed = np.array([e.zoomed for e in whole.episodes])
     assert zoomed.any()
-    # where the tokenizer writes the text as it was sampled nothing changes, though the cache was made anew
+    # where the tokenizer writes the text as it was sampled only its stop token goes, though the cache was made anew
     stage1 = slice(0, nano.rows.episode.stage1_len)
-    same = zoomed & (played.replies.ids[:, stage1] == whole.replies.ids[:, stage1]).all(axis=1)
+    valid, stopped = whole.replies.valid, np.isin(whole.replies.ids, nano.rows.stop_ids) & whole.replies.target
+    bare = np.where(valid, whole.replies.ids, nano.rows.pad_id)
+    same = zoomed & (played.replies.ids[:, stage1] == bare[:, stage1]).all(axis=1)
     assert same.sum() > 2
-    np.testing.assert_array_equal(played.replies.ids[same], whole.replies.ids[same])
+    np.testing.assert_array_equal(played.replies.ids[same, stage1.stop :], whole.replies.ids[same, stage1.stop :])
+    np.testing.assert_array_equal(played.replies.valid[same], valid[same])
+    trained, sampled = (x.replies.target[:, stage1] for x in (played, whole))
+    assert stopped[same][:, stage1].any()
+    np.testing.assert_array_equal(trained[same], (sampled & ~stopped[:, stage1])[same])
+    np.testing.assert_array_equal(trained[~zoomed], sampled[~zoomed])
     assert np.abs(played.logprobs - whole.logprobs)[same].max() < 1e-5
     # with another text in its place stage 2 reads that
     monkeypatch.setattr(engine, "rows", other := nano_rows_that_say(nano.rows, "<think>no</think>"))
     changed = engine(params, questions, KEY, sampling=T1, group=GROUP)
-    said = [*nano.rows.encode("<think>no</think>"), nano.rows.stop_id]
+    said = nano.rows.encode("<think>no</think>")
     assert changed.replies.ids[zoomed][:, : len(said)].tolist() == [said] * zoomed.sum()
+    assert (changed.replies.target[zoomed][:, stage1].sum(axis=1) == len(said)).all()
     assert other is engine.rows
     stage2 = nano.rows.episode.stage1_len
     assert np.abs(changed.logprobs - whole.logprobs)[zoomed][:, stage2:].max() > 1e-3

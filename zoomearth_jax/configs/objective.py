@@ -14,8 +14,8 @@ class ObjectiveConfig:
     """Advantages, ratio, clipping, KL and how tokens add up. The defaults are the paper's.
 
     Attributes:
-        advantage: of a reward r in its group: `std` (r - mean) / std (GRPO), `mean` r - mean (Dr. GRPO), `rloo` r - mean
-            of the others (RLOO).
+        advantage: of a reward r in its group: `std` (r - mean) / std (GRPO), `std_trl` the same with the sample's deviation
+            and 1e-4 as in TRL, `mean` r - mean (Dr. GRPO), `rloo` r - mean of the others (RLOO).
         flat_groups: groups whose rewards are all the same: `keep` them, for their KL and their share of the mean, or `drop`
             them from the loss and from what it is divided by.
         ratio: of each `token`, or of the `sequence`: the geometric mean of its tokens' ratios (GSPO).
@@ -35,7 +35,7 @@ class ObjectiveConfig:
             the policy did not write; probabilities are then over all ids.
     """
 
-    advantage: Literal["std", "mean", "rloo"] = "std"
+    advantage: Literal["std", "std_trl", "mean", "rloo"] = "std"
     flat_groups: Literal["keep", "drop"] = "keep"
     ratio: Literal["token", "sequence"] = "token"
     aggregation: Literal["sequence", "token", "constant"] = "sequence"

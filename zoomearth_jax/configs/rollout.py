@@ -15,8 +15,8 @@ class RolloutConfig:
     Attributes:
         crop_gate: who decides on a crop: the `model`, by naming a valid box, or an `oracle`: questions with a reference box
             get one in any case, of the whole image where no valid box is named, and others never.
-        stage1_ids: what stage 2 and the update read of stage 1: the ids as `sampled`, or its text up to an answer, `retokenised`.
-            Nobody sampled these, so the objective's mask must be `reference`.
+        stage1_ids: what stage 2 and the update read of stage 1: the ids as `sampled`, or its text up to an answer, `retokenised`,
+            without a stop token. Nobody sampled these, so the objective's mask must be `reference`.
         crop: the window of a box, see `EpisodeConfig`; `model` keeps what the model was fine-tuned with.
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while

@@ -66,25 +66,32 @@ def _grow(low: float, high: float, minimum: int, limit: int) -> tuple[int, int]:
     return start, stop
 
 
-def crop_window(box: Box, min_side: int, crop: str = "grow") -> Box:
-    """The window that is read for a box: the one that the policy sees.
+def _moved_inside(start: int, side: int, limit: int) -> tuple[int, int]:
+    start = max(min(start, limit - side), 0)
+    return start, min(start + side, limit)
 
-    Whole pixels; each side shorter than `min_side` grows around the centre, then the window moves inside the image.
-    The box is never cut, other than at the image's border.
+
+def _reference_window(box: Box, side: int) -> Box:
+    x1, y1, x2, y2 = map(math.trunc, box.corners)
+    large = clamped(Box(x1, y1, x2, y2, box.frame)) if min(x2 - x1, y2 - y1) >= side else None
+    if large is not None:
+        return Box(*map(int, large.corners), box.frame)
+    left, right = _moved_inside((x1 + x2) // 2 - side // 2, side, box.frame.width)
+    top, bottom = _moved_inside((y1 + y2) // 2 - side // 2, side, box.frame.height)
+    return Box(left, top, right, bottom, box.frame)
+
+
+def crop_window(box: Box, min_side: int, crop: str = "grow") -> Box:
+    """The window that is read for a box: the one that the policy sees. Whole pixels, inside the image.
 
     Args:
-        crop: `grow`, or `reference` for the released code's window: where either side is shorter than `min_side`, the square
-            of that side around the centre, cut at the image's border; long and narrow boxes lose their ends.
+        crop: `grow`: each side shorter than `min_side` grows around the centre, then the window moves inside the image; the
+            box is never cut, other than at the image's border. `reference`, the released code's window: corners lose
+            their fractions, and where either side is then shorter than `min_side` the window is the square of that side
+            around the centre, moved inside the image; long and narrow boxes lose their ends.
     """
-    if (
-        crop == "reference"
-        and min(math.trunc(box.x2) - math.trunc(box.x1), math.trunc(box.y2) - math.trunc(box.y1)) < min_side
-    ):
-        left, top = (
-            (math.trunc(a) + math.trunc(b)) // 2 - min_side // 2 for a, b in ((box.x1, box.x2), (box.y1, box.y2))
-        )
-        square = Box(left, top, left + min_side, top + min_side, box.frame)
-        box, min_side = clamped(square) or box, 1
+    if crop == "reference":
+        return _reference_window(box, min_side)
     x1, x2 = _grow(box.x1, box.x2, min_side, box.frame.width)
     y1, y2 = _grow(box.y1, box.y2, min_side, box.frame.height)
     return Box(x1, y1, x2, y2, box.frame)

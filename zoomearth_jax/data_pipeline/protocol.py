@@ -3,7 +3,9 @@
 With a crop:     <think>…</think>[{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]   then   <think>…</think><answer>…</answer>
 Without a crop:  <think>…</think><answer>…</answer>
 
-Boxes are in px of the overview as the model sees it. Model output is data: parsing returns a value or a reason.
+Boxes are in px of the overview as the model sees it. Model output is data: parsing returns a value or a reason. `parse_box`
+and `parse_answer` are what episodes are played by; `released_numbers` and `follows_reference` read texts as the released
+code's rewards do.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterator
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 
 _BOX = re.compile(r'"bbox_2d"\s*:\s*\[([^\[\]]*)\]')
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_RELEASED_BOX = re.compile(r'"bbox_2d"\s*:\s*\[(.*?)\]', re.DOTALL)
+_THOUGHT = re.compile(r"<think\s*>((?!</?think\s*>).)*</think\s*>", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(r"<answer\s*>(.*?)</answer\s*>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?(think|answer)\s*>", re.IGNORECASE)
 _LOOK = re.compile(r"\s*<think>((?!<think>|</think>).)*</think>\s*\[\s*\{[^{}]*\}\s*\]\s*", re.DOTALL)
 _REPLY = re.compile(r"\s*<think>((?!<think>|</think>).)*</think>\s*<answer>((?!<answer>).)*</answer>\s*", re.DOTALL)
 
@@ -30,30 +36,52 @@ class ParsedBox:
 
 
 def render_look(thought: str, box: Box, label: str) -> str:
-    """Stage 1 when a crop is needed; the box in px of the view."""
+    """Stage 1 when a crop is needed; the box in px of the view. Tags within the texts are left out, so that it parses back."""
     corners = [round(c) for c in box.corners]
-    return f"<think>{thought}</think>" + json.dumps([{"bbox_2d": corners, "label": label}])
+    return f"<think>{_untagged(thought)}</think>" + json.dumps([{"bbox_2d": corners, "label": _untagged(label)}])
 
 
 def render_answer(thought: str, answer: str) -> str:
-    """The reply after the crop, or at once."""
-    return f"<think>{thought}</think><answer>{answer}</answer>"
+    """The reply after the crop, or at once; without tags within the texts."""
+    return f"<think>{_untagged(thought)}</think><answer>{_untagged(answer)}</answer>"
+
+
+def _untagged(text: str) -> str:
+    return _all_gone(_TAG, text)
+
+
+def _all_gone(pattern: re.Pattern, text: str) -> str:
+    """The text without what the pattern finds, and without what it finds in the rest."""
+    count = 1
+    while count:
+        text, count = pattern.subn("", text)
+    return text
+
+
+def _number_lists(pattern: re.Pattern, text: str) -> Iterator[list[float]]:
+    """What follows each "bbox_2d" and is a list of numbers; templates such as [x1, y1, x2, y2] are passed over."""
+    for found in pattern.finditer(text):
+        try:
+            yield [float(part) for part in found[1].split(",")]
+        except ValueError:
+            continue
+
+
+def _corners(text: str) -> list[float] | None:
+    """The first four finite numbers that are written as a box."""
+    lists = _number_lists(_BOX, text)
+    return next((n for n in lists if len(n) == 4 and all(map(math.isfinite, n))), None)
 
 
 def parse_box(text: str, view: Frame) -> ParsedBox:
-    """The first box of a text, clamped to the view.
+    """The first box of a text that is four finite numbers, clamped to the view.
 
-    Exactly four finite numbers count; three or five are malformed, not a whole image.
+    What is written as a box before it and isn't four finite numbers is passed over: three or five are malformed, not a
+    whole image.
     """
-    match = _BOX.search(text)
-    if match is None:
-        return ParsedBox(None, "absent")
-    try:
-        corners = [float(part) for part in match[1].split(",")]
-    except ValueError:
-        return ParsedBox(None, "malformed")
-    if len(corners) != 4 or not all(math.isfinite(c) for c in corners):
-        return ParsedBox(None, "malformed")
+    corners = _corners(text)
+    if corners is None:
+        return ParsedBox(None, "malformed" if _BOX.search(text) else "absent")
     x1, y1, x2, y2 = corners
     if x1 >= x2 or y1 >= y2:
         return ParsedBox(None, "degenerate")
@@ -63,14 +91,18 @@ def parse_box(text: str, view: Frame) -> ParsedBox:
 
 
 def parse_answer(text: str) -> str | None:
-    """What stands in the first <answer>…</answer>; None without one."""
-    match = _ANSWER.search(text)
-    return match and match[1].strip()
+    """What stands in the first <answer>…</answer> outside of thoughts; None without one.
+
+    An answer within <think>…</think>, nested or not, is a draft. A thought that is never closed hides nothing: what is
+    answered after it counts. Upper case and blanks in the tags don't matter.
+    """
+    found = _ANSWER.search(_all_gone(_THOUGHT, text))
+    return found and found[1].strip()
 
 
 def wants_crop(text: str) -> bool:
     """Whether a first reply asks for a crop: it names a box and doesn't answer."""
-    return _BOX.search(text) is not None and parse_answer(text) is None
+    return _corners(text) is not None and parse_answer(text) is None
 
 
 def follows_protocol(stage1: str, stage2: str | None, view: Frame) -> bool:
@@ -100,14 +132,13 @@ def follows_reference(stage1: str, stage2: str | None) -> bool:
     answers = has(stage1 if stage2 is None else stage2, "answer")
     if stage2 is None:
         return answers and has(stage1, "think")
-    return answers and has(stage1, "think") and has(stage2, "think") and any(map(_numbers, _BOX.findall(stage1)))
+    return answers and has(stage1, "think") and has(stage2, "think") and bool(released_numbers(stage1))
 
 
-def _numbers(text: str) -> bool:
-    try:
-        return bool([float(part) for part in text.split(",")])
-    except ValueError:
-        return False
+def released_numbers(text: str) -> list[float]:
+    """The box of a text as the released code's rewards read it: the first list of numbers after "bbox_2d", however many,
+    as they are written; empty without one. They may be inverted, out of the image, nan or infinite."""
+    return next(_number_lists(_RELEASED_BOX, text), [])
 
 
 def normalize(answer: str) -> str:

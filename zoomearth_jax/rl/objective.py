@@ -10,15 +10,17 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 SAME = 1e-6  # standard deviation of a group's rewards that counts as none
 
 
-def group_advantages(rewards: np.ndarray, group: int, kind: str = "std", eps: float = 1e-6) -> np.ndarray:
+def group_advantages(rewards: np.ndarray, group: int, kind: str = "std") -> np.ndarray:
     """Advantages within each group of consecutive rewards [N x G], as `ObjectiveConfig.advantage`; 0 where a group agrees.
 
-    The standard deviation is the population's (ddof 0); `rloo`, r - mean of the others, is G / (G - 1) (r - mean).
+    The standard deviation is the population's and gets 1e-6 added; in `std_trl` it is the sample's, of G - 1, and gets 1e-4.
+    `rloo`, r - mean of the others, is G / (G - 1) (r - mean).
     """
     grouped = np.asarray(rewards, np.float64).reshape(-1, group)
     centred = grouped - grouped.mean(axis=1, keepdims=True)
-    if kind == "std":
-        centred = centred / (grouped.std(axis=1, keepdims=True) + eps)
+    if kind in ("std", "std_trl"):
+        ddof, eps = (0, 1e-6) if kind == "std" else (1, 1e-4)
+        centred = centred / (grouped.std(axis=1, ddof=ddof, keepdims=True) + eps)
     elif kind == "rloo":
         centred = centred * group / (group - 1)
     return centred.reshape(-1).astype(np.float32)

@@ -2,7 +2,8 @@
 
 Kernels take boxes [..., 4], (x1, y1, x2, y2) in px of one frame. A box is four numbers with x1 < x2 and y1 < y2; what is
 degenerate, inverted, NaN, infinite or beyond 1e18 px is none, and scores 0 in every reward. Parts out of the image count as
-any other: it is the parser that cuts boxes at the view.
+any other: it is the parser that cuts boxes at the view. With the spec's iou `reference` any four numbers are a box, inverted
+ones and points too, as they are written: so the released code pays.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.reward import RewardSpec
-from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, crop_window
-from zoomearth_jax.data_pipeline.protocol import follows_protocol, follows_reference
+from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.protocol import follows_protocol, follows_reference, released_numbers
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.rl.answers import answer_scores
@@ -43,6 +44,12 @@ def is_box(boxes):
     return (x1 > -FAR) & (x1 < x2) & (x2 < FAR) & (y1 > -FAR) & (y1 < y2) & (y2 < FAR)
 
 
+def is_near(boxes):
+    """bool [...]: whether all numbers of boxes [..., 4] are finite, and within 1e18 px."""
+    x1, y1, x2, y2 = map(jnp.abs, _corners(boxes))
+    return (x1 < FAR) & (y1 < FAR) & (x2 < FAR) & (y2 < FAR)
+
+
 def box_iou(a, b):
     """Intersection over union of boxes [..., 4]: float32 [...]; 0 where either is none."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _corners(a), _corners(b)
@@ -56,15 +63,16 @@ def box_iou(a, b):
 def reference_window(boxes):
     """What the released code compares in place of boxes [..., 4] in px of the original.
 
-    Corners lose their fractions; if either side is then shorter than 512 px, it is the square of 512 px around the centre, cut
-    at the left and upper border alone, otherwise the box as it was.
+    Corners lose their fractions; if either side is then shorter than 512 px, as of every point and inverted box, it is the
+    square of 512 px around the centre, cut at the left and upper border alone (nothing is left of one wholly beyond these),
+    otherwise the box as it was.
     """
     x1, y1, x2, y2 = map(jnp.trunc, _corners(boxes))
     left, top = jnp.floor((x1 + x2) / 2) - REFERENCE_PX // 2, jnp.floor((y1 + y2) / 2) - REFERENCE_PX // 2
     square = (jnp.maximum(left, 0.0), jnp.maximum(top, 0.0), left + REFERENCE_PX, top + REFERENCE_PX)
     short = (x2 - x1 < REFERENCE_PX) | (y2 - y1 < REFERENCE_PX)
     grown = jnp.where(short[..., None], jnp.stack(square, -1), boxes)
-    return jnp.where(is_box(boxes)[..., None], grown, 0.0)
+    return jnp.where(is_near(boxes)[..., None], grown, 0.0)
 
 
 def centre_distance(a, b, side=None):
@@ -91,7 +99,8 @@ def region_reward(spec: RewardSpec, a, b, side):
     """
     distance = centre_distance(a, b, side if spec.region_unit == "side" else None)
     shape = jax.nn.sigmoid if spec.region == "sigmoid" else jnp.tanh
-    return jnp.where(is_box(a) & is_box(b), shape(spec.region_alpha / (distance + spec.region_eps)), 0.0)
+    counts = is_near if spec.iou == "reference" else is_box
+    return jnp.where(counts(a) & counts(b), shape(spec.region_alpha / (distance + spec.region_eps)), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,27 +134,47 @@ def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.nda
 
 
 def episode_box_rewards(
-    spec: RewardSpec, asked: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig
+    spec: RewardSpec,
+    asked: Sequence[Question],
+    episodes: Sequence[Episode],
+    views: Sequence[Frame],
+    layout: EpisodeConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
     """IoU and region rewards of episodes, float32 [B] each.
 
-    The released code compares the numbers of both boxes before it converts their frames, and pays 1 and 1 where they are the
-    same; so does the spec's iou `reference`.
-
     Args:
         asked: each episode's question.
+        views: the frame of each episode's overview.
         layout: how a reference box becomes its window.
     """
-    boxes = [e.box if e.zoomed else None for e in episodes]
-    predicted, reference, applies = box_arrays(asked, boxes)
     side = np.array([max(q.image.frame.width, q.image.frame.height) for q in asked], np.float32)
+    if spec.iou == "reference":
+        numbers = [released_numbers(e.stage1) for e in episodes]
+        predicted, reference, applies = _released_arrays(asked, numbers, views)
+    else:
+        predicted, reference, applies = box_arrays(asked, [e.box if e.zoomed else None for e in episodes])
     windows = window_arrays(asked, episodes, layout)[:2] if spec.iou == "window" else None
     iou, region = map(np.array, box_rewards(spec, predicted, reference, applies, side, windows))
     if spec.iou == "reference":
-        for i in np.flatnonzero(applies):
-            if boxes[i].corners == tuple(np.round(reference[i] * ANNOTATION_PX / side[i])):
+        for i in np.flatnonzero(applies):  # the release compares the numbers before it converts their frames
+            if numbers[i] == _annotated(asked[i]):
                 iou[i] = region[i] = 1.0
     return iou, region
+
+
+def _released_arrays(asked: Sequence[Question], numbers: Sequence[Sequence[float]], views: Sequence[Frame]):
+    """As `box_arrays`, of the numbers that texts name, in px of the views: four that are near count, whatever they are."""
+    boxes = [
+        Box(*n, view) if len(n) == 4 and all(abs(x) < FAR for x in n) else None
+        for n, view in zip(numbers, views, strict=True)
+    ]
+    return box_arrays(asked, boxes)
+
+
+def _annotated(question: Question) -> list[float]:
+    """The numbers of a reference box as LRS-GRO gives them: whole px of the image at a longest side of 1024."""
+    side = max(question.image.frame.width, question.image.frame.height)
+    return [float(round(corner * ANNOTATION_PX / side)) for corner in question.box.corners]
 
 
 def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig):
@@ -180,7 +209,7 @@ def episode_rewards(
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
     views = [rows.view_frame(view) for view in played.overviews for _ in range(group)]
-    iou, region = episode_box_rewards(spec, asked, played.episodes, rows.episode)
+    iou, region = episode_box_rewards(spec, asked, played.episodes, views, rows.episode)
     rewards = {
         "iou": iou,
         "region": region,

@@ -343,12 +343,12 @@ class RolloutEngine:
 
     def _own_ids(self, stage1: list[list[int]], episodes: Sequence[Episode]):
         """The ids that go on from the first stage: those sampled; or of rows that zoom, their texts' up to an answer, and
-        then ids and validity [B, stage1_len] for the cache too."""
+        then ids and validity [B, stage1_len] for the cache too. The crop follows these without a stop token, as in the release."""
         if self._config.stage1_ids == "sampled":
             return stage1, None
         rows, length = self.rows, self.rows.episode.stage1_len
         stage1 = [
-            ids if e.window is None else [*rows.encode(e.stage1.split("<answer>")[0])[: length - 1], rows.stop_id]
+            ids if e.window is None else rows.encode(e.stage1.split("<answer>")[0])[:length]
             for e, ids in zip(episodes, stage1, strict=True)
         ]
         replies = rows.replies(stage1, [[]] * len(stage1), rows.views([None] * len(stage1)))
