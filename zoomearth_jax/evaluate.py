@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
@@ -42,6 +42,7 @@ class EvaluateConfig:
         sampling: how tokens are drawn.
         compute: number types and backends.
         mesh: how the devices of one process share the work.
+        layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         match: when an answer is correct: `exact`, up to case, outer blanks and a final dot; `wordnet`, the paper's, also where a
             word's path similarity is 0.8 or more; `typed`, so for words alone, not for numbers, yes and no.
         masked: evaluate a second time with grey crops.
@@ -58,6 +59,7 @@ class EvaluateConfig:
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    layout: LayoutConfig = LayoutConfig()
     match: Literal["exact", "wordnet", "typed"] = "exact"
     masked: bool = True
     batch_size: int = 256
@@ -173,10 +175,11 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def _evaluate(config: EvaluateConfig, mesh: Mesh) -> dict:
-    model, rows = load_model(config.model, config.compute, mesh)
+    model, rows = load_model(config.model, config.compute, mesh, config.layout)
     scenes = {"seed": config.seed, "global_share": config.global_share, "questions": config.questions}
     sources = open_sources(config.data, "test", **scenes)
     questions = [s.questions[i] for s in sources for i in range(min(len(s.questions), config.questions))]
+    rows.check_prompts(questions)
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     key = jax.random.key(config.seed)
     results = {}
