@@ -26,7 +26,7 @@ from zoomearth_jax.data_check import (
     problems_of_pixels,
     statistics,
 )
-from zoomearth_jax.data_pipeline.folder_rows import Judged
+from zoomearth_jax.data_pipeline.folder_rows import Judged, Problem
 from zoomearth_jax.data_pipeline.json_lines import parse_object
 from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.questions import judge_all
@@ -115,17 +115,16 @@ def check(config: CheckConfig) -> dict:
         "picture": str(config.out) if _draw(config, sample) else None,
     }
     print(json.dumps(report, indent=2, ensure_ascii=False) if config.json else _text(report))
-    _judge(config, problems)
+    _judge(config, found, problems)
     return report
 
 
-def _judge(config: CheckConfig, problems: list[dict]) -> None:
+def _judge(config: CheckConfig, found: list[tuple[str, Problem]], problems: list[dict]) -> None:
     """Ends as the problems ask for; the faults that training refuses come first."""
-    refused = [p for p in problems if p["effect"] == "refused"]
+    refused = [str(p) for split, p in found if p.effect == "refused" and config.split in (None, split)]
     if refused:
-        count = sum(p["count"] for p in refused)
-        first = ": ".join(part for part in (refused[0]["problem"], refused[0]["rows"][0]) if part)
-        raise UserError(f"{config.directory}: sft, grpo and evaluate refuse it, {count:,} faults; first: {first}")
+        count = f"{len(refused):,} fault" + "s" * (len(refused) > 1)
+        raise UserError(f"{config.directory}: sft, grpo and evaluate refuse it for {count}, first: {refused[0]}")
     if config.strict and problems:
         raise UserError(f"{config.directory}: {len(problems)} kinds of problems, first: {_line(problems[0])}")
 

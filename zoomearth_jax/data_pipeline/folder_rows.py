@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, Box, Frame, clamped, from_annotation
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.protocol import follows_protocol, parse_answer, render_answer, render_look
 from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.records import one_line
 from zoomearth_jax.errors import UserError
 
 Effect = Literal["refused", "left out", "noted"]
+_MARKS = re.compile(r"</?(?:think|answer)\s*>|bbox_2d")  # of the reply's parts (see `protocol`)
 _NORMALISED = 16  # px; in an image of this longest side or more a box with all corners within 0 … 1 is no box in px
 
 
@@ -153,14 +154,15 @@ def judge(
             found.append(Problem("reasoning is missing", "left out", row.where, str(row)))
         problems += found
         if all(problem.effect == "noted" for problem in found):
-            taken.append((row, _question(row, image)))
+            taken.append((row, to_question(row, image)))
     if not taken and not any(problem.effect == "refused" for problem in problems):
         why = "each has no answer, or a box that isn't in its image" if rows else "no questions"
         problems.append(Problem(f"no row is left: {why}", "refused", ""))
     return Judged(list(rows), taken, problems)
 
 
-def _question(row: Row, image: ImageSource) -> Question:
+def to_question(row: Row, image: ImageSource) -> Question:
+    """The question of a row that is taken: its box in px of the image, cut at the border; none where nobody looks."""
     box = row.box(image.frame)
     box = clamped(box) if box and row.looks else None
     return Question(image, row.text, row.answer, row.level, box, row.label, row.thoughts, row.category, row.choices)
@@ -172,7 +174,7 @@ def row_problems(row: Row, image: ImageSource) -> list[Problem]:
     found: list[tuple[str, Effect]] = [(note, "noted") for note in row.notes]
     if not row.answer.strip():
         found.append(("answer is empty", broken))
-    elif not _fits_protocol(row):
+    elif _holds_marks(row):
         found.append(("thoughts, label or answer hold marks of the reply (<think>, <answer>, bbox_2d, braces)", broken))
     if fault := box_fault(row, image.frame):
         without_harm = fault == PARTLY or not row.looks
@@ -185,14 +187,10 @@ def row_problems(row: Row, image: ImageSource) -> list[Problem]:
     return [Problem(kind, effect, row.where, str(row) + size * kind.startswith("box")) for kind, effect in found]
 
 
-def _fits_protocol(row: Row) -> bool:
-    """Whether what fine-tuning would teach reads back as it was meant."""
-    view, (before, after) = Frame(2, 2), row.thoughts
-    if not (row.given and row.looks):
-        reply = render_answer(before, row.answer)
-        return follows_protocol(reply, None, view) and parse_answer(reply) == row.answer.strip()
-    look, reply = render_look(before, Box(0, 0, 1, 1, view), row.label), render_answer(after, row.answer)
-    return follows_protocol(look, reply, view) and parse_answer(reply) == row.answer.strip()
+def _holds_marks(row: Row) -> bool:
+    """Whether what fine-tuning would teach could not be read back as it was meant."""
+    texts = (*row.thoughts, row.answer, row.label)
+    return any(map(_MARKS.search, texts)) or bool(row.given and row.looks and re.search("[{}]", row.label))
 
 
 DEGENERATE, OUTSIDE, PARTLY = "box is degenerate", "box is outside the image", "box is partly outside the image"
