@@ -85,7 +85,7 @@ def grouped(found: Iterable[tuple[str, Problem]]) -> list[dict]:
     """Problems as {"split", "problem", "effect", "count", "rows"}, where `rows` are all of them, with file and line."""
     groups = collections.defaultdict(list)
     for split, problem in found:
-        groups[split, problem.kind, problem.effect].append(problem)
+        groups[split, problem.family, problem.effect].append(problem)
     return [
         {
             "split": split,

@@ -3,14 +3,18 @@
 import json
 import os
 import random
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from zoomearth_jax import cli
 from zoomearth_jax.data_pipeline.boxes import Frame
+from zoomearth_jax.data_pipeline.own_rows import FIELDS
 from zoomearth_jax.data_pipeline.questions import read_questions
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.model_io import load_rows
 
 from .question_folders import PX, ROW, bad, good, lines, row
 
@@ -165,3 +169,34 @@ def test_every_pixel_is_decoded_where_asked(tmp_path, capsys):
         assert (problem["problem"], problem["effect"], problem["count"]) == ("image can't be decoded", "left out", 1)
         assert problem["rows"][0].startswith(f"questions.jsonl line 1: {tmp_path / 'cut.png'}: broken image data")
     assert cli.main([*check, "--decode", "--strict"]) == 2
+
+
+def test_the_folder_of_the_documentation(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/data.md", "exec"), {})
+    assert cli.main(["data", "check", "my_questions", "--decode", "--strict", "--out", "grid.png"]) == 0
+    assert "no problems" in capsys.readouterr().out
+    assert Path("grid.png").is_file()
+    barn, city = read_questions("my_questions")
+    assert (barn.box.corners, barn.thoughts[1], city.box) == ((2400, 300, 2520, 380), "its roof is red", None)
+    fields = re.findall(r"^\| `(\w+)` \| (yes|no) \|", page, re.MULTILINE)
+    assert {name: needed == "yes" for name, needed in fields} == {name: f.required for name, f in FIELDS.items()}
+
+
+def test_a_question_too_long_is_met_before_the_run_by_a_setting(folder, tmp_path, capsys):
+    rows = [row(question="What is the colour of the roof by the bridge? " * n) for n in (1, 2)]
+    (folder / "questions.jsonl").write_text(lines(*rows))
+    out = tmp_path / "run"
+    sft = ["sft", "--data", str(folder), "--out", str(out), "--steps", "1", "--batch-size", "2"]
+    assert cli.main(sft) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"zoomearth: {folder}: 2 of 2 questions don't fit their slots")
+    assert said.count("\n") == 1
+    assert not out.exists()
+    flags = re.findall(r"--layout\S+ \d+", said)
+    assert cli.main([*sft, *" ".join(flags).split()]) == 0
+    saved = json.loads((out / "episode.json").read_text())
+    assert f"--layout.prompt-len {saved['prompt_len']}" == flags[0]
+    assert load_rows(out).prompts(read_questions(folder)).valid.any()  # the run holds them by itself

@@ -17,6 +17,7 @@ from zoomearth_jax.errors import UserError
 
 Effect = Literal["refused", "left out", "noted"]
 _MARKS = re.compile(r"</?(?:think|answer)\s*>|bbox_2d")  # of the reply's parts (see `protocol`)
+_REST = re.compile(r", not |; | \(")
 _NORMALISED = 16  # px; in an image of this longest side or more a box with all corners within 0 … 1 is no box in px
 
 
@@ -86,9 +87,15 @@ class Problem:
         return one_line(": ".join(part for part in (self.where, self.kind, self.detail) if part))
 
     @property
+    def family(self) -> str:
+        """The kind without values, hints and reasons."""
+        return _REST.split(self.kind, maxsplit=1)[0]
+
+    @property
     def row(self) -> str:
-        """Without the kind."""
-        return one_line(": ".join(part for part in (self.where, self.detail) if part))
+        """File and line, and what `family` doesn't say."""
+        rest = self.kind[len(self.family) :].lstrip(",; ")
+        return one_line(": ".join(part for part in (self.where, rest, self.detail) if part))
 
 
 class Judged(NamedTuple):
