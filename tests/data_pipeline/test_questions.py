@@ -186,7 +186,7 @@ def test_the_folder_of_the_documentation(tmp_path, monkeypatch, capsys):
 
 
 def test_a_question_too_long_is_met_before_the_run_by_a_setting(folder, tmp_path, capsys):
-    rows = [row(question="What is the colour of the roof by the bridge? " * n) for n in (1, 2)]
+    rows = [row(question="What is the colour of the roof by the bridge? " * n) for n in (2, 3)]
     (folder / "questions.jsonl").write_text(lines(*rows))
     out = tmp_path / "run"
     sft = ["sft", "--data", str(folder), "--out", str(out), "--steps", "1", "--batch-size", "2"]
