@@ -35,7 +35,7 @@ def run(*args, cwd):
             ["ask", "image.png", "Why?", "--model", "nowhere"],
             "nowhere: no such model; give a model directory, a run, or one of",
         ),
-        (["ask", "image.png", "Why? " * 100], "the prompt slot holds"),
+        (["ask", "image.png", "Why? " * 100], "--layout.prompt-len 511 holds it"),
         (["ask", "image.png", "Why?", "--save", "out.gif"], "--save writes PNG"),
         (["ask", "image.png", "Why?", "--top-p", "0"], "top_p must be between"),
         (["evaluate", "--temperature", "-1"], "temperature must be 0 or"),

@@ -1,13 +1,15 @@
 """`zoomearth data check` and `zoomearth data prepare`."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zoomearth_jax import cli
+from zoomearth_jax import cli, data
 from zoomearth_jax.data import CheckConfig, check
+from zoomearth_jax.errors import UserError
 
 ROW = {
     "question_id": "1",
@@ -38,17 +40,19 @@ def asked(row, question, **changes):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the check on tmp_path; gives its report and what it printed."""
+    """Runs the check on tmp_path; gives its report and what it printed, whether the folder is refused or not."""
 
     def run(**settings):
-        report = check(CheckConfig(tmp_path, out=tmp_path / "grid.png", **settings))
-        return report, capsys.readouterr().out
+        with contextlib.suppress(UserError):
+            check(CheckConfig(tmp_path, out=tmp_path / "grid.png", json=True, **settings))
+        report = json.loads(capsys.readouterr().out)
+        return report, data._text(report)
 
     return run
 
 
 def problems(report):
-    return {(p["split"], p["problem"]): (p["count"], p["examples"]) for p in report["problems"]}
+    return {(p["split"], p["problem"]): (p["count"], p["rows"]) for p in report["problems"]}
 
 
 def test_a_clean_folder(tmp_path, run):
@@ -100,14 +104,19 @@ def test_every_fault_is_found(tmp_path, run):
         ("rl", "category is of another level"): 1,
         ("rl", "asks for a crop without a box"): 1,
         ("rl", "question is there more than once"): 1,
-        ("sft", "reasoning is missing; the row isn't trained on"): 1,
+        ("sft", "reasoning is missing"): 1,
         ("rl, test", "question is in both"): 1,
         ("rl, test", "image is in both"): 1,
         ("sft, rl", "image is in both"): 1,
         ("sft, test", "image is in both"): 1,
     }
-    assert found["rl", "image is missing"][1] == ["gone.png"]
-    assert found["rl", "box is degenerate"][1] == ["a.png: flat [5, 5, 5, 9]"]
+    assert "rl.jsonl line 5: 'gone.png', no such file in" in found["rl", "image is missing"][1][0]
+    assert found["rl", "box is degenerate"][1] == [
+        "rl.jsonl line 1: a.png: flat [5, 5, 5, 9] (image of 2048 x 1024 px)"
+    ]
+    assert found["rl", "question is there more than once"][1] == [
+        "rl.jsonl line 14: as rl.jsonl line 13: a.png: twice [256, 256, 768, 512]"
+    ]
     assert found["rl, test", "question is in both"][1] == ["a.png: shared"]
     assert {split for split, _ in problems(run(split="test")[0])} == {"rl, test", "sft, test"}
 
@@ -157,6 +166,7 @@ def test_own_questions_are_checked_too(tmp_path, run):
     row = {"image": "a.png", "question": "q", "answer": "a", "level": "object", "box": [512, 512, 1536, 1024]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row))
     report, _ = run(strict=True)
+    assert report["problems"] == []
     assert report["splits"]["questions"]["box area / image area (5 %, median, 95 %)"] == [0.25] * 3
 
 

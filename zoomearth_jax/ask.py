@@ -13,6 +13,7 @@ from flax import nnx
 from PIL import Image
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images import RawImage
@@ -36,6 +37,7 @@ class AskConfig:
         sampling: how tokens are drawn.
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
         mesh: how the devices of one process share a model that one of them can't hold.
+        layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         seed: of sampling.
         json: print JSON.
     """
@@ -47,6 +49,7 @@ class AskConfig:
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    layout: LayoutConfig = LayoutConfig()
     seed: int = 0
     json: bool = False
 
@@ -58,7 +61,7 @@ def ask(config: AskConfig) -> dict:
     image = RawImage(config.image)
     question = Question(image, config.question, answer="", level="global")
     with on_mesh(config.mesh, config.model, processes=False) as mesh:
-        model, rows = load_model(config.model, config.compute, mesh)
+        model, rows = load_model(config.model, config.compute, mesh, config.layout)
         engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
         params, key = nnx.state(model, nnx.Param), jax.random.key(config.seed)
         played = engine(params, [question], key, sampling=config.sampling)

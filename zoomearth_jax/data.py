@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -13,17 +15,30 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from zoomearth_jax.data_check import draw_grid, find_problems, open_images, read_cleaned, statistics
-from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.lrs_gro import LrsGroRow
-from zoomearth_jax.data_pipeline.lrs_gro_files import images_of, manifest
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.data_check import (
+    broken_images,
+    draw_grid,
+    grouped,
+    manifest,
+    overview_of,
+    problems_between,
+    problems_of_pixels,
+    statistics,
+)
+from zoomearth_jax.data_pipeline.folder_rows import Judged, Problem
+from zoomearth_jax.data_pipeline.json_lines import parse_object
+from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.questions import judge_all
 from zoomearth_jax.errors import UserError
+
+_FEW = 3  # rows of a problem that are shown where not all are
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckConfig:
-    """Reads a folder's questions, tells what they are like and what is wrong with them, and draws a sample.
+    """Reads a folder's questions as training does, tells what they are like, what is wrong with them and what comes of it, and
+    draws a sample. Exit code 2 where training refuses the folder.
 
     Attributes:
         directory: LRS-GRO (sft.jsonl, rl.jsonl, test.jsonl or folders saved by `datasets`; images in images/), one such file,
@@ -33,7 +48,9 @@ class CheckConfig:
         out: the PNG picture of the sample.
         manifests: folder with one manifest a split: written where there is none, else compared with.
         seed: of the sample.
-        strict: end with exit code 2 if there is any problem.
+        decode: decode every pixel of every image; without it only headers are read, and the images that are drawn.
+        images: how image files become 8-bit RGB, as training is told.
+        strict: end with exit code 2 at any problem, not only at those for which training refuses the folder.
         json: print JSON.
     """
 
@@ -43,6 +60,8 @@ class CheckConfig:
     out: Path = Path("runs/data_check.png")
     manifests: Path | None = None
     seed: int = 0
+    decode: bool = False
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     strict: bool = False
     json: bool = False
 
@@ -76,53 +95,79 @@ def check(config: CheckConfig) -> dict:
     """Checks a folder, prints the report and returns it.
 
     Raises:
-        UserError: nothing readable there; with `strict`, any problem.
+        UserError: training and evaluation refuse the folder; with `strict`, any problem.
     """
-    splits = read_cleaned(config.directory)
+    splits = judge_all(config.directory, config.images, _bar("rows"))
     if config.split and config.split not in splits:
         raise UserError(f"{config.directory}: no split {config.split!r}; it has {', '.join(splits)}")
-    images, broken = _images(config, splits)
-    problems = find_problems(splits, images, broken) + _compare_manifests(config, splits)
+    shown = {config.split: splits[config.split]} if config.split else splits
+    sample, broken = _sample(config, shown)
+    found = [(split, problem) for split, judged in splits.items() for problem in judged.problems]
+    found += problems_between({split: judged.rows for split, judged in splits.items()})
+    found += problems_of_pixels(shown, broken)
+    problems = grouped(found) + _compare_manifests(config, splits)
     if config.split:
-        splits = {config.split: splits[config.split]}
         problems = [p for p in problems if config.split in p["split"].split(", ")]
-    drawn = _draw(config, splits, images) if config.sample else 0
     report = {
         "folder": str(config.directory),
-        "splits": {split: statistics(rows, images) for split, rows in splits.items()},
+        "splits": {split: statistics(judged) for split, judged in shown.items()},
         "problems": problems,
-        "picture": str(config.out) if drawn else None,
+        "picture": str(config.out) if _draw(config, sample) else None,
     }
     print(json.dumps(report, indent=2, ensure_ascii=False) if config.json else _text(report))
-    if config.strict and problems:
-        raise UserError(f"{config.directory}: {len(problems)} kinds of problems, first: {_line(problems[0])}")
+    _judge(config, found, problems)
     return report
 
 
-def _images(config: CheckConfig, splits) -> tuple[dict[str, ImageSource], dict[str, tuple[str, str]]]:
-    names = dict.fromkeys(row.image_name for rows in splits.values() for row in rows)
-    bar = tqdm(names, desc="images", disable=not sys.stderr.isatty(), leave=False)
-    return open_images(ImageFolder(images_of(config.directory)), bar)
+def _judge(config: CheckConfig, found: list[tuple[str, Problem]], problems: list[dict]) -> None:
+    """Ends as the problems ask for; the faults that training refuses come first."""
+    refused = [str(p) for split, p in found if p.effect == "refused" and config.split in (None, split)]
+    if refused:
+        count = f"{len(refused):,} fault" + "s" * (len(refused) > 1)
+        raise UserError(f"{config.directory}: sft, grpo and evaluate refuse it for {count}, first: {refused[0]}")
+    if config.strict and problems:
+        raise UserError(f"{config.directory}: {len(problems)} kinds of problems, first: {_line(problems[0])}")
 
 
-def _draw(config: CheckConfig, splits: dict[str, list[LrsGroRow]], images) -> int:
-    """Draws a sample of the rows whose image is there; returns how many."""
-    rows = [row for split in splits.values() for row in split if row.image_name in images]
-    chosen = np.random.default_rng(config.seed).permutation(len(rows))[: config.sample]
-    sample = sorted((rows[i] for i in chosen), key=lambda row: row.image_name)  # each image is decoded once
+def _bar(what: str) -> Callable:
+    return functools.partial(tqdm, desc=what, disable=not sys.stderr.isatty(), leave=False)
+
+
+def _sample(config: CheckConfig, splits: dict[str, Judged]) -> tuple[list[tuple[Question, np.ndarray]], dict[str, str]]:
+    """Questions to draw, with their overviews; and what is said of the images that were found broken on the way, by name:
+    all of them are decoded with `decode`, else those that are drawn."""
+    taken = [pair for judged in splits.values() for pair in judged.taken]
+    images = {row.image: question.image for row, question in taken}
+    broken = broken_images(_bar("images")(images.items())) if config.decode else {}
+    chosen = np.random.default_rng(config.seed).permutation(len(taken))[: config.sample]
+    sample, name, overview = [], "", None
+    for row, question in sorted((taken[i] for i in chosen), key=lambda pair: pair[0].image):  # each is decoded once
+        if row.image != name:
+            name, overview = row.image, None
+            try:
+                overview = None if name in broken else overview_of(question.image)
+            except UserError as error:
+                broken[name] = str(error)
+        if overview is not None:
+            sample.append((question, overview))
+    return sample, broken
+
+
+def _draw(config: CheckConfig, sample: list[tuple[Question, np.ndarray]]) -> bool:
+    """Draws the sample; whether there is one."""
     if sample:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         partial = config.out.with_name(config.out.name + ".partial")
-        draw_grid(sample, images).save(partial, "PNG")
+        draw_grid(sample).save(partial, "PNG")
         partial.replace(config.out)
-    return len(sample)
+    return bool(sample)
 
 
-def _compare_manifests(config: CheckConfig, splits: dict[str, list[LrsGroRow]]) -> list[dict]:
+def _compare_manifests(config: CheckConfig, splits: dict[str, Judged]) -> list[dict]:
     """Writes the manifests that aren't there; problems where those that are say something else."""
     problems = []
-    for split, rows in splits.items() if config.manifests else ():
-        file, now = config.manifests / f"{split}.json", manifest(rows)
+    for split, judged in splits.items() if config.manifests else ():
+        file, now = config.manifests / f"{split}.json", manifest(judged.rows)
         if not file.exists():
             config.manifests.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(file.name + ".partial")
@@ -130,21 +175,30 @@ def _compare_manifests(config: CheckConfig, splits: dict[str, list[LrsGroRow]]) 
             partial.replace(file)
             continue
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = parse_object(file.read_text(encoding="utf-8", errors="surrogateescape"))
             keys, digest = {tuple(key) for key in before["keys"]}, before["sha256"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{file}: not a manifest ({type(error).__name__}: {error}); remove it") from None
         changed = sorted(keys ^ {tuple(key) for key in now["keys"]})
         if changed or digest != now["sha256"]:
             what = "rows differ from the manifest" if changed else "answers or boxes differ from the manifest"
-            examples = [": ".join(key) for key in changed[:3]]
-            problems.append({"split": split, "problem": what, "count": len(changed), "examples": examples})
+            rows = [": ".join(key) for key in changed]
+            problems.append({"split": split, "problem": what, "effect": "noted", "count": len(changed), "rows": rows})
     return problems
 
 
 def _line(problem: dict) -> str:
-    examples = "; ".join(problem["examples"])
-    return f"{problem['split']}: {problem['problem']}, {problem['count']} x: {examples}"
+    """A kind of problem with its first rows."""
+    rows = "; ".join(problem["rows"][:_FEW]) + ("; ..." if len(problem["rows"]) > _FEW else "")
+    return f"{problem['split']}: {problem['problem']}, {problem['count']:,} x: {rows}"
+
+
+def _lines(problem: dict) -> list[str]:
+    """What costs rows or the folder is listed in full, the rest by its first rows."""
+    if problem["effect"] == "noted":
+        return [f"problem in {_line(problem)}"]
+    head = f"problem in {problem['split']}: {problem['problem']}, {problem['count']:,} x, {problem['effect']}"
+    return [head, *(f"  {row}" for row in problem["rows"] if row)]
 
 
 def _text(report: dict) -> str:
@@ -154,7 +208,7 @@ def _text(report: dict) -> str:
         for name, value in numbers.items():
             items = value.items() if isinstance(value, dict) else ()
             lines.append(f"  {name}: " + (", ".join(f"{k} {v}" for k, v in items) if items else str(value or "none")))
-    lines += [f"problem in {_line(problem)}" for problem in report["problems"]] or ["no problems"]
+    lines += [line for problem in report["problems"] for line in _lines(problem)] or ["no problems"]
     return "\n".join([*lines, *([f"picture: {report['picture']}"] if report["picture"] else [])])
 
 

@@ -3,128 +3,77 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, Box, Frame, clamped, from_annotation, view_size
-from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.images import ImageSource, whole
-from zoomearth_jax.data_pipeline.lrs_gro import CATEGORIES, LrsGroRow, box_fault, normalise
-from zoomearth_jax.data_pipeline.lrs_gro_files import read_all
-from zoomearth_jax.data_pipeline.questions import read_questions
+from zoomearth_jax.data_pipeline.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.folder_rows import Judged, Problem, Row
+from zoomearth_jax.data_pipeline.images import ImageSource, RawImage, global_view, view_of, whole
+from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.pictures import with_boxes
 
-OWN = "questions"  # the one split of a folder with questions.jsonl
 _CELL, _CAPTION, _LINES = 448, 86, 4  # px of the grid's pictures and of the text below, which has that many lines
+_DECODED = 2048  # px a side of the windows in which a stored image is decoded
 
 
-def read_cleaned(directory) -> dict[str, list[LrsGroRow]]:
-    """Normalised rows of all splits. A folder with questions.jsonl is one split; its boxes are brought to LRS-GRO's frame.
+def decode_all(image: ImageSource) -> None:
+    """Decodes every pixel of an image.
 
     Raises:
-        UserError: no questions there, or broken ones.
+        UserError: it is broken somewhere.
     """
-    if not (Path(directory) / "questions.jsonl").is_file():
-        return {split: [normalise(row) for row in rows] for split, rows in read_all(directory).items()}
-    lines = (Path(directory) / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, (line, question) in enumerate(zip(lines, read_questions(directory), strict=True), 1):
-        frame, name = question.image.frame, str(json.loads(line)["image"])
-        factor = max(frame.width, frame.height) / ANNOTATION_PX
-        bbox = tuple(corner / factor for corner in question.box.corners) if question.box else ()
-        rows.append(
-            LrsGroRow(
-                question_id=str(number),
-                image_name=name,
-                category="",
-                question=question.text,
-                ground_truth=question.answer,
-                bbox=bbox,
-                type=question.level,
-                label=question.label,
-                stage_1_reasoning=question.thoughts[0],
-            )
-        )
-    return {OWN: rows}
+    if isinstance(image, RawImage):
+        global_view(image, 112, 28)  # which every pixel goes into
+        return
+    width, height = image.frame.width, image.frame.height
+    for top in range(0, height, _DECODED):
+        for left in range(0, width, _DECODED):
+            right, bottom = min(left + _DECODED, width), min(top + _DECODED, height)
+            image.window(Box(left, top, right, bottom, image.frame), Frame(right - left, bottom - top), exact=True)
 
 
-def open_images(folder: ImageFolder, names: Iterable[str]) -> tuple[dict[str, ImageSource], dict[str, tuple[str, str]]]:
-    """Images that open, by name, and what is wrong with the others: the kind of fault, and details."""
-    images, faults = {}, {}
-    for name in names:
+def broken_images(images: Iterable[tuple[str, ImageSource]]) -> dict[str, str]:
+    """What is said of the images that are broken somewhere in their pixels, by name."""
+    broken = {}
+    for name, image in images:
         try:
-            if (image := folder.get(name)) is None:
-                faults[name] = "image is missing", name
-            else:
-                images[name] = image
+            decode_all(image)
         except UserError as error:
-            faults[name] = "image can't be read", str(error)
-    return images, faults
+            broken[name] = str(error)
+    return broken
 
 
-def row_faults(row: LrsGroRow, image: ImageSource | None) -> list[str]:
-    """What is wrong with a normalised row."""
-    faults = []
-    if fault := box_fault(row, image and image.frame):
-        faults.append(f"box is {fault}" + ("" if fault == "degenerate" else " the image"))
-    if image and row.bbox and row.scale:
-        longest = max(image.frame.width, image.frame.height)
-        if abs(row.scale * ANNOTATION_PX - longest) > 1:
-            faults.append("scale isn't the image's longest side / 1024")
-    if row.cut and not row.bbox:
-        faults.append("asks for a crop without a box")
-    if not row.ground_truth:
-        faults.append("answer is empty")
-    if row.category and not any(row.category in names for names in CATEGORIES.values()):
-        faults.append("category is none of the paper's")
-    elif row.category and row.category not in CATEGORIES[row.level]:
-        faults.append("category is of another level")
-    return faults
+def problems_of_pixels(splits: Mapping[str, Judged], broken: Mapping[str, str]) -> Iterator[tuple[str, Problem]]:
+    """The broken images of each split, with the first row that asks about one."""
+    for split, judged in splits.items():
+        first = {row.image: row for row, _ in reversed(judged.taken) if row.image in broken}
+        for row in reversed(first.values()):
+            yield split, Problem("image can't be decoded", "left out", row.where, broken[row.image])
 
 
-def find_problems(
-    splits: Mapping[str, Sequence[LrsGroRow]], images: Mapping[str, ImageSource], broken: Mapping[str, tuple[str, str]]
-) -> list[dict]:
-    """Problems as {"split", "problem", "count", "examples"}: of images, of rows, duplicates, and overlaps between splits."""
-    found = collections.defaultdict(list)
+def problems_between(splits: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Problem]]:
+    """Duplicates in a split and overlaps between splits, each with the split or splits."""
     for split, rows in splits.items():
-        for name in dict.fromkeys(row.image_name for row in rows):
-            if name in broken:
-                kind, detail = broken[name]
-                found[split, kind].append(detail)
+        first: dict[tuple[str, str], Row] = {}
         for row in rows:
-            for fault in row_faults(row, images.get(row.image_name)):
-                found[split, fault].append(_example(row))
-        counts = collections.Counter(row.key for row in rows)
-        for row in {row.key: row for row in rows if counts[row.key] > 1}.values():
-            found[split, "question is there more than once"].append(_example(row))
-    for row in _unreasoned(splits.get("sft", ())):
-        found["sft", "reasoning is missing; the row isn't trained on"].append(_example(row))
+            if (before := first.setdefault(row.key, row)) is not row:
+                yield (
+                    split,
+                    Problem("question is there more than once", "noted", row.where, f"as {before.where}: {row}"),
+                )
     for (one, rows), (other, others) in _pairs(splits):
-        for what, shared in (
+        for kind, shared in (
             ("question is in both", {row.key for row in rows} & {row.key for row in others}),
-            ("image is in both", {row.image_name for row in rows} & {row.image_name for row in others}),
+            ("image is in both", {row.image for row in rows} & {row.image for row in others}),
         ):
-            found[f"{one}, {other}", what] += [
-                ": ".join(key) if isinstance(key, tuple) else key for key in sorted(shared)
-            ]
-    return [
-        {"split": split, "problem": problem, "count": len(examples), "examples": examples[:3]}
-        for (split, problem), examples in found.items()
-        if examples
-    ]
-
-
-def _unreasoned(rows: Sequence[LrsGroRow]) -> list[LrsGroRow]:
-    """Rows without reasoning where others have it."""
-    without = [row for row in rows if not row.stage_1_reasoning]
-    return without if len(without) < len(rows) else []
+            for key in sorted(shared):
+                yield f"{one}, {other}", Problem(kind, "noted", "", ": ".join(key) if isinstance(key, tuple) else key)
 
 
 def _pairs(splits: Mapping) -> list[tuple]:
@@ -132,13 +81,37 @@ def _pairs(splits: Mapping) -> list[tuple]:
     return [(items[i], other) for i in range(len(items)) for other in items[i + 1 :]]
 
 
-def _example(row: LrsGroRow) -> str:
-    return f"{row.image_name}: {row.question[:70]}" + (f" {list(row.bbox)}" if row.bbox else "")
+def grouped(found: Iterable[tuple[str, Problem]]) -> list[dict]:
+    """Problems as {"split", "problem", "effect", "count", "rows"}, where `rows` are all of them, with file and line."""
+    groups = collections.defaultdict(list)
+    for split, problem in found:
+        groups[split, problem.family, problem.effect].append(problem)
+    return [
+        {
+            "split": split,
+            "problem": kind,
+            "effect": effect,
+            "count": len(problems),
+            "rows": [problem.row for problem in problems],
+        }
+        for (split, kind, effect), problems in groups.items()
+    ]
 
 
-def statistics(rows: Sequence[LrsGroRow], images: Mapping[str, ImageSource]) -> dict:
-    """Counts of a split, and what its answers and boxes are like; shares are of its rows."""
-    answers = collections.Counter(row.ground_truth.lower() for row in rows)
+def manifest(rows: Sequence[Row]) -> dict:
+    """What a split consists of: its keys (image, question) in order, and a hash over keys, answers and boxes as given.
+
+    Ids aren't in it: they differ between LRS-GRO's files.
+    """
+    content = sorted(json.dumps([*row.key, row.answer, row.given], ensure_ascii=False) for row in rows)
+    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
+    return {"format": 1, "rows": len(rows), "sha256": digest, "keys": [list(row.key) for row in rows]}
+
+
+def statistics(judged: Judged) -> dict:
+    """Counts of a split, and what its answers and boxes are like; shares are of its rows, areas of those that are taken."""
+    rows = judged.rows
+    answers = collections.Counter(row.answer.lower() for row in rows)
     frequent = answers.most_common(5)
     share = {
         "yes or no": sum(answers[word] for word in ("yes", "no")),
@@ -146,45 +119,46 @@ def statistics(rows: Sequence[LrsGroRow], images: Mapping[str, ImageSource]) -> 
         "several words": sum(count for answer, count in answers.items() if " " in answer),
         "the most frequent": frequent[0][1] if frequent else 0,
     }
-    areas = [area for row in rows if row.bbox and (area := _area(row, images.get(row.image_name))) is not None]
+    areas = [_area(question) for _, question in judged.taken if question.box]
     return {
         "rows": len(rows),
-        "images": len({row.image_name for row in rows}),
+        "rows taken": len(judged.taken),
+        "images": len({row.image for row in rows}),
         "levels": dict(collections.Counter(row.level for row in rows)),
         "categories": dict(collections.Counter(row.category for row in rows if row.category).most_common()),
-        "answers": {what: round(count / len(rows), 3) for what, count in share.items()},
+        "answers": {what: round(count / max(len(rows), 1), 3) for what, count in share.items()},
         "frequent answers": dict(frequent),
-        "boxes": sum(bool(row.bbox) for row in rows),
+        "boxes": sum(bool(row.given) for row in rows),
         "box area / image area (5 %, median, 95 %)": [float(f"{a:.2g}") for a in np.percentile(areas, (5, 50, 95))]
         if areas
         else [],
-        "rows with reasoning": sum(bool(row.stage_1_reasoning) for row in rows),
+        "rows with reasoning": sum(bool(row.thoughts[0]) for row in rows),
     }
 
 
-def _area(row: LrsGroRow, image: ImageSource | None) -> float | None:
-    """The box's share of the image; of a square one where it isn't there."""
-    frame = image.frame if image else Frame(ANNOTATION_PX, ANNOTATION_PX)
-    box = clamped(from_annotation(row.bbox, frame))
-    return box and (box.x2 - box.x1) * (box.y2 - box.y1) / (frame.width * frame.height)
+def _area(question: Question) -> float:
+    x1, y1, x2, y2 = question.box.corners
+    return (x2 - x1) * (y2 - y1) / (question.box.frame.width * question.box.frame.height)
 
 
-def draw_grid(rows: Sequence[LrsGroRow], images: Mapping[str, ImageSource]) -> Image.Image:
+def draw_grid(pictures: Sequence[tuple[Question, np.ndarray]]) -> Image.Image:
     """Overviews with their boxes, and level, label, question and answer below."""
-    columns = max(1, round(len(rows) ** 0.5))
-    lines = -(-len(rows) // columns)
+    columns = max(1, round(len(pictures) ** 0.5))
+    lines = -(-len(pictures) // columns)
     grid = Image.new("RGB", (columns * (_CELL + 12), lines * (_CELL + _CAPTION)), (255, 255, 255))
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(16)
-    for i, row in enumerate(rows):
+    for i, (question, overview) in enumerate(pictures):
         x, y = i % columns * (_CELL + 12), i // columns * (_CELL + _CAPTION)
-        image = images[row.image_name]
-        overview = image.window(whole(image), view_size(image.frame.width, image.frame.height, _CELL, unit=1))
-        box: Box | None = clamped(from_annotation(row.bbox, image.frame)) if row.bbox else None
-        picture = with_boxes(overview, [(box, "predicted")], _CELL)
+        picture = with_boxes(overview, [(question.box, "predicted")], _CELL)
         picture.thumbnail((_CELL, _CELL))
         grid.paste(picture, (x, y))
-        label = f" [{row.label}]" if row.label else ""
-        text = f"{row.level}{label}: {row.question} {row.ground_truth}"
+        label = f" [{question.label}]" if question.label else ""
+        text = f"{question.level}{label}: {question.text} {question.answer}"
         caption = "\n".join(textwrap.wrap(text, 56, max_lines=_LINES, placeholder=" ..."))
         draw.multiline_text((x + 4, y + _CELL + 4), caption, (0, 0, 0), font=font, spacing=3)
     return grid
+
+
+def overview_of(image: ImageSource) -> np.ndarray:
+    """The whole image at the size that the grid shows it, uint8 [h, w, 3]."""
+    return view_of(image, whole(image), _CELL, 1)

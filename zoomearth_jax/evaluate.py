@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
@@ -49,6 +49,7 @@ class EvaluateConfig:
         sampling: how tokens are drawn.
         compute: number types and backends.
         mesh: how the devices of one process share the work.
+        layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         match: when an answer is correct: `exact`, up to case, outer blanks and a final dot; `wordnet`, the paper's, also where a
             word's path similarity is 0.8 or more; `typed`, so for words alone, not for numbers, yes and no.
         masked: evaluate a second time with grey crops.
@@ -66,6 +67,7 @@ class EvaluateConfig:
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    layout: LayoutConfig = LayoutConfig()
     match: Literal["exact", "wordnet", "typed"] = "exact"
     masked: bool = True
     batch_size: int = 256
@@ -298,8 +300,9 @@ def _open_questions(config: EvaluateConfig) -> tuple[list[Question], int]:
 
 
 def _evaluate(config: EvaluateConfig, mesh: Mesh, samples: _Samples) -> dict:
-    model, rows = load_model(config.model, config.compute, mesh)
+    model, rows = load_model(config.model, config.compute, mesh, config.layout)
     questions, total = _open_questions(config)
+    rows.check_prompts(questions)
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     how = {"sampling": config.sampling, "batch_size": config.batch_size}
     played, faults = {}, _Faults()

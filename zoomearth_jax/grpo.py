@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -80,6 +81,7 @@ class GRPOConfig:
         lora: adapters that train instead of the model's own parameters; the reference is the model without them.
         compute: number types, attention backend, and what the backward pass recomputes.
         mesh: how devices and processes share the work.
+        layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         freeze_vision: keep the vision encoder as it is; its tokens then come from the rollout.
         log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
         panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
@@ -113,6 +115,7 @@ class GRPOConfig:
     lora: LoRAConfig = LoRAConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    layout: LayoutConfig = LayoutConfig()
     freeze_vision: bool = True
     log: tuple[str, ...] = ()
     panel_every: int = 50
@@ -209,7 +212,7 @@ def grpo(config: GRPOConfig) -> Path:
 
 
 def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
-    model, rows = load_model(config.model, config.compute, mesh)
+    model, rows = load_model(config.model, config.compute, mesh, config.layout)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     objective, total = config.objective, config.steps * config.optimizer_steps
     optimizer = config.optimizer.build(total)
@@ -241,7 +244,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
         return rollout_flops(model.config, counts) + update
 
     parts = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
-    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, **parts)
+    loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, check=rows.check_prompts, **parts)
     open_run(config, model, rows, loader)
     about = about_run(config, loader.digests, reference)
     with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:

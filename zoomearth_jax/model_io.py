@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import load_run_model, saved_dtype, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
 from zoomearth_jax.configs.io import from_dict
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.chat import load_tokenizer
@@ -58,9 +58,9 @@ def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype: str 
             write_rows(staging, rows)
 
 
-def load_rows(directory: Path) -> RowBuilder:
+def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuilder:
     """The tokenizer and the episode's layout of a model directory; a published checkpoint, which has no episode.json,
-    gets the layout and the words of the preset qwen2_5_vl_3b."""
+    gets the layout and the words of the preset qwen2_5_vl_3b. `layout` changes it."""
     file = Path(directory) / "episode.json"
     try:
         saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -68,6 +68,7 @@ def load_rows(directory: Path) -> RowBuilder:
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
     episode = preset("qwen2_5_vl_3b")[1] if saved is None else from_dict(EpisodeConfig, saved, str(file))
+    episode = layout.of(episode)
     return RowBuilder(tokenizer, episode, _read_generation(file.with_name("generation_config.json"), len(tokenizer)))
 
 
@@ -127,18 +128,24 @@ def count_parameters(name: str | Path) -> int:
     return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(_existing(name))), nnx.Param)))
 
 
-def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig(), mesh: Mesh | None = None) -> LoadedModel:
+def load_model(
+    name: str | Path,
+    compute: ComputeConfig = ComputeConfig(),
+    mesh: Mesh | None = None,
+    layout: LayoutConfig = LayoutConfig(),
+) -> LoadedModel:
     """Loads a shipped model, an HF directory, or the last checkpoint of a run, in the types of `compute`.
 
     Args:
         mesh: where the parameters go, sharded by `models.sharding.RULES`; the default device without one.
+        layout: what changes of the model's episode.
 
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
     """
     directory = _existing(name)
     model = load_weights(directory, compute, mesh)
-    rows = load_rows(directory)
+    rows = load_rows(directory, layout)
     if rows.image_id != model.config.image_token_id:
         raise UserError(
             f"{directory}: <|image_pad|> is {rows.image_id} in the tokenizer, {model.config.image_token_id} in config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -21,7 +21,8 @@ from zoomearth_jax.checkpoint import write_run_header
 from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.data_pipeline.loader import Loader
-from zoomearth_jax.data_pipeline.sources import ENDLESS, open_sources
+from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.sources import ENDLESS, SceneQuestions, Source, open_sources
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import count_parameters
 from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
@@ -138,12 +139,14 @@ def open_loader(
     mesh: Mesh | None = None,
     minibatches: int = 1,
     rollout_batches: int = 1,
+    check: Callable[[Sequence[Question]], None] | None = None,
 ) -> Loader:
     """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
 
     Args:
         minibatches: batches of one step each that this one is cut into.
         rollout_batches: parts that it is played in.
+        check: refuses questions that can't be made into rows; of folders, whose questions are all looked at before the run.
 
     Raises:
         UserError: a batch that doesn't divide over the mesh, the minibatches and their microbatches.
@@ -161,6 +164,9 @@ def open_loader(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
     sources = open_sources(config.data, split, seed=config.seed, global_share=config.global_share, questions=questions)
+    for source in sources if check else ():
+        if not isinstance(source.questions, SceneQuestions):
+            check_source(check, source)
     return Loader(
         sources,
         make,
@@ -171,6 +177,14 @@ def open_loader(
         keep_bytes=KEPT_BYTES,
         process=batch_stretch(mesh),
     )
+
+
+def check_source(check: Callable[[Sequence[Question]], None], source: Source) -> None:
+    """Checks a source's questions; what is refused names the source."""
+    try:
+        check(source.questions)
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}") from None
 
 
 def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.train import OptimizerConfig
@@ -48,6 +49,7 @@ class SFTConfig:
         lora: adapters that train instead of the model's own parameters.
         compute: number types, attention backend, and what the backward pass recomputes.
         mesh: how devices and processes share the work.
+        layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         freeze_vision: keep the vision encoder as it is.
         log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
         profile: write an XProf trace of three steps after warm-up to OUT/profile.
@@ -74,6 +76,7 @@ class SFTConfig:
     lora: LoRAConfig = LoRAConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    layout: LayoutConfig = LayoutConfig()
     freeze_vision: bool = True
     log: tuple[str, ...] = ()
     profile: bool = False
@@ -102,7 +105,7 @@ def sft(config: SFTConfig) -> Path:
 def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     if config.pack_len and jax.process_count() > 1:
         raise UserError("sft config: packed rows are for one process; leave pack_len out")
-    model, rows = load_model(config.model, config.compute, mesh)
+    model, rows = load_model(config.model, config.compute, mesh, config.layout)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     optimizer = config.optimizer.build(config.steps)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
@@ -116,7 +119,9 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
         packed = pack(*batch, rows.episode.view_tokens, config.pack_len)
         return shard_batch(packed_batch(packed, vision), mesh), counts
 
-    loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions, mesh)
+    loader = open_loader(
+        config, "sft", rows.supervised, config.batch_size, config.questions, mesh, check=rows.check_supervised
+    )
     open_run(config, model, rows, loader)
     about = about_run(config, loader.digests)
     with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:

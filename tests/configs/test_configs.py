@@ -182,7 +182,10 @@ def test_yaml_round_trip(tmp_path):
     ("build", "message"),
     [
         (lambda: dataclasses.replace(preset("nano")[0], text=TextConfig(num_heads=3)), "num_heads"),
-        (lambda: EpisodeConfig(view_px=512, prompt_len=300), "prompt_len must exceed"),
+        (
+            lambda: EpisodeConfig(view_px=512, prompt_len=300),
+            r"exceed the 324 tokens .* --layout.prompt-len 452",
+        ),
         (lambda: GRPOConfig(group=1), "group must be at least 2"),
         (lambda: GRPOConfig(minibatches=0), "minibatches"),
         (lambda: ObjectiveConfig(advantage="median"), "advantage must be std or std_trl or mean or rloo, not 'median'"),

@@ -1,16 +1,21 @@
 """The fixed layout: slots, masks, and what is never trained on."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.presets import preset
+from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
+from zoomearth_jax.data_pipeline.protocol import follows_protocol, parse_box
+from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.rows import RowBuilder, reference_texts
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_rows, resolve
 
@@ -95,13 +100,74 @@ def test_changing_the_crop_changes_no_trained_id(rows, questions):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
-def test_a_question_that_does_not_fit_says_how_long_it_may_be(rows, questions):
+def test_a_question_that_does_not_fit_names_the_setting_that_holds_it(rows, questions):
     long = dataclasses.replace(questions[0], text="Which way? " * 20)
-    with pytest.raises(UserError, match=r"question of \d+ tokens, the prompt slot holds 2\d: 'Which way"):
+    said = r"question 'Which way\? .*' takes (\d+) tokens for the 48 of prompt_len; shorten it, or --layout.prompt-len \1 holds it"
+    with pytest.raises(UserError, match=said) as caught:
         rows.prompts([long])
+    wider = LayoutConfig(prompt_len=int(re.search(r"takes (\d+)", str(caught.value))[1]))
+    assert RowBuilder(rows.tokenizer, wider.of(rows.episode)).prompts([long]).valid.all()
 
 
-def test_a_reference_that_does_not_fit_is_refused(rows, questions):
-    wordy = dataclasses.replace(questions[0], thoughts=("the site is red " * 10, ""))
-    with pytest.raises(UserError, match="doesn't fit its slot of 20"):
-        rows.reference_replies([wordy], [rows.overview(wordy)])
+def test_a_reference_that_does_not_fit_names_the_setting_that_holds_it(rows, questions):
+    wordy = dataclasses.replace(
+        next(q for q in questions if q.box), thoughts=("the site is red " * 10, "so it is " * 8)
+    )
+    overviews = [rows.overview(wordy)]
+    for slot, flag in (("stage1_len", "--layout.stage1-len"), ("stage2_len", "--layout.stage2-len")):
+        with pytest.raises(
+            UserError, match=rf"tokens for the \d+ of {slot}; shorten it, or {flag} \d+ holds it"
+        ) as caught:
+            rows.reference_replies([wordy], overviews)
+        wider = LayoutConfig(**{slot: int(str(caught.value).split()[-3])})
+        rows = RowBuilder(rows.tokenizer, wider.of(rows.episode))
+    rows.reference_replies([wordy], overviews)
+
+
+def test_all_rows_are_checked_at_the_start_without_their_pixels(rows, questions):
+    """What `check_supervised` names holds every row, and no less does."""
+    texts = ["Which way? " * 9, "Où? " * 30, "short", "\u2028\U0001f600" * 12]
+    looking = next(q for q in questions if q.box)
+    asked = [dataclasses.replace(looking, text=text, thoughts=(text, text)) for text in texts]
+    with pytest.raises(UserError, match=r"3 of 4 questions don't fit their slots; question .* holds all$") as caught:
+        rows.check_supervised(asked)
+    with pytest.raises(UserError, match=r"--layout.prompt-len \d+ holds all$"):
+        rows.check_prompts(asked)
+    numbers = {name.replace("-", "_"): int(n) for name, n in re.findall(r"--layout\.(\S+) (\d+)", str(caught.value))}
+    assert set(numbers) == {"prompt_len", "stage1_len", "stage2_len"}
+    enough = RowBuilder(rows.tokenizer, LayoutConfig(**numbers).of(rows.episode))
+    enough.check_supervised(asked)
+    enough.supervised(asked)
+    for slot in numbers:
+        less = RowBuilder(rows.tokenizer, LayoutConfig(**numbers | {slot: numbers[slot] - 1}).of(rows.episode))
+        with pytest.raises(UserError, match=slot):
+            less.supervised(asked)
+
+
+@given(st.data())
+def test_what_is_taught_parses_and_its_window_holds_the_box(data):
+    """Of boxes of any size, down to far less than one px of the view, and images of any shape."""
+    width, height = (data.draw(st.integers(1, 40_000)) for _ in range(2))
+    corners = []
+    for side in (width, height):
+        start = data.draw(st.floats(0, side, exclude_max=True))
+        stop = data.draw(st.one_of(st.floats(start, side), st.floats(start, min(start + 1e-3, side))))
+        corners.append((start, stop if stop > start else min(start + 1e-6, side)))
+    (x1, x2), (y1, y2) = corners
+    assume(x1 < x2 and y1 < y2)
+    question = Question(None, "q", "a", "object", Box(x1, y1, x2, y2, Frame(width, height)), "roof")
+    episode = preset("qwen2_5_vl_3b")[1]
+    view = view_size(width, height, episode.view_px, episode.merged_px)
+    look, _ = reference_texts(question, view)
+    box = parse_box(look, view).box
+    assert box is not None
+    assert follows_protocol(look, "<think></think><answer>a</answer>", view)
+    window = crop_window(box.to(question.box.frame), episode.min_window_px)
+    slack = 1e-6 * max(width, height)
+    assert window.x1 - slack <= (x1 + x2) / 2 <= window.x2 + slack
+    assert window.y1 - slack <= (y1 + y2) / 2 <= window.y2 + slack
+
+
+def test_choices_are_part_of_the_prompt(rows, questions):
+    chosen = dataclasses.replace(questions[0], text="Roof?", choices=("red", "blue"))
+    assert "Roof? Choices: red; blue" in rows.decode(rows.prompts([chosen]).ids[0])

@@ -42,11 +42,14 @@ class EpisodeConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if field.type == "int" and getattr(self, field.name) <= 0:
-                raise UserError(f"episode config: {field.name} must be positive")
+                raise UserError(f"episode config: {field.name} must be positive, not {getattr(self, field.name)}")
         if self.crop not in ("grow", "reference"):
             raise UserError(f"episode config: crop must be grow or reference, not {self.crop!r}")
         if self.prompt_len <= self.view_tokens:
-            raise UserError(f"episode config: prompt_len must exceed the {self.view_tokens} tokens of an overview")
+            raise UserError(
+                f"episode config: prompt_len ({self.prompt_len}) must exceed the {self.view_tokens} tokens of an overview of "
+                f"{self.view_px} px; {layout_flags(prompt_len=self.view_tokens + 128)} leaves 128 for the question"
+            )
 
     @property
     def view_side(self) -> int:
@@ -67,3 +70,33 @@ class EpisodeConfig:
     def reply_len(self) -> int:
         """Slots after the prompt."""
         return self.stage1_len + self.crop_len + self.stage2_len
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutConfig:
+    """What is changed of the model's own episode (see `EpisodeConfig`); a run is saved with the result.
+
+    Attributes:
+        view_px: longest side of the overview and of a crop as the model sees them.
+        prompt_len: slots for the prompt with the overview's tokens.
+        stage1_len: slots for what is said before the crop.
+        stage2_len: slots for what is said after the crop.
+    """
+
+    view_px: int | None = None
+    prompt_len: int | None = None
+    stage1_len: int | None = None
+    stage2_len: int | None = None
+
+    def of(self, episode: EpisodeConfig) -> EpisodeConfig:
+        """The episode with these changes.
+
+        Raises:
+            UserError: they don't go together.
+        """
+        return dataclasses.replace(episode, **{k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+
+
+def layout_flags(**slots: int) -> str:
+    """The arguments that set slots of an episode, as they are typed: `--layout.prompt-len 61`."""
+    return " ".join(f"--layout.{name.replace('_', '-')} {number}" for name, number in slots.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images import ImageSource, RawImage
 from zoomearth_jax.data_pipeline.tiles import TileStore, is_store
 from zoomearth_jax.errors import UserError
@@ -19,13 +20,13 @@ class ImageFolder:
     The folder may be a tile store itself. What a store has is read from there, what it lacks from files.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, config: ImageConfig = ImageConfig()):
         """Reads the index of a tile store if there is one.
 
         Raises:
             UserError: a broken store.
         """
-        self.directory = Path(directory)
+        self.directory, self.config = Path(directory), config
         self._stores = [TileStore.open(self.directory / place) for place in _STORES if is_store(self.directory / place)]
 
     def get(self, name: str) -> ImageSource | None:
@@ -42,7 +43,7 @@ class ImageFolder:
         for place in _FILES:
             path = self.directory / place / name
             if path.is_file():
-                return RawImage(path)
+                return RawImage(path, self.config)
         return None
 
     def open(self, names: Iterable[str]) -> dict[str, ImageSource]:

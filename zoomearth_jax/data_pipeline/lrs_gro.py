@@ -1,19 +1,17 @@
 """Rows of LRS-GRO (ZoomEarth, arXiv 2511.12267): typed validated, and their noise normalised.
 
-A row is read as it is (`parse_row`), written back as it was (`LrsGroRow.to_dict`), and cleaned in one place (`normalise`).
-`lrs_gro_files` finds and reads the files, `questions` makes questions of them.
+A row is read as it is (`read_row`), written back as it was (`LrsGroRow.to_dict`), and cleaned in one place (`normalise`).
+`lrs_gro_files` finds and reads the files, `folder_rows` judges what becomes of a row (`to_row`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, Frame
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.data_pipeline.folder_rows import Row
+from zoomearth_jax.data_pipeline.records import Field, read_fields, short
 
 SPLITS = ("sft", "rl", "test")
 CATEGORIES = {  # level -> the paper's 17 types; Counting is global where there is no box
@@ -112,69 +110,35 @@ class LrsGroRow:
 
     def to_dict(self) -> dict:
         """The row as it was read, with a bbox in any case and without nulls."""
-        values = {key: getattr(self, field.name) for key, field in FIELDS.items()}
+        values = {key: getattr(self, name) for key, name in _NAMES.items()}
         return {key: value for key, value in (values | {"bbox": list(self.bbox)}).items() if value is not None}
 
 
 _KEYS = {"overview": "global"}  # `global` is a word of Python's own
-FIELDS = {_KEYS.get(field.name, field.name): field for field in dataclasses.fields(LrsGroRow)}  # by released name
-
-
-def _numbers(value) -> tuple[float, ...] | None:
-    fine = isinstance(value, list | tuple) and len(value) in (0, 4)
-    return tuple(value) if fine and all(_number(v) is not None for v in value) else None
-
-
-def _number(value) -> float | None:
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if fine else None
-
-
-def _text(value) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _flag(value) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-_KINDS = {  # by a field's annotation: reader that gives None for a wrong value, and its name
-    "tuple[float, ...]": (_numbers, "four finite numbers or an empty list"),
-    "float | None": (_number, "a finite number"),
-    "bool | None": (_flag, "true or false"),
-    "str": (_text, "a text"),
-    "str | None": (_text, "a text"),
+_KINDS = {
+    "str": Field(required=True),
+    "str | None": Field(),
+    "float | None": Field("a finite number"),
+    "bool | None": Field("true or false"),
+    "tuple[float, ...]": Field("four finite numbers or an empty list"),
 }
+_NAMES = {_KEYS.get(field.name, field.name): field.name for field in dataclasses.fields(LrsGroRow)}
+FIELDS = {_KEYS.get(field.name, field.name): _KINDS[field.type] for field in dataclasses.fields(LrsGroRow)}
 
 
-def parse_row(record: Mapping, where: str) -> LrsGroRow:
-    """A row from a JSON object. Fields that LRS-GRO doesn't have are ignored, null stands for a field that is lacking.
+def read_row(record: Mapping) -> tuple[LrsGroRow | None, list[str]]:
+    """A row from a JSON object, and what is wrong with it; no row if anything is.
 
-    Raises:
-        UserError: a field is missing or of the wrong type, or the level is none of CATEGORIES; named with `where`.
+    Fields that LRS-GRO doesn't have are ignored unless they are spelled like one of its own; null stands for a field that is
+    lacking.
     """
-    if not isinstance(record, Mapping):
-        raise UserError(f"{where}: not a row of LRS-GRO, but a {type(record).__name__}")
-    values = {}
-    for key, field in FIELDS.items():
-        if record.get(key) is None:
-            if field.default is dataclasses.MISSING:
-                raise UserError(f"{where}: field {key!r} is missing")
-            continue
-        read, kind = _KINDS[field.type]
-        values[field.name] = read(record[key])
-        if values[field.name] is None:
-            raise UserError(f"{where}: field {key!r} must be {kind}, not {_short(record[key])}")
-    row = LrsGroRow(**values)
-    if not row.image_name.strip() or not row.question.strip():
-        raise UserError(f"{where}: image_name and question must not be empty")
-    if row.type is not None and row.type.strip().lower() not in CATEGORIES:
-        raise UserError(f"{where}: type {_short(row.type)} is none of {', '.join(CATEGORIES)}")
-    return row
-
-
-def _short(value) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:60]
+    values, faults = read_fields(record, FIELDS, {"box": "bbox"}, strict=False)
+    for key in ("image_name", "question"):
+        if not values.get(key, "-").strip():
+            faults.append(f"field {key!r} must not be empty")
+    if values.get("type", "global").strip().lower() not in CATEGORIES:
+        faults.append(f"type {short(values['type'])} is none of {', '.join(CATEGORIES)}")
+    return (None if faults else LrsGroRow(**{_NAMES[key]: value for key, value in values.items()})), faults
 
 
 def normalise(row: LrsGroRow) -> LrsGroRow:
@@ -204,27 +168,7 @@ def normalise(row: LrsGroRow) -> LrsGroRow:
 
 
 def _lines(text: str | None) -> str | None:
-    return text and "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def box_fault(row: LrsGroRow, image: Frame | None = None) -> str:
-    """What is wrong with a row's box: `degenerate`, `outside`, `partly outside`, or nothing.
-
-    Args:
-        image: size of the original; without it only the longest side is known.
-    """
-    if not row.bbox:
-        return ""
-    x1, y1, x2, y2 = row.bbox
-    if x1 >= x2 or y1 >= y2:
-        return "degenerate"
-    longest = max(image.width, image.height) if image else 1
-    width, height = (
-        math.ceil(ANNOTATION_PX * side / longest) for side in ((image.width, image.height) if image else (1, 1))
-    )
-    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        return "outside"
-    return "partly outside" if min(x1, y1) < 0 or x2 > width or y2 > height else ""
+    return text and "\n".join(line.rstrip() for line in text.strip().split("\n"))
 
 
 _JSON_BOX = re.compile(r"(?:\[\s*)?\{[^{}]*bbox_2d[^{}]*\}(?:\s*,\s*\{[^{}]*\})*(?:\s*\])?|```(?:json)?")
@@ -244,3 +188,37 @@ def thoughts(row: LrsGroRow) -> tuple[str, str]:
     return tuple(
         " ".join(_TAGS.sub("", _JSON_BOX.sub("", text)).strip() for text in part if text) for part in (before, after)
     )
+
+
+def to_row(row: LrsGroRow, where: str) -> Row:
+    """A row as released, cleaned, in the form that is judged and made a question.
+
+    Args:
+        where: file and line.
+    """
+    row = normalise(row)
+    return Row(
+        where=where,
+        image=row.image_name,
+        text=row.question,
+        answer=row.ground_truth,
+        level=row.level,
+        given=row.bbox,
+        label=row.label or "",
+        thoughts=thoughts(row),
+        category=row.category,
+        released=True,
+        looks=row.needs_crop,
+        scale=row.scale,
+        notes=tuple(_notes(row)),
+    )
+
+
+def _notes(row: LrsGroRow) -> Iterator[str]:
+    """What is odd about a normalised row."""
+    if row.cut and not row.bbox:
+        yield "asks for a crop without a box"
+    if row.category and not any(row.category in names for names in CATEGORIES.values()):
+        yield "category is none of the paper's"
+    elif row.category and row.category not in CATEGORIES[row.level]:
+        yield "category is of another level"

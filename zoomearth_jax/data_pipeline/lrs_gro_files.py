@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from zoomearth_jax.data_pipeline.lrs_gro import FIELDS, SPLITS, LrsGroRow, normalise, parse_row
+from zoomearth_jax.data_pipeline.json_lines import parse_object, read_json_lines
+from zoomearth_jax.data_pipeline.lrs_gro import FIELDS, SPLITS, LrsGroRow, read_row
+from zoomearth_jax.data_pipeline.records import refuse
 from zoomearth_jax.errors import UserError
 
 WHERE_FROM = (
@@ -17,7 +18,6 @@ WHERE_FROM = (
     "`zoomearth data check FOLDER` then tells what is there"
 )
 _ALL = "lrs-gro.jsonl"  # all splits in one file
-_MAX_LINE = 1 << 16  # characters; the longest released row has some 5,000
 
 
 def find_rows(path, split: str) -> Path | None:
@@ -49,91 +49,110 @@ def _is_saved(path: Path) -> bool:
     return (path / "state.json").is_file()
 
 
-def read_split(path, split: str) -> list[LrsGroRow]:
-    """A split's rows as released, in order. Of a file with all splits, those that name this one.
+class Read(NamedTuple):
+    """What a file holds: rows as released, each with file and line; and where and what is no row."""
+
+    rows: list[tuple[str, LrsGroRow]]
+    faults: list[tuple[str, str]]
+
+
+def find_split(path, split: str) -> Read:
+    """A split's rows as released, in order. Of a file with all splits, those that name this one, and all that is no row.
 
     Raises:
-        UserError: nothing there for the split, or a row is broken.
+        UserError: nothing there for the split.
     """
     source = find_rows(path, split)
     if source is None:
         raise UserError(f"{path}: no rows of LRS-GRO for split {split!r}. {WHERE_FROM}")
-    rows = list(_read(source))
-    named = _named(rows)
+    read = _read(source)
+    named = _named(read)
     if len(named) > 1 or source.name.lower() == _ALL:
-        rows = [row for row in rows if _split(row) == split]
-    if not rows:
+        read = _of_split(read, split)
+    if not any(read):
         raise UserError(f"{source}: no rows of split {split!r}; it has {', '.join(named) or 'none at all'}")
-    return rows
+    return read
 
 
-def read_all(path) -> dict[str, list[LrsGroRow]]:
-    """Rows of every split that is there, by split.
+def find_all(path) -> dict[str, Read]:
+    """Rows of every split that is there, by split; as `find_split` gives them.
 
     Raises:
-        UserError: nothing of LRS-GRO there, or a row is broken.
+        UserError: nothing of LRS-GRO there.
     """
     sources = {split: source for split in SPLITS if (source := find_rows(path, split))}
     if not sources:
         raise UserError(f"{path}: no rows of LRS-GRO. {WHERE_FROM}")
     if len({*sources.values()}) == 1 < len(sources):  # one file for all
-        rows = list(_read(sources["rl"]))
-        named = _named(rows)
+        read = _read(sources["rl"])
+        named = _named(read)
         if len(named) < 2:
-            return {named[0] if named else "rows": rows}
-        return {split: [row for row in rows if _split(row) == split] for split in named}
-    return {split: read_split(path, split) for split in sources}
+            return {named[0] if named else "rows": read}
+        return {split: _of_split(read, split) for split in named}
+    return {split: find_split(path, split) for split in sources}
+
+
+def read_split(path, split: str) -> list[LrsGroRow]:
+    """The rows of `find_split`.
+
+    Raises:
+        UserError: nothing there for the split, or anything there that is no row.
+    """
+    return _all_rows(path, find_split(path, split))
+
+
+def read_all(path) -> dict[str, list[LrsGroRow]]:
+    """The rows of `find_all`.
+
+    Raises:
+        UserError: nothing of LRS-GRO there, or anything there that is no row.
+    """
+    return {split: _all_rows(path, read) for split, read in find_all(path).items()}
+
+
+def _all_rows(path, read: Read) -> list[LrsGroRow]:
+    refuse(path, [f"{where}: {said}" for where, said in read.faults])
+    return [row for _, row in read.rows]
+
+
+def _of_split(read: Read, split: str) -> Read:
+    return Read([(where, row) for where, row in read.rows if _split(row) == split], read.faults)
 
 
 def _split(row: LrsGroRow) -> str | None:
     return row.split and row.split.strip().lower()
 
 
-def _named(rows: Sequence[LrsGroRow]) -> list[str]:
+def _named(read: Read) -> list[str]:
     """The splits that rows name, in order."""
-    return [split for split in dict.fromkeys(map(_split, rows)) if split]
+    return [split for split in dict.fromkeys(_split(row) for _, row in read.rows) if split]
 
 
-def _read(source: Path) -> Iterator[LrsGroRow]:
-    return _read_saved(source) if source.is_dir() else _read_lines(source)
+def _read(source: Path) -> Read:
+    """Reads JSON lines, or a saved folder."""
+    read = Read([], [])
+    records = _saved_records(source) if source.is_dir() else _line_records(source)
+    for where, record, fault in records:
+        row, faults = (None, [fault]) if fault else read_row(record)
+        if row is not None:
+            read.rows.append((where, row))
+        read.faults.extend((where, said) for said in faults)
+    return read
 
 
-def _read_lines(file: Path) -> Iterator[LrsGroRow]:
-    try:
-        with open(file, encoding="utf-8") as lines:
-            number = 0
-            while line := lines.readline(_MAX_LINE):
-                number += 1
-                where = f"{file} line {number}"
-                if len(line) == _MAX_LINE:
-                    raise UserError(f"{where}: over {_MAX_LINE:,} characters; one row of JSON a line")
-                if line.strip():
-                    yield parse_row(_json(line, where), where)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable text file ({error})") from None
+def _line_records(file: Path) -> Iterator[tuple[str, dict, str]]:
+    return ((f"{file.name} line {number}", record, fault) for number, record, fault in read_json_lines(file))
 
 
-def _json(text: str, where: str):
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-
-
-def _read_saved(folder: Path) -> Iterator[LrsGroRow]:
+def _saved_records(folder: Path) -> Iterator[tuple[str, dict, str]]:
     """Rows of a folder by `datasets.Dataset.save_to_disk`: state.json names Arrow streams.
 
     Other columns, such as images, are not read.
     """
     import pyarrow as pa  # 0.1 s that only this form costs
 
-    state = _json((folder / "state.json").read_text(encoding="utf-8", errors="replace"), f"{folder}/state.json")
-    try:
-        files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
-    except (KeyError, TypeError):
-        raise UserError(f"{folder}/state.json: no list _data_files; not a folder saved by `datasets`") from None
     number = 0
-    for file in files:
+    for file in _arrow_files(folder):
         try:
             with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as stream:
                 for batch in stream:
@@ -141,17 +160,17 @@ def _read_saved(folder: Path) -> Iterator[LrsGroRow]:
                     known.validate(full=True)  # texts and offsets of a broken or hostile file may be anything
                     for record in known.to_pylist():
                         number += 1
-                        yield parse_row(record, f"{file} row {number}")
+                        yield f"{file.name} row {number}", record, ""
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file}: not a readable Arrow stream ({str(error).splitlines()[0]})") from None
 
 
-def manifest(rows: Sequence[LrsGroRow]) -> dict:
-    """What a split consists of: its keys (image, question) in order, and a hash over keys, answers and boxes.
-
-    Ids aren't in it: they differ between released files.
-    """
-    cleaned = [normalise(row) for row in rows]
-    content = sorted(json.dumps([*row.key, row.ground_truth, row.bbox], ensure_ascii=False) for row in cleaned)
-    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
-    return {"format": 1, "rows": len(rows), "sha256": digest, "keys": [list(row.key) for row in cleaned]}
+def _arrow_files(folder: Path) -> list[Path]:
+    file = folder / "state.json"
+    try:
+        state = parse_object(file.read_text(encoding="utf-8", errors="surrogateescape"))
+        return [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: no list _data_files; not a folder saved by `datasets`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from None

@@ -1,47 +1,31 @@
-"""Questions about images: the record that every stage works on, the procedural sets, and those of a folder."""
+"""Questions about images: the procedural sets, and those of a folder."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import collections
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Box, clamped, from_annotation
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.data_pipeline.folder_rows import Judged, OpenImages, Problem, judge
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.images import ImageSource
 from zoomearth_jax.data_pipeline.lrs_gro import SPLITS as RELEASED_SPLITS
-from zoomearth_jax.data_pipeline.lrs_gro import LrsGroRow, normalise, thoughts
-from zoomearth_jax.data_pipeline.lrs_gro_files import WHERE_FROM, find_rows, images_of, read_split
+from zoomearth_jax.data_pipeline.lrs_gro import to_row
+from zoomearth_jax.data_pipeline.lrs_gro_files import WHERE_FROM, Read, find_all, find_rows, find_split, images_of
+from zoomearth_jax.data_pipeline.own_rows import NAME, read_own_rows
+from zoomearth_jax.data_pipeline.own_rows import write_questions as write_questions
+from zoomearth_jax.data_pipeline.question import LEVELS as LEVELS
+from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.records import refuse
 from zoomearth_jax.data_pipeline.scenes import Scene, Site, random_scene
 from zoomearth_jax.errors import UserError
 
-LEVELS = ("global", "region", "object")
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """One question.
-
-    Attributes:
-        image: what is looked at.
-        text, answer: as a person writes them.
-        level: global, region or object, as in LRS-GRO.
-        box: the reference box in px of the original; None where the overview is enough.
-        label: what the box shows.
-        thoughts: reasoning before the crop (or before the answer), and after the crop; for fine-tuning.
-    """
-
-    image: ImageSource
-    text: str
-    answer: str
-    level: str
-    box: Box | None = None
-    label: str = ""
-    thoughts: tuple[str, str] = ("", "")
+OWN = "questions"  # the one split of a folder with questions.jsonl
 
 
 def site_question(scene: Scene, site: Site) -> Question:
@@ -92,104 +76,98 @@ def scene_questions(split: str, seed: int, start: int, count: int, global_share:
     return questions
 
 
-def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
-    """Writes (image file name, question) pairs as JSON lines beside the images; `read_questions` reads them."""
-    with open(path, "w", encoding="utf-8") as file:
-        for name, q in rows:
-            box = None if q.box is None else [round(c, 2) for c in q.box.corners]
-            row = {
-                "image": name,
-                "question": q.text,
-                "answer": q.answer,
-                "level": q.level,
-                "box": box,
-                "label": q.label,
-            }
-            file.write(json.dumps({**row, "thoughts": list(q.thoughts)}, ensure_ascii=False) + "\n")
+def read_questions(directory, split: str | None = None, images: ImageConfig = ImageConfig()) -> list[Question]:
+    """The questions of a folder, as training and evaluation take them, with their images (`ImageFolder` says where those are).
 
-
-def read_questions(directory, split: str | None = None) -> list[Question]:
-    """Reads the questions of a folder and opens their images (`ImageFolder` says where those are).
-
-    Two forms: `questions.jsonl`, one split whatever `split` says (see `_read_own`); or the rows of LRS-GRO (see
-    `lrs_gro_files.find_rows`), where a single file or saved folder will do as well.
+    Two forms: questions.jsonl, one split whatever `split` says (see `own_rows`); or the rows of LRS-GRO (see
+    `lrs_gro_files.find_rows`), where a single file or saved folder will do as well. Rows that are left out are counted on
+    standard error.
 
     Args:
         split: sft, grpo or test, the names of SPLITS; LRS-GRO needs it. Its own name for grpo, rl, is taken too.
+        images: how image files are read.
 
     Raises:
-        UserError: a file, an image or a field is missing or wrong, with the row's number.
+        UserError: nothing there, or anything that `folder_rows.judge` refuses: how many faults, and the first.
     """
-    directory = Path(directory)
-    if (directory / "questions.jsonl").is_file():
-        return _read_own(directory)
-    released = {"grpo": "rl"}.get(split, split)
-    if split is None or find_rows(directory, released) is None:
-        if split is None and any(find_rows(directory, name) for name in RELEASED_SPLITS):
-            raise UserError(f"{directory}: holds LRS-GRO; say which split: {', '.join(RELEASED_SPLITS)}")
-        rows = f"rows of LRS-GRO for split {released}" if released else "rows of LRS-GRO"
-        raise UserError(
-            f"{directory / 'questions.jsonl'}: no such file (`zoomearth scenes --out {directory}` writes an example), and no "
-            f"{rows} in that folder. {WHERE_FROM}"
-        )
-    return _read_lrs_gro(directory, released)
+    judged = judge_split(directory, split, images)
+    refuse(directory, [str(problem) for problem in judged.of_effect("refused")])
+    if left_out := judged.of_effect("left out"):
+        kinds = collections.Counter(problem.kind for problem in left_out)
+        count = f"{len(judged.rows) - len(judged.taken):,} of {len(judged.rows):,} rows are left out"
+        why = ", ".join(f"{kind}: {number:,}" for kind, number in kinds.items())
+        print(f"{directory}: {count} ({why}); `zoomearth data check` lists them", file=sys.stderr)
+    return [question for _, question in judged.taken]
 
 
-def _read_own(directory: Path) -> list[Question]:
-    """Each line of questions.jsonl has `image` (a file name), `question`, `answer`, `level`, and where a crop is needed `box`
-    (four numbers in px of the original)."""
-    file = directory / "questions.jsonl"
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{file} line {number}"
-        try:
-            row = json.loads(line)
-            name, text, answer, level = (str(row[key]) for key in ("image", "question", "answer", "level"))
-            corners = row.get("box") and [float(c) for c in row["box"]]
-            before, after = (str(text) for text in row.get("thoughts", ("", "")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: not a question ({type(error).__name__}: {error})") from None
-        if level not in LEVELS:
-            raise UserError(f"{where}: level {level!r} is none of {', '.join(LEVELS)}")
-        if corners and (len(corners) != 4 or not (corners[0] < corners[2] and corners[1] < corners[3])):
-            raise UserError(f"{where}: box must be [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
-        rows.append((name, text, answer, level, corners, str(row.get("label", "")), (before, after)))
-    if not rows:
-        raise UserError(f"{file}: no questions")
-    images = ImageFolder(directory).open(row[0] for row in rows)
-    return [
-        Question(images[name], text, answer, level, Box(*corners, images[name].frame) if corners else None, *rest)
-        for name, text, answer, level, corners, *rest in rows
-    ]
+def judge_split(directory, split: str | None, images: ImageConfig = ImageConfig()) -> Judged:
+    """A folder's split, judged; arguments as of `read_questions`.
 
-
-def _read_lrs_gro(path: Path, split: str) -> list[Question]:
-    """Rows that would teach or score nothing are left out and counted on standard error.
-
-    Those are rows without an answer, or whose box has no area in the image; and for fine-tuning, rows without reasoning among
-    rows with it: the last 11 of the released 1,011, so that the paper's 1,000 remain.
+    Raises:
+        UserError: nothing there, or what is there can't be read at all.
     """
-    rows = [normalise(row) for row in read_split(path, split)]
-    images = ImageFolder(images_of(path)).open(row.image_name for row in rows)
-    reasoned = split == "sft" and any(row.stage_1_reasoning for row in rows)
-    kept = [row for row in rows if row.stage_1_reasoning or not reasoned]
-    questions = [lrs_gro_question(row, images[row.image_name]) for row in kept]
-    questions = [question for question in questions if question is not None]
-    if len(questions) < len(rows):
-        left_out = f"{len(rows) - len(questions)} of {len(rows)} rows of split {split} are left out"
-        reason = "no reasoning, no answer, or no box in the image" if reasoned else "no answer, or no box in the image"
-        print(f"{path}: {left_out} ({reason}); `zoomearth data check` lists them", file=sys.stderr)
-    if not questions:
-        raise UserError(f"{path}: no row of split {split} has an answer, and a box in its image if it has one")
-    return questions
+    with _readable(directory) as path:
+        if is_own(path):
+            return _judge_own(path, images)
+        released = {"grpo": "rl"}.get(split, split)
+        if split is None or find_rows(path, released) is None:
+            raise UserError(_nothing_there(path, split, released))
+        return _judge_released(released, find_split(path, released), _open(path, images))
 
 
-def lrs_gro_question(row: LrsGroRow, image: ImageSource) -> Question | None:
-    """A question about an image from a normalised row: the box in px of the image, cut at its border.
+def judge_all(directory, images: ImageConfig = ImageConfig(), seen: Callable = iter) -> dict[str, Judged]:
+    """All splits of a folder, judged; questions.jsonl is the one split OWN.
 
-    None where there is nothing to learn or to score: no answer, or a box without area in the image.
+    Args:
+        seen: wraps the rows of a split as they are gone through, for a progress bar.
+
+    Raises:
+        UserError: as of `judge_split`.
     """
-    box = clamped(from_annotation(row.bbox, image.frame)) if row.needs_crop else None
-    if not row.ground_truth or (row.needs_crop and box is None):
-        return None
-    return Question(image, row.question, row.ground_truth, row.level, box, row.label or "", thoughts(row))
+    with _readable(directory) as path:
+        if is_own(path):
+            return {OWN: _judge_own(path, images, seen)}
+        opened = _open(path, images)  # splits share images
+        return {split: _judge_released(split, read, opened, seen) for split, read in find_all(path).items()}
+
+
+def is_own(path: Path) -> bool:
+    """Whether a path is a folder with questions.jsonl, whatever that is, or such a file."""
+    return path.name == NAME or os.path.lexists(path / NAME)
+
+
+@contextlib.contextmanager
+def _readable(directory) -> Iterator[Path]:
+    """The folder; what the system says against looking at it becomes the user's error."""
+    try:
+        yield Path(directory)
+    except OSError as error:
+        raise UserError(f"{str(directory)[:200]}: can't be read ({error.strerror or error})") from None
+
+
+def _open(path: Path, images: ImageConfig) -> OpenImages:
+    return OpenImages(ImageFolder(images_of(path), images))
+
+
+def _judge_own(path: Path, images: ImageConfig, seen: Callable = iter) -> Judged:
+    folder = path.parent if path.name == NAME and not path.is_dir() else path
+    rows, faults = read_own_rows(folder)
+    return judge(rows, faults, _open(folder, images), drop_unreasoned=False, seen=seen)
+
+
+def _judge_released(split: str, read: Read, images: OpenImages, seen: Callable = iter) -> Judged:
+    """Of fine-tuning rows those without reasoning are left out where others have it: the last 11 of the released 1,011, so that
+    the paper's 1,000 remain."""
+    rows = [to_row(row, where) for where, row in read.rows]
+    faults = [Problem(said, "refused", where) for where, said in read.faults]
+    return judge(rows, faults, images, drop_unreasoned=split == "sft", seen=seen)
+
+
+def _nothing_there(path: Path, split: str | None, released: str | None) -> str:
+    if split is None and any(find_rows(path, name) for name in RELEASED_SPLITS):
+        return f"{path}: holds LRS-GRO; say which split: {', '.join(RELEASED_SPLITS)}"
+    rows = f"rows of LRS-GRO for split {released}" if released else "rows of LRS-GRO"
+    return (
+        f"{path / NAME}: no such file (`zoomearth scenes --out {path}` writes an example), and no {rows} in that folder. "
+        f"{WHERE_FROM}"
+    )

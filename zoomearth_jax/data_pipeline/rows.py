@@ -8,17 +8,18 @@ target: tokens that the policy wrote, stop tokens included; the loss is on these
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
+from zoomearth_jax.configs.episode import EpisodeConfig, layout_flags
+from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.chat import Chat
 from zoomearth_jax.data_pipeline.images import ImageSource, global_view, view_of
 from zoomearth_jax.data_pipeline.protocol import parse_box, render_answer, render_look
-from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.records import one_line
 from zoomearth_jax.errors import UserError
 
 
@@ -137,15 +138,9 @@ class RowBuilder:
         ids = np.full((len(questions), self.episode.prompt_len), self.pad_id, np.int32)
         valid = np.zeros(ids.shape, bool)
         for row, question in enumerate(questions):
-            text = f"{question.text} {self.episode.instruction}".strip()
-            prompt = self.prompt_ids(text, int(views.grids[row].prod()))
+            prompt = self.prompt_ids(self._asked(question), int(views.grids[row].prod()))
             if len(prompt) > ids.shape[1]:
-                tokens = len(self.encode(text))
-                room = tokens - (len(prompt) - ids.shape[1])
-                raise UserError(
-                    f"question of {tokens} tokens, the prompt slot holds {room}: {question.text[:60]!r}; "
-                    "shorten it or raise prompt_len"
-                )
+                raise UserError(self._too_long(question, prompt_len=len(prompt)))
             ids[row, : len(prompt)] = prompt
             valid[row, : len(prompt)] = True
         return Prompts(ids, valid, views)
@@ -192,23 +187,93 @@ class RowBuilder:
         """
         stage1, stage2, crops = [], [], []
         for question, overview in zip(questions, overviews, strict=True):
-            if question.box is None:
-                stage1.append(
-                    self._written(render_answer(question.thoughts[0], question.answer), self.episode.stage1_len)
-                )
-                stage2.append([])
-                crops.append(None)
-                continue
             view = self.view_frame(overview)
-            text = render_look(question.thoughts[0], question.box.to(view), question.label)
-            stage1.append(self._written(text, self.episode.stage1_len))
-            box = parse_box(text, view).box or question.box  # a box under one px of the view rounds to nothing
-            crops.append(self.crop(question.image, self.window(box, question.image.frame)))
-            stage2.append(self._written(render_answer(question.thoughts[1], question.answer), self.episode.stage2_len))
+            look, answer = reference_texts(question, view)
+            stage1.append(self._written(question, look, "stage1_len"))
+            stage2.append(self._written(question, answer, "stage2_len") if answer else [])
+            box = parse_box(look, view).box if answer else None
+            crops.append(box and self.crop(question.image, self.window(box, question.image.frame)))
         return self.replies(stage1, stage2, self.views(crops))
 
-    def _written(self, text: str, room: int) -> list[int]:
+    def _written(self, question: Question, text: str, slot: str) -> list[int]:
         ids = [*self.encode(text), self.stop_id]
-        if len(ids) > room:
-            raise UserError(f"a reference of {len(ids)} tokens doesn't fit its slot of {room}: {text[:60]!r}")
+        if len(ids) > getattr(self.episode, slot):
+            raise UserError(self._too_long(question, **{slot: len(ids)}))
         return ids
+
+    def _asked(self, question: Question) -> str:
+        return f"{question.asked} {self.episode.instruction}".strip()
+
+    def _too_long(self, question: Question, **lengths: int) -> str:
+        """What is said of a question that doesn't fit slots, given by name with the tokens that it takes."""
+        took = ", ".join(f"{n} tokens for the {getattr(self.episode, slot)} of {slot}" for slot, n in lengths.items())
+        asked = one_line(question.text[:60])
+        return f"question {asked!r} takes {took}; shorten it, or {layout_flags(**lengths)} holds it"
+
+    def check_prompts(self, questions: Sequence[Question]) -> None:
+        """Checks that all prompts fit, from the texts and the images' sizes alone.
+
+        Raises:
+            UserError: some don't: how many, the longest, and the settings that hold all.
+        """
+        self._check(questions, lambda question, view: {})
+
+    def check_supervised(self, questions: Sequence[Question]) -> None:
+        """As `check_prompts`, of prompts and references."""
+
+        def replies(question: Question, view: Frame) -> dict[str, str]:
+            return dict(zip(("stage1_len", "stage2_len"), reference_texts(question, view), strict=True))
+
+        self._check(questions, replies)
+
+    def _check(self, questions: Sequence[Question], replies: Callable[[Question, Frame], dict[str, str]]) -> None:
+        longest, worst, count = {}, None, 0
+        for question in questions:
+            frame = question.image.frame
+            view = view_size(frame.width, frame.height, self.episode.view_px, self.episode.merged_px)
+            texts = {"prompt_len": self._asked(question)} | replies(question, view)
+            over = {slot: n for slot, text in texts.items() if (n := self._excess(slot, text, view))}
+            count += bool(over)
+            for slot, tokens in over.items():
+                if tokens > longest.get(slot, 0):
+                    longest[slot], worst = tokens, question
+        if worst is not None:
+            more = f"{count:,} of {len(questions):,} questions don't fit their slots; " if count > 1 else ""
+            raise UserError(
+                more + self._too_long(worst, **longest).replace("holds it", "holds all" if more else "holds it")
+            )
+
+    def _excess(self, slot: str, text: str, view: Frame) -> int:
+        """The tokens that a slot must hold for a text, where it doesn't; else 0. No tokenizer makes more tokens of plain ASCII
+        than it has letters, so most texts are never tokenized."""
+        room, prompt = getattr(self.episode, slot), slot == "prompt_len"
+        image = view.width * view.height // self.episode.merged_px**2
+        around = len(self.head_ids) + len(self.tail_ids) + image + 2 if prompt else 1
+        if text.isascii() and len(text) + around <= room:
+            return 0
+        tokens = len(self.prompt_ids(text, image)) if prompt else len(self.encode(text)) + 1
+        return tokens if tokens > room else 0
+
+
+def reference_texts(question: Question, view: Frame) -> tuple[str, str]:
+    """What fine-tuning imitates before and after the crop; nothing after where there is no box."""
+    before, after = question.thoughts
+    if question.box is None:
+        return render_answer(before, question.answer), ""
+    return render_look(before, taught_box(question.box, view), question.label), render_answer(after, question.answer)
+
+
+def taught_box(box: Box, view: Frame) -> Box:
+    """A reference box as it is taught: whole px of the view. A side that rounds to nothing becomes the px that its middle is in,
+    the least that the protocol can say; the window of what is taught always holds the middle of the box."""
+    seen = box.to(view)
+    (x1, x2), (y1, y2) = _pixels(seen.x1, seen.x2, view.width), _pixels(seen.y1, seen.y2, view.height)
+    return Box(x1, y1, x2, y2, view)
+
+
+def _pixels(low: float, high: float, side: int) -> tuple[int, int]:
+    start, stop = (min(max(round(edge), 0), side) for edge in (low, high))
+    if start < stop:
+        return start, stop
+    middle = min(max(int((low + high) / 2), 0), side - 1)
+    return middle, middle + 1
