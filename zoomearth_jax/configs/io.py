@@ -121,6 +121,31 @@ def _named(cls, name: str, where: str):
         raise UserError(f"{where}: {error}") from None
 
 
+_PATHS = ("model", "data")  # settings that are text, of which some are paths
+
+
+def at_home(value, name: str = ""):
+    """A path, or a (nested) dataclass with all its paths, with a leading `~` expanded, as shells do where they see it.
+
+    Raises:
+        UserError: nobody knows where home is.
+    """
+    if dataclasses.is_dataclass(value):
+        known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        new = {name: at_home(old, name) for name, old in known.items()}
+        return dataclasses.replace(value, **new) if new != known else value
+    if isinstance(value, tuple):
+        return tuple(at_home(one, name) for one in value)
+    if not isinstance(value, Path) and not (isinstance(value, str) and name in _PATHS):
+        return value
+    try:
+        return type(value)(Path(value).expanduser()) if str(value).startswith("~") else value
+    except RuntimeError:
+        if Path(value).parts[0] == "~":
+            raise UserError(f"{value}: there is no home directory; give the whole path") from None
+        return value  # a name that only looks like somebody's home
+
+
 def to_dict(config) -> dict[str, Any]:
     """Plain data of a (nested) dataclass; paths as strings."""
     return dataclasses.asdict(
