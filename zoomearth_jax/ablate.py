@@ -25,8 +25,8 @@ from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import play, summarize
 from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.metrics import say
 from zoomearth_jax.model_io import load_model
+from zoomearth_jax.progress import say
 from zoomearth_jax.rl.rollout import RolloutEngine
 from zoomearth_jax.runs import FREE_SETTINGS, on_mesh
 from zoomearth_jax.saved_steps import numbers

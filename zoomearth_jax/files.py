@@ -60,7 +60,7 @@ def write_file(path, content: str | bytes | Callable[[Path], None]) -> None:
     What is no ordinary file, such as /dev/stdout, is written in place; a link stays, its target is written.
 
     Args:
-        content: text, which becomes UTF-8 (what isn't valid there goes as an escape), bytes, or what writes to the path it is given.
+        content: text, which becomes UTF-8 (what isn't valid there as an escape), bytes, or what writes to the path it is given.
 
     Raises:
         UserError: it can't be written; what was there stays.

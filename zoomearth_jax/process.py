@@ -115,7 +115,7 @@ def ended(work: Callable[[], object], interrupts: Interrupts | None = None) -> i
     """
     try:
         code = _exit_code(work)
-        sys.stdout.flush()
+        _flush()
     except BaseException as error:
         code = _said(error, interrupts)
         if code is None:
@@ -133,6 +133,14 @@ def _exit_code(work: Callable[[], object]) -> int:
             raise
         return stop.code or 0
     return 0
+
+
+def _flush() -> None:
+    """What was printed may only now find the disk full or the pipe broken."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def _said(error: BaseException, interrupts: Interrupts | None) -> int | None:
