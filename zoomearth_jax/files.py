@@ -11,8 +11,6 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from zoomearth_jax.errors import UserError
 
 _PROBE = b"\0" * 4096  # a full disk may still take an empty file
@@ -30,6 +28,10 @@ def writing(path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror or error})") from None
+    except Exception as error:
+        if "(os error " not in str(error):  # by which libraries in Rust tell what the system told them
+            raise
+        raise UserError(f"{path}: can't be written ({error})") from None
 
 
 def check_writable(path, directory: bool = False) -> None:
@@ -241,8 +243,6 @@ def staged_model(directory, owner: bool = True) -> Iterator[Path]:
             for old in [*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")]:
                 old.unlink()
             move_up(staging, last="config.json")
-        except SafetensorError as error:  # what it makes of an OSError
-            raise UserError(f"{directory}: can't be written ({error})") from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             remove_empty(made)

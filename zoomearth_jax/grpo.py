@@ -48,7 +48,7 @@ from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimat
 from zoomearth_jax.rl.rewards import episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
 from zoomearth_jax.rl.scored import play_scored, send_parts
-from zoomearth_jax.runs import Run, look_ahead, of_all_processes, on_mesh, open_loader
+from zoomearth_jax.runs import Run, broken_images, look_ahead, of_all_processes, on_mesh, open_loader
 from zoomearth_jax.sinks import check_sinks
 
 
@@ -89,6 +89,7 @@ class GRPOConfig:
         keep: checkpoints to keep, the last ones.
         keep_best: checkpoints to keep beside them, those of the steps with the highest mean rewards.
         seed: of questions and samples.
+        strict: end at the first image that can't be read, instead of naming it and going on with the next question.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
     """
@@ -122,6 +123,7 @@ class GRPOConfig:
     keep: int = 2
     keep_best: int = 0
     seed: int = 0
+    strict: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -285,6 +287,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 run.begin()
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
                 metrics |= {"lr": lr[(step + 1) * config.optimizer_steps - 1]} | rollout_metrics(table, config.group)
+                metrics["broken_images"] = broken_images(loader, step, mesh)
                 counts = row_counts(played.prompts, played.replies)
                 monitor.log(step + 1, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and (step + 1) % config.panel_every == 0 and jax.process_index() == 0:

@@ -34,6 +34,7 @@ FREE_SETTINGS = (
     "overwrite",
     "out",
     "workers",
+    "strict",
     "mesh",
     "log",
     "panel_every",
@@ -143,8 +144,8 @@ class Run:
         _check_questions(self.out / "data.json", self._digests)
 
     def begin(self) -> None:
-        """To be called once a step is done, or before one is saved: clears what an older run left and writes the header files, the
-        settings in run.yaml, and what identifies the questions in data.json. All processes must call it."""
+        """To be called once a step is done, or before one is saved: clears what an older run left, and writes the header
+        files, the settings in run.yaml, and what identifies the questions in data.json. All processes must call it."""
         if self._begun:
             return
         self._begun = True
@@ -207,7 +208,7 @@ def open_loader(
     minibatches: int = 1,
     rollout_batches: int = 1,
 ) -> Loader:
-    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
+    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed`, `workers` and `strict`, for this process.
 
     Args:
         minibatches: batches of one step each that this one is cut into.
@@ -238,7 +239,19 @@ def open_loader(
         workers=config.workers,
         keep_bytes=KEPT_BYTES,
         process=batch_stretch(mesh),
+        strict=config.strict,
     )
+
+
+def broken_images(loader: Loader, step: int, mesh: Mesh) -> int:
+    """Questions of a step, over all processes, whose images can't be read; all processes must call it at the same time."""
+    own = loader.replaced(step)
+    if jax.process_count() == 1:
+        return own
+    total = int(multihost_utils.process_allgather(np.array(own)).sum())
+    return (
+        total * batch_stretch(mesh)[1] // jax.process_count()
+    )  # processes that differ along tensor alone count the same
 
 
 def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:

@@ -24,7 +24,7 @@ from zoomearth_jax.models.sharding import shard_batch
 from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.preemption import StopSignal
 from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
-from zoomearth_jax.runs import Run, look_ahead, on_mesh, open_loader
+from zoomearth_jax.runs import Run, broken_images, look_ahead, on_mesh, open_loader
 from zoomearth_jax.sinks import check_sinks
 
 
@@ -56,6 +56,7 @@ class SFTConfig:
         keep: checkpoints to keep, the last ones.
         keep_best: checkpoints to keep beside them, those of the steps with the lowest losses.
         seed: of the data's order.
+        strict: end at the first image that can't be read, instead of naming it and going on with the next question.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
     """
@@ -82,6 +83,7 @@ class SFTConfig:
     keep: int = 2
     keep_best: int = 0
     seed: int = 0
+    strict: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -139,6 +141,7 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
                     metrics = jax.device_get(metrics) | {"lr": lr[step]}
                 run.begin()
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
+                metrics["broken_images"] = broken_images(loader, step, mesh)
                 flops = sft_flops(model.config, counts, freeze_vision=frozen, lora=adapted)
                 monitor.log(step + 1, metrics, counts, flops)
                 done = step + 1
