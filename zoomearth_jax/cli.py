@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from zoomearth_jax.process import Interrupts, ended, in_utf8, set_streams
+from zoomearth_jax.process import Interrupts, ended, hush_late_writes, in_utf8, set_streams
 
 # All else is imported where it is used, so that a Ctrl-C meets `main` at work and --version stays fast.
 
@@ -237,6 +237,7 @@ def main(args: list[str] | None = None) -> int:
     in_utf8()
     interrupts = Interrupts()
     set_streams()
+    hush_late_writes()
     return ended(lambda: _run(sys.argv[1:], interrupts), interrupts)
 
 

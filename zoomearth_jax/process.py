@@ -37,6 +37,13 @@ def set_streams() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
+def hush_late_writes() -> None:
+    """Where one array of a checkpoint can't be written, tensorstore's threads report on all others to an event loop that has
+    closed; each would print a traceback beside the line that says why."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else before(said)
+
+
 class Interrupts:
     """Ctrl-C ends the command within `GRACE` seconds, whatever it is doing; a second one ends it at once.
 
