@@ -75,12 +75,14 @@ def write_file(path, content: str | bytes | Callable[[Path], None]) -> None:
             _fill(path, content)
             return
         target = _target(path)
-        _make(target.parent)
+        made = _make(target.parent)
         try:
             _fill(_partial(target), content)
             _partial(target).replace(target)
         finally:
-            _partial(target).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _partial(target).unlink()
+            remove_empty(made)
 
 
 def _fill(path: Path, content: bytes | Callable[[Path], None]) -> None:

@@ -39,7 +39,10 @@ def set_streams() -> None:
 
 def hush_late_writes() -> None:
     """Where one array of a checkpoint can't be written, tensorstore's threads report on all others to an event loop that has
-    closed; each would print a traceback beside the line that says why."""
+    closed, and asyncio on tasks that nobody waits for; each would print a traceback beside the line that says why."""
+    import logging
+
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
     sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else before(said)
 
