@@ -117,13 +117,13 @@ sys.stdin.read()
 
 def test_a_directory_has_one_writer_and_a_killed_one_s_lock_goes_with_it(tmp_path):
     folder = tmp_path / "a" / "b"
-    with Lock(folder, "busy"), pytest.raises(UserError, match="^busy$"):
+    with Lock(folder, "busy"), pytest.raises(UserError, match=r"^busy$"):
         Lock(folder, "busy")
     assert not (tmp_path / "a").exists()
     command = [sys.executable, "-c", HOLDER, folder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="^busy$"):
+        with pytest.raises(UserError, match=r"^busy$"):
             Lock(folder, "busy")
         holder.kill()
         holder.wait()

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,11 @@ def command(*args, **more):
     return subprocess.Popen(line, **streams | more)
 
 
+def without_progress(err):
+    """What was said but for the lines that tell on a slow machine how far the work is."""
+    return "".join(line for line in err.splitlines(keepends=True) if " a second, " not in line)
+
+
 def interrupted(process, again=False):
     """Sends Ctrl-C to the whole group, as a terminal does; what was said, and nobody may stay."""
     os.killpg(process.pid, signal.SIGINT)
@@ -39,7 +43,7 @@ def interrupted(process, again=False):
     assert process.returncode == 130, err
     assert time.monotonic() - began < 20  # two seconds, and what a loaded machine adds
     assert not members(process.pid)
-    return err
+    return without_progress(err)
 
 
 def test_ctrl_c_while_images_are_written(tmp_path):
@@ -92,7 +96,7 @@ def test_ctrl_c_at_any_moment(verb, tmp_path):
     ("shell", "code", "said"),
     [
         ("{} scenes --help | true", 141, ""),
-        ("{} --version > /dev/full", 2, "zoomearth: standard output: No space left on device\n"),
+        ("{} --version > /dev/full", 2, "zoomearth: {}No space left on device\n"),
         ("{} --version >&-", 0, ""),
         ("{} --version 2>&- <&-", 0, ""),
         ("{} scenes --out f/x 2>&-", 2, ""),
@@ -116,7 +120,7 @@ def test_streams_and_locales(shell, code, said, tmp_path):
     line = f"{shell.format(f'{sys.executable} -m zoomearth_jax.cli')}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
-    assert said is None or done.stderr == said
+    assert said is None or done.stderr in (said.format(""), said.format("standard output: "))  # by when it is flushed
     assert "Traceback" not in done.stderr
 
 
@@ -138,10 +142,20 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     steps = config.out / "checkpoints"
     shutil.rmtree(steps / "4")
     args = ["sft", "--out", config.out, "--questions", 16, "--batch-size", 8, "--steps", 4, "--checkpoint-every", 2]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731
-    process = command(*args, "--resume", preexec_fn=limit, env=os.environ | {"ZOOMEARTH_CACHE": ""})
-    err = process.communicate(timeout=120)[1]
-    assert process.returncode == 2, err
+    line = [
+        "bash",
+        "-c",
+        'ulimit -f 60; exec "$@"',
+        "bash",
+        sys.executable,
+        "-m",
+        "zoomearth_jax.cli",
+        *args,
+        "--resume",
+    ]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=300)
+    err = without_progress(done.stderr)
+    assert done.returncode == 2, err
     said = [line for line in err.splitlines() if "compilation cache" not in line and "warnings.warn" not in line]
     assert len(said) == 1, err
     assert said[0].startswith(f"zoomearth: {steps}: a checkpoint can't be written (")
