@@ -17,9 +17,9 @@ import pytest
 from tests.data_pipeline.in_worker import RowsThenModules, nap
 from zoomearth_jax.configs.io import from_dict, to_dict
 from zoomearth_jax.data_pipeline.boxes import Frame
+from zoomearth_jax.data_pipeline.images import whole
 from zoomearth_jax.data_pipeline.loader import Loader, order
 from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.scenes import Scene
 from zoomearth_jax.data_pipeline.sources import SceneQuestions, Source, open_sources
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import GRPOConfig
@@ -198,7 +198,7 @@ def with_broken(numbers):
 def look(questions):
     """A `make` that looks at every image."""
     for question in questions:
-        question.image.window(None, Frame(1, 1)) if not isinstance(question.image, Scene) else None
+        question.image.window(whole(question.image), Frame(8, 8))
     return texts(questions)
 
 
