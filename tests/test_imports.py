@@ -9,9 +9,9 @@ import zoomearth_jax
 
 PACKAGE = Path(zoomearth_jax.__file__).parent
 MAY_IMPORT = {
-    "configs": {"configs", "errors"},
-    "models": {"configs", "models", "errors", "files"},
-    "data_pipeline": {"configs", "data_pipeline", "errors"},
+    "configs": {"configs", "errors", "files"},
+    "models": {"configs", "models", "errors", "files", "progress"},
+    "data_pipeline": {"configs", "data_pipeline", "errors", "files", "progress"},
     "rl": {"configs", "models", "data_pipeline", "rl", "errors"},
 }
 

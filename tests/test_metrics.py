@@ -16,7 +16,10 @@ from zoomearth_jax.sinks import check_sinks, open_sinks
 
 def log_steps(directory, first, last, scale=1.0, names=("tensorboard",)):
     start = first - 1
-    sinks = open_sinks(names, directory, start, {"lr": 1e-3})
+
+    def sinks():
+        return open_sinks(names, directory, start, {"lr": 1e-3})
+
     with MetricsLog(directory, total=9, label="test", start=start, sinks=sinks) as log:
         for step in range(first, last + 1):
             log.write(step, {"loss": scale * step, "lr": 1e-7 / 3})
@@ -50,7 +53,9 @@ def test_rows_have_a_schema_and_small_numbers_survive(tmp_path):
 
 
 def test_what_is_not_finite_is_null(tmp_path):
-    with MetricsLog(tmp_path, total=1, label="test", sinks=open_sinks(("tensorboard",), tmp_path, 0, {})) as log:
+    with MetricsLog(
+        tmp_path, total=1, label="test", sinks=lambda: open_sinks(("tensorboard",), tmp_path, 0, {})
+    ) as log:
         log.write(1, {"loss": math.nan, "ratio": np.float32("inf"), "kl": 0.5}, alarms=["not_finite"])
 
     def refuse(constant):
@@ -63,7 +68,9 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 def test_pictures_reach_tensorboard(tmp_path):
     Image.new("RGB", (5, 3), (255, 0, 0)).save(tmp_path / "a.png")
-    with MetricsLog(tmp_path, total=1, label="test", sinks=open_sinks(("tensorboard",), tmp_path, 0, {})) as log:
+    with MetricsLog(
+        tmp_path, total=1, label="test", sinks=lambda: open_sinks(("tensorboard",), tmp_path, 0, {})
+    ) as log:
         log.picture(1, "rollout", tmp_path / "a.png")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -106,7 +113,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
     Image.new("RGB", (5, 3)).save(tmp_path / "a.png")
     log_steps(tmp_path, 1, 2, names=("wandb",))
     first = (tmp_path / "wandb_id").read_text()
-    with MetricsLog(tmp_path, total=4, label="t", start=2, sinks=open_sinks(("wandb",), tmp_path, 2, {})) as log:
+    with MetricsLog(
+        tmp_path, total=4, label="t", start=2, sinks=lambda: open_sinks(("wandb",), tmp_path, 2, {})
+    ) as log:
         log.write(3, {"loss": 1.0})
         log.picture(3, "rollout", tmp_path / "a.png")
     assert (tmp_path / "wandb_id").read_text() == first

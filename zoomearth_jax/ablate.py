@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import sys
 from pathlib import Path
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from zoomearth_jax.ablation_table import BASE, picture, report, summed_up
 from zoomearth_jax.bench import surroundings
@@ -24,9 +22,10 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import play, summarize
+from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.metrics import say
 from zoomearth_jax.model_io import load_model
+from zoomearth_jax.progress import Progress, say
 from zoomearth_jax.rl.rollout import RolloutEngine
 from zoomearth_jax.runs import FREE_SETTINGS, on_mesh
 from zoomearth_jax.saved_steps import numbers
@@ -102,6 +101,7 @@ def ablate(config: AblateConfig) -> dict:
     Raises:
         UserError: runs in `out` had other settings.
     """
+    check_writable(config.out, directory=True)
     plan = {seed: _runs(config, seed) for seed in dict.fromkeys(config.seeds)}
     for run in (run for runs in plan.values() for run in runs.values()):
         _check_settings(run)
@@ -109,19 +109,18 @@ def ablate(config: AblateConfig) -> dict:
     results: dict = {}
     with (
         on_mesh(MeshConfig(), config.model, processes=False) as mesh,
-        tqdm(total=sum(map(len, plan.values())), desc="runs", disable=not sys.stderr.isatty(), leave=False) as bar,
+        Progress("runs", sum(map(len, plan.values()))) as progress,
     ):
         evaluator = _Evaluator(config, mesh)
         for seed, runs in plan.items():
             for variant, run in runs.items():
-                bar.set_postfix_str(f"{variant}, seed {seed}")
                 if not _finished(run):
                     (sft if variant == SFT_ONLY else grpo)(run)
                 if variant in config.variants:
                     scores.append({"variant": variant, "seed": seed} | evaluator(run))
                     results = _save(config, scores)
                     say(f"{variant}, seed {seed}: accuracy at T = 1 {scores[-1]['accuracy_t1']:.3f}")
-                bar.update()
+                progress.update(notes=f"{variant}, seed {seed}")
     print(json.dumps(results, indent=2) if config.json else report(results))
     return results
 
@@ -131,8 +130,8 @@ def _save(config: AblateConfig, scores: list[dict]) -> dict:
     settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
     settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
     results = {"settings": settings, **summed_up(scores, VARIANTS), "runs": list(scores)}
-    (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (config.out / "results.svg").write_text(picture(results), encoding="utf-8")
+    write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_file(config.out / "results.svg", picture(results))
     return results
 
 
@@ -191,9 +190,7 @@ class _Evaluator:
         if kept.get("questions") != self._config.questions:
             grey = isinstance(run, GRPOConfig) and run.rollout.mask_crop
             kept = self._scores(run.out, grey) | {"surroundings": self._where}
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-            partial.replace(file)
+            write_file(file, json.dumps(kept, indent=2) + "\n")
         return kept
 
     def _scores(self, model: Path, grey: bool) -> dict:

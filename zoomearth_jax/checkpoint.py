@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -23,11 +24,12 @@ from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import say
+from zoomearth_jax.files import write_file
 from zoomearth_jax.models.hf import read_config
 from zoomearth_jax.models.lora import add_lora, merge_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from zoomearth_jax.models.sharding import param_shardings
+from zoomearth_jax.progress import say
 from zoomearth_jax.rl.learner import TrainState
 
 
@@ -39,14 +41,12 @@ def write_rows(directory: Path, rows: RowBuilder) -> None:
     """Writes the tokenizer, episode.json, and generation_config.json with the end tokens."""
     rows.tokenizer.save_pretrained(directory)
     for name, data in (("episode", dataclasses.asdict(rows.episode)), ("generation_config", rows.generation)):
-        (Path(directory) / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        write_file(Path(directory) / f"{name}.json", json.dumps(data, indent=2) + "\n")
 
 
 def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> None:
     """Writes what a checkpoint needs to become a model again: config.json, and what `write_rows` writes."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8")
+    write_file(Path(directory) / "config.json", json.dumps(to_hf_config(model.config), indent=2) + "\n")
     write_rows(directory, rows)
 
 
@@ -58,7 +58,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2, keep_best: int = 0, run: Mapping | None = None):
-        """Opens `directory`/checkpoints, which need not exist.
+        """Takes `directory`/checkpoints, which need not exist; the first `save` makes it.
 
         Args:
             keep: steps to keep, the last ones.
@@ -67,20 +67,29 @@ class Checkpoints:
         """
         self.directory = Path(directory).absolute() / "checkpoints"
         self._run = dict(run or {})
-        self._keep = _Keep(self.directory, keep, keep_best)
+        self._kept = keep, keep_best
+
+    @functools.cached_property
+    def _keep(self) -> _Keep:
+        return _Keep(self.directory, *self._kept)
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "training")}
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._keep, lightweight_initialize=True),
-            item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
-        )
+        with self._written():
+            return ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(preservation_policy=self._keep, lightweight_initialize=True),
+                item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
+            )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        with self._written():
-            self._manager.close()
+        if "_manager" in vars(self):
+            with self._written():
+                self._manager.close()
 
     @property
     def latest(self) -> int | None:

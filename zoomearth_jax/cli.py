@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import io
-import os
-import re
 import sys
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Union
 
-import tyro
+from zoomearth_jax.process import Interrupts, ended, hush_late_writes, in_utf8, set_streams
 
-from zoomearth_jax.configs.io import read_yaml
-from zoomearth_jax.errors import UserError
+# All else is imported where it is used, so that a Ctrl-C meets `main` at work and --version stays fast.
 
 _HELP = (
     "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look. "
@@ -35,7 +25,7 @@ def _light_verbs() -> dict:
 
 
 def _verbs() -> dict:
-    """Verb -> (config class, function), of all. Imported late, so that --version stays fast."""
+    """Verb -> (config class, function), of all."""
     from zoomearth_jax.ablate import AblateConfig, ablate
     from zoomearth_jax.ask import AskConfig, ask
     from zoomearth_jax.bench import BenchConfig, bench
@@ -64,6 +54,8 @@ def _verbs() -> dict:
 
 def _quiet() -> None:
     """Keeps the libraries' chatter off the terminal."""
+    import os
+
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -73,17 +65,37 @@ def _quiet() -> None:
 
 
 def _cache_programs() -> None:
-    """Turns XLA's compilation cache on."""
+    """Turns XLA's compilation cache on, where there is a place for it."""
+    import os
+    from pathlib import Path
+
     import jax
 
-    cache = os.environ.get("ZOOMEARTH_CACHE", str(Path.home() / ".cache" / "zoomearth_jax"))
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    from zoomearth_jax.errors import UserError
+    from zoomearth_jax.files import check_writable
+
+    try:
+        cache = os.environ.get("ZOOMEARTH_CACHE", str(Path("~/.cache/zoomearth_jax").expanduser()))
+        if not cache:
+            return
+        check_writable(cache, directory=True)
+    except (RuntimeError, UserError):  # no home, or not to be written: programs compile anew each time
+        return
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _parse(args: list[str], verbs: dict):
-    """The config that the arguments describe; tyro's boxed complaints become one line."""
+    """The config that the arguments describe, `~` expanded; tyro's boxed complaints become one line."""
+    import contextlib
+    import io
+    from typing import Annotated, Union
+
+    import tyro
+
+    from zoomearth_jax.configs.io import at_home
+    from zoomearth_jax.errors import UserError
+
     _check_name("verb", args[:1], verbs)
     if args[:1] == ["bench"]:
         from zoomearth_jax.bench import BENCHMARKS
@@ -93,6 +105,7 @@ def _parse(args: list[str], verbs: dict):
         from zoomearth_jax.data import COMMANDS
 
         _check_name("command", args[1:2], COMMANDS)
+    args = [part for arg in args for part in _parts(arg)]
     args, defaults = _read_defaults(args, verbs)
     args, defaults = _take_reward(args, defaults, verbs)
     choices = tuple(
@@ -110,15 +123,26 @@ def _parse(args: list[str], verbs: dict):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Union[choices], prog="zoomearth", description=_HELP, args=args, config=settings)  # noqa: UP007
+            parsed = tyro.cli(Union[choices], prog="zoomearth", description=_HELP, args=args, config=settings)  # noqa: UP007
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+    return at_home(parsed)
+
+
+def _parts(arg: str) -> list[str]:
+    """`--config=FILE` as two arguments; tyro sees to all others."""
+    name, equals, value = arg.partition("=")
+    return [name, value] if equals and name in ("--config", "--reward") else [arg]
 
 
 def _check_name(what: str, first: list[str], known) -> None:
     """Refuses an unknown name before tyro does, which suggests none."""
+    import difflib
+
+    from zoomearth_jax.errors import UserError
+
     if first and not first[0].startswith("-") and first[0] not in known:
         close = difflib.get_close_matches(first[0], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
@@ -128,13 +152,19 @@ def _check_name(what: str, first: list[str], known) -> None:
 def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:
     """Takes `--config FILE` out of a verb's arguments: a YAML file, or one of configs/runs by its name, whose settings
     replace the verb's defaults."""
+    from importlib.resources import files
+    from pathlib import Path
+
+    from zoomearth_jax.configs.io import at_home, read_yaml
+    from zoomearth_jax.errors import UserError
+
     if "--config" not in args[1:] or args[0] not in verbs:
         return args, {}
     place = args.index("--config")
     if place + 1 == len(args):
         raise UserError("--config: give a YAML file, such as a run's run.yaml")
     shipped = Path(str(files("zoomearth_jax.configs"))) / "runs" / f"{args[0]}_{args[place + 1]}.yaml"
-    file = shipped if shipped.is_file() else Path(args[place + 1])
+    file = shipped if shipped.is_file() else at_home(Path(args[place + 1]))
     return args[:place] + args[place + 2 :], {args[0]: read_yaml(file, verbs[args[0]][0])}
 
 
@@ -142,7 +172,10 @@ def _take_reward(args: list[str], defaults: dict, verbs: dict) -> tuple[list[str
     """Takes `--reward NAME` out of grpo's arguments: a named spec, which replaces the defaults of all --reward.* settings."""
     if args[:1] != ["grpo"] or "--reward" not in args:
         return args, defaults
+    import dataclasses
+
     from zoomearth_jax.configs.reward import SPECS, RewardSpec
+    from zoomearth_jax.errors import UserError
 
     place = args.index("--reward")
     if place + 1 == len(args):
@@ -154,6 +187,8 @@ def _take_reward(args: list[str], defaults: dict, verbs: dict) -> tuple[list[str
 
 def _one_line(boxed: str) -> str:
     """What is wrong, and tyro's first suggestion, out of its box of several lines."""
+    import re
+
     bare = (re.sub(r"^[╭╮╰╯│─|+\s]*(- )?|[╭╮╰╯│─|+\s-]+$", "", line) for line in boxed.splitlines())
     lines = [line for line in bare if line]
     title, detail = lines[0].rstrip(":"), lines[1] if len(lines) > 1 else ""
@@ -164,30 +199,46 @@ def _one_line(boxed: str) -> str:
     return "; ".join([*parts, "see --help"])
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs a verb; returns the exit code."""
-    args = sys.argv[1:] if args is None else args
+def _run(args: list[str], interrupts: Interrupts | None) -> None:
+    """Runs a verb."""
     if args == ["--version"]:
         from zoomearth_jax import __version__
 
         print(__version__)
-        return 0
+        return
     _quiet()
-    try:
-        verbs = _light_verbs() if args[:1] else {}
-        if not verbs.keys() & set(args[:1]):
-            verbs = _verbs()
-            if args[:1] != ["plan"]:  # programs for chips that aren't here can't be read back
-                _cache_programs()
-        config = _parse(args, verbs)
-        next(function for kind, function in verbs.values() if isinstance(config, kind))(config)
-    except UserError as error:
-        print(f"zoomearth: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("zoomearth: interrupted; --resume goes on from the last checkpoint of a training run", file=sys.stderr)
-        return 130
-    return 0
+    verbs = _light_verbs() if args[:1] else {}
+    if not verbs.keys() & set(args[:1]):
+        verbs = _verbs()
+        from zoomearth_jax.tpu_flags import skip_missing_tpus
+
+        skip_missing_tpus()
+        if args[:1] != ["plan"]:  # programs for chips that aren't here can't be read back
+            _cache_programs()
+    config = _parse(args, verbs)
+    if interrupts and hasattr(config, "resume"):
+        interrupts.hint = lambda: _resume_hint(config.out)
+    next(function for kind, function in verbs.values() if isinstance(config, kind))(config)
+
+
+def _resume_hint(out) -> str:
+    known = [place for place in (out / "checkpoints").iterdir() if place.name.isdigit()]
+    return "; --resume goes on from the last checkpoint" if known else ""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 2 after bad input, 130 after Ctrl-C, 141 where nobody reads on.
+
+    Args:
+        args: those of the command line by default, whose process this then is: Ctrl-C and the streams are seen to.
+    """
+    if args is not None:
+        return ended(lambda: _run(args, None))
+    in_utf8()
+    interrupts = Interrupts()
+    set_streams()
+    hush_late_writes()
+    return ended(lambda: _run(sys.argv[1:], interrupts), interrupts)
 
 
 if __name__ == "__main__":

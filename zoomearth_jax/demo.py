@@ -17,6 +17,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import Question, scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluate import play, sample_record, summarize
+from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.report import episode_card, run_curves, write_report
@@ -122,6 +123,9 @@ def _episode_cards(engine, params, questions: list[Question], rows, reward) -> l
 
 def demo(config: DemoConfig) -> dict:
     """Runs it all; returns what results.json holds."""
+    check_writable(config.out, directory=True)
+    if config.export is not None:
+        check_writable(config.export, directory=True)
     clock = _Clock()
     runs = {stage: config.out / stage for stage in ("sft", "grpo")}
     sft_config = SFTConfig(model="nano", out=runs["sft"], seed=config.seed, overwrite=True)
@@ -140,7 +144,7 @@ def demo(config: DemoConfig) -> dict:
     results: dict = {"seconds": clock.seconds}
 
     def save():
-        (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
 
     with on_mesh(MeshConfig(), "nano") as mesh:
         base, rows = load_model(models["base"], mesh=mesh)

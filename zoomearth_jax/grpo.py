@@ -23,14 +23,15 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import check_writable
 from zoomearth_jax.flops import grpo_flops, rollout_flops, row_counts
-from zoomearth_jax.metrics import say
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.panel import write_panel
 from zoomearth_jax.preemption import StopSignal
+from zoomearth_jax.progress import say
 from zoomearth_jax.rl.custom_rewards import load_custom
 from zoomearth_jax.rl.learner import (
     GRPOBatch,
@@ -48,7 +49,7 @@ from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimat
 from zoomearth_jax.rl.rewards import episode_rewards
 from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
 from zoomearth_jax.rl.scored import play_scored, send_parts
-from zoomearth_jax.runs import look_ahead, of_all_processes, on_mesh, open_loader, open_run
+from zoomearth_jax.runs import Run, broken_images, look_ahead, of_all_processes, on_mesh, open_loader
 from zoomearth_jax.sinks import check_sinks
 
 
@@ -90,6 +91,7 @@ class GRPOConfig:
         keep: checkpoints to keep, the last ones.
         keep_best: checkpoints to keep beside them, those of the steps with the highest mean rewards.
         seed: of questions and samples.
+        strict: end at the first image that can't be read, instead of naming it and going on with the next question.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
     """
@@ -124,6 +126,7 @@ class GRPOConfig:
     keep: int = 2
     keep_best: int = 0
     seed: int = 0
+    strict: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -204,6 +207,7 @@ def update(train_step, state, reference, batches: Sequence[GRPOBatch], updates: 
 def grpo(config: GRPOConfig) -> Path:
     """Runs GRPO; returns the run's directory."""
     check_sinks(config.log)
+    check_writable(config.out, directory=True)
     load_custom(config.reward)
     with on_mesh(config.mesh, config.model) as mesh:
         if jax.process_index() == 0:
@@ -245,9 +249,13 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
 
     parts = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, check=rows.check_prompts, **parts)
-    open_run(config, model, rows, loader)
     about = about_run(config, loader.digests, reference)
-    with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:
+    with (
+        StopSignal() as stop,
+        Run(config, model, rows, loader) as run,
+        loader,
+        Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints,
+    ):
         if config.resume:
             state = checkpoints.restore(state)
         done = start = int(state.step) // config.optimizer_steps
@@ -279,8 +287,10 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                         batch = batch._replace(old_logp=score(state.trainable, state.frozen, batch.rows))
                     batches = [batch] if config.minibatches == 1 else minibatches(batch, config.minibatches)
                     state, metrics = update(train_step, state, reference, batches, config.updates)
+                run.begin()
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
                 metrics |= {"lr": lr[(step + 1) * config.optimizer_steps - 1]} | rollout_metrics(table, config.group)
+                metrics["broken_images"] = broken_images(loader, step, mesh)
                 counts = row_counts(played.prompts, played.replies)
                 monitor.log(step + 1, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and (step + 1) % config.panel_every == 0 and jax.process_index() == 0:
@@ -290,6 +300,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     checkpoints.save(done, state, score=metrics["reward_total"])
         if done < config.steps:
+            run.begin()
             checkpoints.save(done, state)
             stop.after(done)
     return config.out

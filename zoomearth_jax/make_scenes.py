@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from zoomearth_jax.configs.images import MAX_PIXELS
 from zoomearth_jax.data_pipeline.questions import (
@@ -21,6 +19,8 @@ from zoomearth_jax.data_pipeline.questions import (
 )
 from zoomearth_jax.data_pipeline.scenes import random_scene
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import check_writable
+from zoomearth_jax.progress import tracked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class ScenesConfig:
 
 def write_scenes(config: ScenesConfig) -> Path:
     """Writes the scenes and all questions about them; returns the folder."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    check_writable(config.out, directory=True)
     rows = []
-    for index in tqdm(range(config.count), desc="scenes", disable=not sys.stderr.isatty(), leave=False):
+    for index in tracked(range(config.count), "scenes"):
         scene = random_scene(np.random.default_rng([len(SPLITS), config.seed, index]), config.side)
         name = f"scene_{config.seed}_{index:04d}.{config.format}"
         scene.write(config.out / name)

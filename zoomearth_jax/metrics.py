@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file, writing
+from zoomearth_jax.progress import Progress
 from zoomearth_jax.sinks import Sink
 
 SCHEMA = 1  # raised when a metric changes its meaning
 
 
 class MetricsLog:
-    """Appends one JSON object a step to `metrics.jsonl`, then to the sinks, and shows a progress bar on a terminal.
+    """Appends one JSON object a step to `metrics.jsonl`, then to the sinks, and shows the progress.
 
-    Use as a context manager. A resumed run drops what an interrupted one logged after its checkpoint. Of several processes
-    the first alone writes.
+    Use as a context manager. Files are opened with the first step, so that a failed start leaves none; a resumed run then
+    drops what an interrupted one logged after its checkpoint. Of several processes the first alone writes.
     """
 
     def __init__(
@@ -33,17 +33,14 @@ class MetricsLog:
         label: str,
         start: int = 0,
         shown: tuple[str, ...] = ("loss",),
-        sinks: Sequence[Sink] = (),
+        sinks: Callable[[], Sequence[Sink]] = tuple,
     ):
-        """`start` is the last step already done; `shown` are the metrics beside the bar."""
+        """`start` is the last step already done; `shown` are the metrics beside the progress; `sinks` opens those."""
         self.path = Path(directory) / "metrics.jsonl"
         self._writes = jax.process_index() == 0
-        if self._writes:
-            _keep(self.path, start)
-        self._file = open(self.path, "a", encoding="utf-8") if self._writes else None  # noqa: SIM115
-        quiet = not (self._writes and sys.stderr.isatty())
-        self._bar = tqdm(total=total, initial=start, desc=label, disable=quiet, leave=False)
-        self._shown, self._sinks, self._last = shown, sinks, time.perf_counter()
+        self._progress = Progress(label, total, start=start, quiet=not self._writes)
+        self._start, self._shown, self._open_sinks = start, shown, sinks
+        self._file, self._sinks, self._last = None, (), time.perf_counter()
 
     def __enter__(self):
         return self
@@ -51,9 +48,16 @@ class MetricsLog:
     def __exit__(self, *_):
         for sink in self._sinks:
             sink.close()
-        if self._writes:
-            self._file.close()
-        self._bar.close()
+        if self._file:
+            with writing(self.path):
+                self._file.close()
+        self._progress.__exit__()
+
+    def _open(self) -> None:
+        _keep(self.path, self._start)
+        with writing(self.path):
+            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._sinks = self._open_sinks()
 
     def write(self, step: int, metrics: Mapping, alarms: Sequence[str] = ()) -> None:
         """Logs scalars of step number `step` (1 is the first), with the seconds since the last call as `perf/seconds`.
@@ -65,24 +69,23 @@ class MetricsLog:
         self._last = now
         if not self._writes:
             return
+        if not self._file:
+            self._open()
         row = {"schema": SCHEMA, "step": step, **{name: _number(value) for name, value in values.items()}}
-        self._file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
         scalars = {name: row[name] for name in values if row[name] is not None}
         for sink in self._sinks:
             sink.write(step, scalars)
-        self._bar.update(step - self._bar.n)
-        self._bar.set_postfix({name: f"{scalars[name]:.3f}" for name in self._shown if name in scalars})
+        notes = {name: f"{scalars[name]:.3f}" for name in self._shown if name in scalars}
+        self._progress.update(step - self._progress.done, notes)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Shows a PNG file in the sinks."""
+        if self._writes and not self._file:
+            self._open()
         for sink in self._sinks:
             sink.picture(step, name, path)
-
-
-def say(line: str) -> None:
-    """One line on standard error, above the progress bar."""
-    tqdm.write(f"zoomearth: {line}", file=sys.stderr)
 
 
 def _number(value) -> float | int | None:
@@ -94,11 +97,8 @@ def _number(value) -> float | int | None:
 
 def _keep(path: Path, start: int) -> None:
     """Leaves the rows up to step `start` in the file, which an interruption can't lose."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = [row for row in read_metrics(path) if row["step"] <= start] if start else []
-    new = path.with_suffix(".jsonl.partial")
-    new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    new.replace(path)
+    write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_metrics(path: Path) -> list[dict]:

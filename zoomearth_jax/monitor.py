@@ -21,8 +21,9 @@ from zoomearth_jax.chips import chip
 from zoomearth_jax.configs.io import to_dict
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import RowCounts, mfu
-from zoomearth_jax.metrics import MetricsLog, say
+from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.models.sharding import batch_stretch
+from zoomearth_jax.progress import say
 from zoomearth_jax.replay import save_replay
 from zoomearth_jax.rl.learner import TrainState
 from zoomearth_jax.runs import together
@@ -212,7 +213,10 @@ def open_monitor(
     config, label: str, start: int, mesh: Mesh, shown: tuple[str, ...] = ("loss",), shapes_vary: bool = False
 ) -> Monitor:
     """The monitor of a training run's settings `out`, `steps`, `log` and `profile`; see `Monitor` and `MetricsLog`."""
-    sinks = open_sinks(config.log, config.out, start, to_dict(config)) if jax.process_index() == 0 else ()
+
+    def sinks():
+        return open_sinks(config.log, config.out, start, to_dict(config))
+
     known = chip(mesh.devices.flat[0].device_kind)
     return Monitor(
         MetricsLog(config.out, total=config.steps, label=label, start=start, shown=shown, sinks=sinks),

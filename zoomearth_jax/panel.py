@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.evaluate import sample_record
+from zoomearth_jax.files import write_file
 from zoomearth_jax.pictures import annotate
 from zoomearth_jax.rl.rollout import Trajectories
 
@@ -44,14 +45,10 @@ def write_panel(
     texts = [_lines(record) for record in records]
     size = max([2 * PICTURE_PX + PAD, *(p.width for p in pictures)]), max(p.height for p in pictures)
     cards = [_card(*card, size, max(map(len, texts))) for card in zip(records, texts, pictures, strict=True)]
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"step_{step:06d}.png"
+    path = Path(directory) / f"step_{step:06d}.png"
     text = json.dumps({"step": step, "episodes": records}, indent=2)  # plain ASCII, whatever was written
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    partial = path.with_suffix(".partial")
-    _stacked(cards, columns=2).save(partial, format="PNG", compress_level=1)
-    partial.replace(path)
+    write_file(path.with_suffix(".json"), text + "\n")
+    write_file(path, lambda file: _stacked(cards, columns=2).save(file, format="PNG", compress_level=1))
     return path
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoomearth_jax.metrics import say
+from zoomearth_jax.progress import say
 
 
 class StopSignal:

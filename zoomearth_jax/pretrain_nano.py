@@ -27,6 +27,7 @@ from zoomearth_jax.data_pipeline.protocol import is_correct
 from zoomearth_jax.data_pipeline.questions import SPLITS, Question, scene_questions
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.data_pipeline.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
+from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.metrics import MetricsLog
 from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -273,6 +274,7 @@ def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
 
 def pretrain_nano(config: PretrainNanoConfig) -> Path:
     """Trains and writes the base checkpoint; returns its directory."""
+    check_writable(config.out, directory=True)
     model_config, episode = preset("nano")
     rows = RowBuilder(build_nano_tokenizer(), episode)
     rngs = nnx.Rngs(config.seed)
@@ -306,6 +308,6 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     model = load_model(config.out).model  # what was written is what is scored
     write_yaml(config.out / "run.yaml", config)
     scores = {"steps": step + 1, **score_base(model, rows, config.seed)}
-    (config.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_file(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(json.dumps(scores))
     return config.out

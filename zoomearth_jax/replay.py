@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file
 from zoomearth_jax.models.sharding import local_rows
 
 
@@ -18,10 +20,12 @@ def save_replay(path: Path, batch) -> None:
     for name, x in _named(local_rows(batch)).items():
         plain = x.dtype.kind in "biufc"  # others, such as bfloat16, go as their bits
         arrays[name if plain else f"{name}:{x.dtype}"] = x if plain else x.view(f"u{x.dtype.itemsize}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+
+    def fill(partial: Path) -> None:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_file(path, fill)
 
 
 def load_replay(path: Path, like):
@@ -33,7 +37,7 @@ def load_replay(path: Path, like):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(_unpacked(name, file[name]) for name in file.files)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a batch that was saved for replay ({error})") from None
     wanted = _named(like)
     different = sorted(set(arrays) ^ set(wanted))

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from zoomearth_jax.files import write_file
 from zoomearth_jax.metrics import read_metrics
 from zoomearth_jax.pictures import COLORS, enlarged, with_boxes
 
@@ -82,4 +83,4 @@ def write_report(path: Path, **values) -> None:
     """Fills the template; everything the model wrote is escaped."""
     source = (files("zoomearth_jax") / "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    Path(path).write_text(environment.from_string(source).render(colors=COLORS, **values), encoding="utf-8")
+    write_file(path, environment.from_string(source).render(colors=COLORS, **values))

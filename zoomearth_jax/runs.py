@@ -24,6 +24,7 @@ from zoomearth_jax.data_pipeline.loader import Loader
 from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.sources import ENDLESS, SceneQuestions, Source, open_sources
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import Lock, move_up, write_file, writing
 from zoomearth_jax.model_io import count_parameters
 from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
 from zoomearth_jax.saved_steps import together
@@ -34,6 +35,7 @@ FREE_SETTINGS = (
     "overwrite",
     "out",
     "workers",
+    "strict",
     "mesh",
     "log",
     "panel_every",
@@ -42,6 +44,7 @@ FREE_SETTINGS = (
     "keep",
     "keep_best",
 )  # may change on resuming
+OLD = ("checkpoints", "panels", "profile", "replay")  # of a run that is started anew
 CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
 
@@ -85,38 +88,104 @@ def _join(config: MeshConfig) -> bool:
     return False
 
 
-def open_run(config, model, rows, loader: Loader) -> None:
-    """Prepares `config.out`: header files, the settings in run.yaml, and what identifies the questions in data.json.
+class Run:
+    """The directory of a run, which one process group works on at a time. Use as a context manager.
 
-    Raises:
-        UserError: a run is there and neither `resume` nor `overwrite` is set, or nothing is there to resume, or what is
-            there had other settings or questions.
+    Until `begin` nothing is written: a start that fails, or is interrupted, leaves no folder, and a run that was to be
+    overwritten as it was.
     """
-    out = Path(config.out)
-    settings = out / "run.yaml"
-    exists = settings.exists()
-    if config.resume:
-        if not exists:
-            raise UserError(f"{out}: no run to resume; leave --resume out to start one")
-        before, now = to_dict(read_yaml(settings, type(config))), to_dict(config)
+
+    def __init__(self, config, model, rows, loader: Loader):
+        """Takes the directory `config.out`, and compares what is there with the settings.
+
+        Raises:
+            UserError: another run is at work there; or a run is there and neither `resume` nor `overwrite` is set, or
+                nothing is there to resume, or what is there had other settings or questions.
+        """
+        self._config, self._model, self._rows, self._digests = config, model, rows, loader.digests
+        self.out, self._begun, self._lock = Path(config.out), config.resume, None
+        try:
+            _agreed(self._take)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._lock:
+            self._lock.release()
+
+    def _take(self, make: bool = False) -> None:
+        """Of the first process: the lock, where the directory is there or to be made, and a look at what it holds."""
+        if not self._lock and (make or self.out.exists()):
+            self._lock = Lock(
+                self.out,
+                f"{self.out}: another run is at work in this directory; wait for its end, or take another --out",
+            )
+        settings = self.out / "run.yaml"
+        if self._config.resume:
+            self._compare(settings)
+        elif settings.exists() and not self._config.overwrite:
+            raise UserError(
+                f"{self.out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out"
+            )
+
+    def _compare(self, settings: Path) -> None:
+        if not settings.exists():
+            raise UserError(f"{self.out}: no run to resume; leave --resume out to start one")
+        before, now = to_dict(read_yaml(settings, type(self._config))), to_dict(self._config)
         changed = [key for key in now if before[key] != now[key] and key not in FREE_SETTINGS]
         if changed:
             key = changed[0]
             raise UserError(
-                f"{out}: the run to resume has {key}={before[key]!r}, not {now[key]!r}; use its own settings"
+                f"{self.out}: the run to resume has {key}={before[key]!r}, not {now[key]!r}; use its own settings"
             )
-        _check_questions(out / "data.json", loader.digests)
-        return
-    if exists and not config.overwrite:
-        raise UserError(f"{out}: holds a run; pass --resume to go on, --overwrite to start anew, or another --out")
-    together("looked at the run")  # before one of the processes writes
+        _check_questions(self.out / "data.json", self._digests)
+
+    def begin(self) -> None:
+        """To be called once a step is done, or before one is saved: clears what an older run left, and writes the header
+        files, the settings in run.yaml, and what identifies the questions in data.json. All processes must call it."""
+        if self._begun:
+            return
+        self._begun = True
+        _agreed(lambda: self._take(make=True))
+        if jax.process_index() == 0:
+            self._write()
+        together("wrote the run's settings")
+
+    def _write(self) -> None:
+        with writing(self.out):
+            staging = self.out / ".partial"
+            shutil.rmtree(staging, ignore_errors=True)
+            try:
+                write_run_header(staging, self._model, self._rows)
+                write_file(staging / "data.json", json.dumps(self._digests, indent=2) + "\n")
+                write_yaml(staging / "run.yaml", self._config)
+                for old in OLD if (self.out / "run.yaml").exists() else ():
+                    shutil.rmtree(self.out / old, ignore_errors=True)
+                move_up(staging, last="run.yaml")
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def _agreed(check: Callable[[], None]) -> None:
+    """What the first process checks; where it refuses, all do.
+
+    Raises:
+        UserError: what `check` raises.
+    """
+    why = ""
     if jax.process_index() == 0:
-        for old in ("checkpoints", "panels", "profile", "replay") if exists else ():
-            shutil.rmtree(out / old, ignore_errors=True)
-        write_run_header(out, model, rows)
-        (out / "data.json").write_text(json.dumps(loader.digests, indent=2) + "\n", encoding="utf-8")
-        write_yaml(settings, config)
-    together("wrote the run's settings")
+        try:
+            check()
+        except UserError as error:
+            why = str(error)
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(bool(why))):
+        why = why or "process 0 refuses to start"
+    if why:
+        raise UserError(why)
 
 
 def _check_questions(file: Path, digests: dict[str, str]) -> None:
@@ -141,7 +210,7 @@ def open_loader(
     rollout_batches: int = 1,
     check: Callable[[Sequence[Question]], None] | None = None,
 ) -> Loader:
-    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
+    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed`, `workers` and `strict`, for this process.
 
     Args:
         minibatches: batches of one step each that this one is cut into.
@@ -176,6 +245,7 @@ def open_loader(
         workers=config.workers,
         keep_bytes=KEPT_BYTES,
         process=batch_stretch(mesh),
+        strict=config.strict,
     )
 
 
@@ -185,6 +255,17 @@ def check_source(check: Callable[[Sequence[Question]], None], source: Source) ->
         check(source.questions)
     except UserError as error:
         raise UserError(f"{source.name}: {error}") from None
+
+
+def broken_images(loader: Loader, step: int, mesh: Mesh) -> int:
+    """Questions of a step, over all processes, whose images can't be read; all processes must call it at the same time."""
+    own = loader.replaced(step)
+    if jax.process_count() == 1:
+        return own
+    total = int(multihost_utils.process_allgather(np.array(own)).sum())
+    return (
+        total * batch_stretch(mesh)[1] // jax.process_count()
+    )  # processes that differ along tensor alone count the same
 
 
 def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:

@@ -7,8 +7,10 @@ orbax itself notices a truncated file, but not a changed byte in an array.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +19,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import say
+from zoomearth_jax.progress import say
 
 Items = dict[str, dict[str, jax.Array]]  # item -> name -> array
 GROUP_BYTES = 2**30  # read at once where numbers change their type
+
+
+def _literal_glob(path, pattern: str, _plain=gpath.PosixGPath.glob):
+    """etils' `glob`, which otherwise takes the path itself for a pattern too: orbax then finds none of the parts that it wrote
+    under a folder named lr[1e-3]."""
+    return _plain(type(path)(glob.escape(os.fspath(path))), pattern)
+
+
+gpath.PosixGPath.glob = _literal_glob
 
 
 class Unreadable(Exception):

@@ -17,6 +17,7 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.packing import pack
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import check_writable
 from zoomearth_jax.flops import row_counts, sft_flops
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
@@ -24,7 +25,7 @@ from zoomearth_jax.models.sharding import shard_batch
 from zoomearth_jax.monitor import open_monitor
 from zoomearth_jax.preemption import StopSignal
 from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
-from zoomearth_jax.runs import look_ahead, on_mesh, open_loader, open_run
+from zoomearth_jax.runs import Run, broken_images, look_ahead, on_mesh, open_loader
 from zoomearth_jax.sinks import check_sinks
 
 
@@ -57,6 +58,7 @@ class SFTConfig:
         keep: checkpoints to keep, the last ones.
         keep_best: checkpoints to keep beside them, those of the steps with the lowest losses.
         seed: of the data's order.
+        strict: end at the first image that can't be read, instead of naming it and going on with the next question.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
     """
@@ -84,6 +86,7 @@ class SFTConfig:
     keep: int = 2
     keep_best: int = 0
     seed: int = 0
+    strict: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -98,6 +101,7 @@ class SFTConfig:
 def sft(config: SFTConfig) -> Path:
     """Runs fine-tuning; returns the run's directory."""
     check_sinks(config.log)
+    check_writable(config.out, directory=True)
     with on_mesh(config.mesh, config.model) as mesh:
         return _sft(config, mesh)
 
@@ -122,9 +126,13 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     loader = open_loader(
         config, "sft", rows.supervised, config.batch_size, config.questions, mesh, check=rows.check_supervised
     )
-    open_run(config, model, rows, loader)
     about = about_run(config, loader.digests)
-    with StopSignal() as stop, loader, Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints:
+    with (
+        StopSignal() as stop,
+        Run(config, model, rows, loader) as run,
+        loader,
+        Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints,
+    ):
         if config.resume:
             state = checkpoints.restore(state)
         done = start = int(state.step)
@@ -136,13 +144,16 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
                 with monitor.phase("update"):
                     state, metrics = train_step(state, batch)
                     metrics = jax.device_get(metrics) | {"lr": lr[step]}
+                run.begin()
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
+                metrics["broken_images"] = broken_images(loader, step, mesh)
                 flops = sft_flops(model.config, counts, freeze_vision=frozen, lora=adapted)
                 monitor.log(step + 1, metrics, counts, flops)
                 done = step + 1
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     checkpoints.save(done, state, score=-metrics["loss"])
         if done < config.steps:
+            run.begin()
             checkpoints.save(done, state)
             stop.after(done)
     return config.out

@@ -1,6 +1,7 @@
 """The loader's order, its resume, its share for each host, and what happens when a question or a worker fails."""
 
 import collections
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,8 @@ import pytest
 
 from tests.data_pipeline.in_worker import RowsThenModules, nap
 from zoomearth_jax.configs.io import from_dict, to_dict
+from zoomearth_jax.data_pipeline.boxes import Frame
+from zoomearth_jax.data_pipeline.images import whole
 from zoomearth_jax.data_pipeline.loader import Loader, order
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.data_pipeline.sources import SceneQuestions, Source, open_sources
@@ -174,15 +177,99 @@ def test_workers_end_with_a_killed_main_process(tmp_path):
     pytest.fail("the worker outlived its main process")
 
 
+class _Broken:
+    """A procedural image that can't be read."""
+
+    def __init__(self, scene):
+        self.scene, self.frame = scene, scene.frame
+
+    def window(self, box, size, exact=False):
+        raise UserError("scene.tif: broken image data")
+
+
+def with_broken(numbers):
+    """FINITE with broken images in the questions of those numbers."""
+    return Source(
+        "finite",
+        [dataclasses.replace(q, image=_Broken(q.image)) if i in numbers else q for i, q in enumerate(FINITE.questions)],
+    )
+
+
+def look(questions):
+    """A `make` that looks at every image."""
+    for question in questions:
+        question.image.window(whole(question.image), Frame(8, 8))
+    return texts(questions)
+
+
+def filled(numbers, step, size=4):
+    """The rule, from the order alone: a broken place is taken by the next whole one."""
+    places = order([FINITE], 3)
+    taken = []
+    for position in range(step * size, (step + 1) * size):
+        while places[position].index in numbers:
+            position += 1
+        taken.append(places[position])
+    return taken
+
+
+@pytest.mark.parametrize(("workers", "keep_bytes"), [(0, 0), (2, 0)])
+def test_a_broken_image_s_place_is_taken_by_the_next(workers, keep_bytes, capsys):
+    """Whatever is known already: from the start, from the middle, and in two hosts' halves."""
+    broken = {2, 3, 11}
+    source = with_broken(broken)
+    expected = [filled(broken, step) for step in range(12)]
+    assert any(len(set(places)) < 4 for places in expected)
+    with open_loader((source,), look, workers=workers) as loader:
+        for start in (0, 7):
+            for step, batch in enumerate(loader.batches(start, 12), start):
+                questions = loader.questions(step)
+                assert texts(questions) == batch == texts([source.questions[p.index] for p in expected[step]])
+                own = order([FINITE], 3)
+                assert loader.replaced(step) == sum(own[4 * step + i].index in broken for i in range(4))
+    said = capsys.readouterr().err.splitlines()
+    line = "zoomearth: warning: finite question {}: scene.tif: broken image data; the next question takes its place"
+    named = [line.format(i + 1) for i in broken]
+    assert sorted(said[:-1]) == sorted(named)
+    assert said[-1] == "zoomearth: warning: 3 questions were left out, their images can't be read (see above)"
+    halves = [open_loader((source,), look, process=(index, 2)) for index in (0, 1)]
+    for step, both in enumerate(zip(*(half.batches(0, 12) for half in halves), strict=True)):
+        assert [*both[0], *both[1]] == texts([source.questions[p.index] for p in expected[step]])
+
+
+def test_rows_that_are_kept_have_the_same_substitutes(nano):
+    source = with_broken({2, 3, 11})
+    with (
+        open_loader((source,), nano.rows.supervised, keep_bytes=1e9) as kept,
+        open_loader((source,), nano.rows.supervised) as plain,
+    ):
+        for a, b in zip(kept.batches(0, 12), plain.batches(0, 12), strict=True):
+            assert all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_question_is_named(workers, nano, tmp_path):
+def test_strict_or_a_whole_broken_batch_ends_the_run(workers, nano, tmp_path):
     folder = write_scenes(ScenesConfig(out=tmp_path, count=2, side=300, format="png"))
     source = open_sources([str(folder)], "sft", seed=0, global_share=0)
-    image = source[0].questions[-1].image.path
-    image.write_bytes(image.read_bytes()[:2000])
+    for question in source[0].questions:
+        image = question.image.path
+        image.write_bytes(image.read_bytes()[:2000])
+    for strict, message in ((True, ""), (False, "; nor can the 3 questions before it be read")):
+        with (
+            open_loader(source, nano.rows.prompts, workers=workers, strict=strict) as loader,
+            pytest.raises(
+                UserError, match=rf"^{folder} question \d+: {folder}/scene_0_.*: broken image data.*{message}$"
+            ),
+        ):
+            list(loader.batches(0, 10))
+
+
+def test_a_question_that_doesn_t_fit_is_never_skipped(nano):
+    long = dataclasses.replace(FINITE.questions[5], text="why? " * 500)
+    source = Source("finite", [*FINITE.questions[:5], long, *with_broken({6}).questions[6:]])
     with (
-        open_loader(source, nano.rows.prompts, workers=workers) as loader,
-        pytest.raises(UserError, match=rf"^{folder} question \d+: {image}: broken image data"),
+        open_loader((source,), nano.rows.supervised) as loader,
+        pytest.raises(UserError, match=r"^finite question 6: question of .* tokens"),
     ):
         list(loader.batches(0, 10))
 

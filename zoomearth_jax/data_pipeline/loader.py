@@ -4,12 +4,16 @@ The questions of all steps are one endless order: each finite source shuffled an
 Step s of a run takes the places s x B … (s + 1) x B - 1; process p of n takes the p-th of n equal stretches of them. So a
 batch follows from settings and step alone: the step in a checkpoint is the loader's whole state, and a run goes on with the
 same global batches on another number of hosts or workers.
+
+A place whose image can't be read is taken by the next one of the order whose can: so batches follow from the order and the
+broken images alone, and keep their size.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -18,8 +22,11 @@ import numpy as np
 
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.sources import Source
-from zoomearth_jax.data_pipeline.workers import BatchMaker, KeptRows, Place, Pool
+from zoomearth_jax.data_pipeline.workers import BatchMaker, BrokenImages, KeptRows, Place, Pool
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.progress import say
+
+KEPT_STEPS = 8  # whose places are known exactly: more than are prepared ahead of the step in hand
 
 
 def order(sources: Sequence[Source], seed: int, mix: Sequence[float] = ()) -> grain.MapDataset:
@@ -61,6 +68,7 @@ class Loader:
         workers: int = 0,
         keep_bytes: int = 0,
         process: tuple[int, int] = (0, 1),
+        strict: bool = False,
     ):
         """Checks the settings; workers start with the first batch.
 
@@ -72,6 +80,7 @@ class Loader:
             keep_bytes: without workers, and with finite sources alone, rows up to this size are kept for the epochs to
                 come; `make` must then give (nested) NamedTuples of arrays.
             process: this host's number, and how many there are.
+            strict: an image that can't be read ends the run; without it, it is said, and the run goes on without it.
 
         Raises:
             UserError: a batch that doesn't divide over the hosts, or bad shares.
@@ -88,12 +97,16 @@ class Loader:
         keep = keep_bytes and not workers and not any(source.endless for source in sources)
         self._pool = Pool(KeptRows(self._maker, keep_bytes) if keep else self._maker, workers)
         self._ahead = max(workers, 1) + 1
+        self._strict, self._broken = strict, {}
+        self._taken: dict[int, list[Place]] = {}
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
-        self._pool.__exit__(*error)
+    def __exit__(self, kind, *error):
+        self._pool.__exit__(kind, *error)
+        if self._broken and kind is None:
+            say(f"warning: {len(self._broken)} questions were left out, their images can't be read (see above)")
 
     @property
     def digests(self) -> dict[str, str]:
@@ -101,33 +114,76 @@ class Loader:
         return {source.name: source.digest() for source in self._maker.sources}
 
     def places(self, step: int) -> list[Place]:
-        """Where this host's questions of a step are."""
+        """Where this host's questions of a step are, as far as broken images are known.
+
+        Raises:
+            UserError: as many places in a row as a batch has are broken.
+        """
+        return [self._readable(position) for position in self._positions(step)]
+
+    def _positions(self, step: int) -> range:
         first = step * self._batch_size + self._offset
-        return [self._order[place] for place in range(first, first + self._own)]
+        return range(first, first + self._own)
+
+    def _readable(self, position: int) -> Place:
+        for place in map(self._order.__getitem__, range(position, position + self._batch_size)):
+            if place not in self._broken:
+                return place
+        raise UserError(f"{self._broken[place]}; nor can the {self._batch_size - 1} questions before it be read")
 
     def questions(self, step: int) -> list[Question]:
-        """This host's questions of a step."""
-        return self._maker.questions(self.places(step))
+        """This host's questions of a step: those of its batch, if that was made."""
+        return self._maker.questions(self._taken.get(step) or self.places(step))
+
+    def replaced(self, step: int) -> int:
+        """How many of this host's questions of a step stand for others, whose images can't be read."""
+        taken = self._taken.get(step) or self.places(step)
+        return sum(self._order[i] != place for i, place in zip(self._positions(step), taken, strict=True))
 
     def batches(self, start: int, stop: int) -> Iterator[Any]:
         """This host's batches of the steps start … stop - 1; at most workers + 1 of them (2 without) are made ahead.
 
         Raises:
-            UserError: a question that can't be made into a row, naming it, or a worker that died.
+            UserError: a question that can't be made into a row, naming it; a whole batch of broken images, or one if
+                `strict`; or a worker that died.
         """
         waiting, steps = deque(), iter(range(start, stop))
         try:
-            for _ in range(start, stop):
-                for step in steps:
-                    waiting.append(self._pool.submit(self.places(step)))
+            for step in range(start, stop):
+                for ahead in steps:
+                    waiting.append(self._submit(ahead))
                     if len(waiting) == self._ahead:
                         break
-                yield waiting.popleft().result()
+                yield self._made(step, *waiting.popleft())
         except BrokenProcessPool:
             raise UserError(
                 "a data worker died, killed or out of memory; --resume goes on from the last checkpoint, "
                 "fewer --workers need less memory"
             ) from None
         finally:
-            for batch in waiting:
+            for _, batch in waiting:
                 batch.cancel()
+
+    def _submit(self, step: int) -> tuple[list[Place], Future]:
+        places = self.places(step)
+        return places, self._pool.submit(places)
+
+    def _made(self, step: int, places: list[Place], batch: Future) -> Any:
+        """A step's batch; of other places where some turn out broken."""
+        while True:
+            try:
+                made = batch.result()
+            except BrokenImages as error:
+                self._note(error.args[0])
+                places, batch = self._submit(step)
+                continue
+            self._taken = {s: p for s, p in self._taken.items() if s >= step - KEPT_STEPS} | {step: places}
+            return made
+
+    def _note(self, broken: dict[Place, str]) -> None:
+        for place, said in broken.items():
+            if self._strict:
+                raise UserError(said)
+            if place not in self._broken:
+                say(f"warning: {said}; the next question takes its place")
+        self._broken |= broken

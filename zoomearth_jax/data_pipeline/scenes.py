@@ -16,6 +16,7 @@ from PIL import Image
 from zoomearth_jax.configs.images import MAX_PIXELS
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file
 
 UNITS = 2048.0  # a scene is UNITS x UNITS, whatever its size in px
 STRIPE_PERIOD = (
@@ -107,7 +108,7 @@ class Scene:
         """Writes the scene as a TIFF or PNG (by suffix) of side x side px, in strips, so memory stays bounded by the file.
 
         Raises:
-            UserError: an unknown suffix, or more pixels than the readers accept.
+            UserError: an unknown suffix, more pixels than the readers accept, or a file that can't be written.
         """
         path, side = Path(path), side or self.side
         if path.suffix.lower() not in (".tif", ".tiff", ".png"):
@@ -120,9 +121,8 @@ class Scene:
             bottom = min(top + 256, side)
             strip = scene.window(Box(0, top, side, bottom, scene.frame), Frame(side, bottom - top))
             image.paste(Image.fromarray(strip), (0, top))
-        partial = path.with_name(path.name + ".partial")
-        image.save(partial, format="PNG" if path.suffix.lower() == ".png" else "TIFF")
-        partial.replace(path)
+        form = "PNG" if path.suffix.lower() == ".png" else "TIFF"
+        write_file(path, lambda partial: image.save(partial, format=form))
 
 
 def _factors(edges, low, high, wave: int, phase: float):

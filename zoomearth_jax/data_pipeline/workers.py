@@ -6,6 +6,7 @@ either, which imports jax wherever it is installed; grain's own workers, which s
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoomearth_jax.data_pipeline.images import ImageSource
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.sources import Source
 from zoomearth_jax.errors import UserError
@@ -28,6 +30,27 @@ class Place(NamedTuple):
 
     source: int
     index: int
+
+
+class BrokenImages(Exception):
+    """Images of a batch that can't be read: place -> what is said of it, as `args[0]`."""
+
+
+class _Watched:
+    """An image whose own failures can be told from others of its question."""
+
+    def __init__(self, image: ImageSource):
+        self._image, self.frame = image, image.frame
+
+    def window(self, *args, **more) -> np.ndarray:
+        try:
+            return self._image.window(*args, **more)
+        except (UserError, OSError) as error:
+            raise _Unreadable(str(error)) from None
+
+
+class _Unreadable(UserError):
+    """An image can't be read."""
 
 
 class BatchMaker(NamedTuple):
@@ -41,19 +64,31 @@ class BatchMaker(NamedTuple):
         return [self.sources[source].questions[index] for source, index in places]
 
     def __call__(self, places: Sequence[Place]) -> Any:
-        """What `make` gives for them; a question that it refuses is named in the error."""
+        """What `make` gives for them.
+
+        Raises:
+            BrokenImages: some of their images can't be read.
+            UserError: a question that `make` refuses for another reason, naming it.
+        """
         try:
             return self.make(self.questions(places))
-        except UserError:
-            for place in places:
-                self._try(place)
+        except (UserError, OSError):
+            broken = {place: said for place in dict.fromkeys(places) if (said := self._broken(place))}
+            if broken:
+                raise BrokenImages(broken) from None
             raise
 
-    def _try(self, place: Place) -> None:
+    def _broken(self, place: Place) -> str | None:
+        """What is wrong with a question's image."""
+        question = self.questions([place])[0]
+        name = f"{self.sources[place.source].name} question {place.index + 1}"
         try:
-            self.make(self.questions([place]))
+            self.make([dataclasses.replace(question, image=_Watched(question.image))])
+        except _Unreadable as error:
+            return f"{name}: {error}"
         except UserError as error:
-            raise UserError(f"{self.sources[place.source].name} question {place.index + 1}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
+        return None
 
 
 class KeptRows:
@@ -91,6 +126,9 @@ def _leaves(tree: Any) -> list:
     return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
 
 
+_NOT_FOR_WORKERS = {signal.SIGTERM, signal.SIGINT}
+
+
 class _Worker(SpawnProcess):
     def terminate(self) -> None:
         """The pool clears up with this after a worker that died; SIGTERM is blocked."""
@@ -116,7 +154,7 @@ class Pool:
 
     def submit(self, places: Sequence[Place]) -> Future:
         """The batch at these places, to come. A worker that dies ends it with BrokenProcessPool, at once."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which workers that start now inherit
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)  # which workers that start now inherit
         try:
             return self._executor.submit(self._task, places)
         finally:
@@ -133,14 +171,13 @@ _MAKER: Callable | None = None  # of a worker process: sent once, not with every
 
 
 def _start(maker: Callable) -> None:
-    """The start of a worker. Ctrl-C is for the main process alone; if that is killed, the worker ends too.
+    """The start of a worker. If the main process ends, however it does, the worker ends too.
 
-    So is a SIGTERM that a scheduler sends to all processes, which is blocked here from the start: the step in hand still
-    needs the worker.
+    Ctrl-C, and a SIGTERM that a scheduler sends to all processes, are for the main process alone, and blocked here from the
+    start: the step in hand still needs the worker.
     """
     global _MAKER
     _MAKER = maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
