@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
@@ -37,6 +38,7 @@ class EvaluateConfig:
     Attributes:
         model: `nano-grpo`, a model directory or a run.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
+        images: how image files become 8-bit RGB (bands, stretch, limit).
         questions: how many procedural questions, or at most how many of each folder's.
         global_share: share of procedural questions that need no crop.
         sampling: how tokens are drawn.
@@ -53,6 +55,7 @@ class EvaluateConfig:
 
     model: str = "nano-grpo"
     data: tuple[str, ...] = ("scenes",)
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     questions: int = 1024
     global_share: float = 0.15
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
@@ -175,7 +178,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 def _evaluate(config: EvaluateConfig, mesh: Mesh) -> dict:
     model, rows = load_model(config.model, config.compute, mesh)
     scenes = {"seed": config.seed, "global_share": config.global_share, "questions": config.questions}
-    sources = open_sources(config.data, "test", **scenes)
+    sources = open_sources(config.data, "test", images=config.images, **scenes)
     questions = [s.questions[i] for s in sources for i in range(min(len(s.questions), config.questions))]
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     key = jax.random.key(config.seed)

@@ -139,7 +139,7 @@ def open_loader(
     minibatches: int = 1,
     rollout_batches: int = 1,
 ) -> Loader:
-    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed` and `workers`, for this process.
+    """The loader of a training run's settings `data`, `images`, `mix`, `global_share`, `seed` and `workers`, for this process.
 
     Args:
         minibatches: batches of one step each that this one is cut into.
@@ -160,7 +160,8 @@ def open_loader(
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
-    sources = open_sources(config.data, split, seed=config.seed, global_share=config.global_share, questions=questions)
+    scenes = {"seed": config.seed, "global_share": config.global_share, "questions": questions}
+    sources = open_sources(config.data, split, images=config.images, **scenes)
     return Loader(
         sources,
         make,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -38,6 +39,9 @@ def _convert(hint, value, where: str):
         if isinstance(value, str) and hasattr(hint, "named"):
             return _named(hint, value, where)
         return from_dict(hint, value, where)
+    if isinstance(hint, types.UnionType):  # `tuple[...] | None`: a list is the tuple
+        tuples = [kind for kind in get_args(hint) if get_origin(kind) is tuple]
+        return _convert(tuples[0], value, where) if tuples and value is not None else value
     if get_origin(hint) is tuple:  # of any length; one value may stand alone
         return tuple(
             _convert(get_args(hint)[0], v, where) for v in (value if isinstance(value, list | tuple) else [value])

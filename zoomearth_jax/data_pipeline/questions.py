@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.boxes import Box, clamped, from_annotation
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.images import ImageSource
@@ -108,7 +109,7 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
             file.write(json.dumps({**row, "thoughts": list(q.thoughts)}, ensure_ascii=False) + "\n")
 
 
-def read_questions(directory, split: str | None = None) -> list[Question]:
+def read_questions(directory, split: str | None = None, images: ImageConfig = ImageConfig()) -> list[Question]:
     """Reads the questions of a folder and opens their images (`ImageFolder` says where those are).
 
     Two forms: `questions.jsonl`, one split whatever `split` says (see `_read_own`); or the rows of LRS-GRO (see
@@ -116,13 +117,14 @@ def read_questions(directory, split: str | None = None) -> list[Question]:
 
     Args:
         split: sft, grpo or test, the names of SPLITS; LRS-GRO needs it. Its own name for grpo, rl, is taken too.
+        images: how image files become RGB.
 
     Raises:
         UserError: a file, an image or a field is missing or wrong, with the row's number.
     """
     directory = Path(directory)
     if (directory / "questions.jsonl").is_file():
-        return _read_own(directory)
+        return _read_own(directory, images)
     released = {"grpo": "rl"}.get(split, split)
     if split is None or find_rows(directory, released) is None:
         if split is None and any(find_rows(directory, name) for name in RELEASED_SPLITS):
@@ -132,10 +134,10 @@ def read_questions(directory, split: str | None = None) -> list[Question]:
             f"{directory / 'questions.jsonl'}: no such file (`zoomearth scenes --out {directory}` writes an example), and no "
             f"{rows} in that folder. {WHERE_FROM}"
         )
-    return _read_lrs_gro(directory, released)
+    return _read_lrs_gro(directory, released, images)
 
 
-def _read_own(directory: Path) -> list[Question]:
+def _read_own(directory: Path, config: ImageConfig) -> list[Question]:
     """Each line of questions.jsonl has `image` (a file name), `question`, `answer`, `level`, and where a crop is needed `box`
     (four numbers in px of the original)."""
     file = directory / "questions.jsonl"
@@ -156,21 +158,21 @@ def _read_own(directory: Path) -> list[Question]:
         rows.append((name, text, answer, level, corners, str(row.get("label", "")), (before, after)))
     if not rows:
         raise UserError(f"{file}: no questions")
-    images = ImageFolder(directory).open(row[0] for row in rows)
+    images = ImageFolder(directory, config).open(row[0] for row in rows)
     return [
         Question(images[name], text, answer, level, Box(*corners, images[name].frame) if corners else None, *rest)
         for name, text, answer, level, corners, *rest in rows
     ]
 
 
-def _read_lrs_gro(path: Path, split: str) -> list[Question]:
+def _read_lrs_gro(path: Path, split: str, config: ImageConfig) -> list[Question]:
     """Rows that would teach or score nothing are left out and counted on standard error.
 
     Those are rows without an answer, or whose box has no area in the image; and for fine-tuning, rows without reasoning among
     rows with it: the last 11 of the released 1,011, so that the paper's 1,000 remain.
     """
     rows = [normalise(row) for row in read_split(path, split)]
-    images = ImageFolder(images_of(path)).open(row.image_name for row in rows)
+    images = ImageFolder(images_of(path), config).open(row.image_name for row in rows)
     reasoned = split == "sft" and any(row.stage_1_reasoning for row in rows)
     kept = [row for row in rows if row.stage_1_reasoning or not reasoned]
     questions = [lrs_gro_question(row, images[row.image_name]) for row in kept]
