@@ -53,11 +53,12 @@ def find_images(places: Sequence[Path], store: Path | None = None) -> Found:
     passed_over: dict[Path, str] = {}
     for place in map(expanded, places):
         count = 0
-        for path, real, why in _walk(place, store) if _is_dir(place) else [_single(place)]:
+        is_dir = _is_dir(place)
+        for path, real, why in _walk(place, store) if is_dir else [_single(place)]:
             if why:
                 passed_over[path] = why
                 continue
-            name = path.relative_to(place).as_posix() if path != place else path.name
+            name = path.relative_to(place).as_posix() if is_dir else path.name
             met = (os.path.abspath(path) == real, len(name), path, name)
             found[real] = max(found.get(real, met), met)
             count += 1
