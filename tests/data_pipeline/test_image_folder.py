@@ -98,7 +98,9 @@ def build_found(places, store, **settings):
 def test_a_stored_image_is_found_by_every_name_of_its_file(tmp_path, monkeypatch, seed):
     """Random folders, tiled by any of the ways to name them, and again: names lead where they lead without a store."""
     rng, folder = np.random.default_rng(seed), tmp_path / "data"
-    names = [f"{place}{sub}{n}.png" for place in ("images/", "") for sub in ("", "train/", "ä b/", "x/y/") for n in "12"]
+    names = [
+        f"{place}{sub}{n}.png" for place in ("images/", "") for sub in ("", "train/", "ä b/", "x/y/") for n in "12"
+    ]
     chosen = [str(name) for name in rng.permutation(names)[: rng.integers(3, 9)]]
     files = {name: image_file(folder / name, 20 + i) for i, name in enumerate(chosen)}
     asked = [name.removeprefix(start) for name in chosen for start in ("", "images/")]
@@ -110,7 +112,9 @@ def test_a_stored_image_is_found_by_every_name_of_its_file(tmp_path, monkeypatch
         try:
             build_found(places, Path("data/tiles") if rng.integers(2) else folder / "tiles")
         except UserError as error:
-            assert re.search("two images are named|holds no|another image of the name|give image files", str(error)), error
+            assert re.search("two images are named|holds no|another image of the name|give image files", str(error)), (
+                error
+            )
         images = ImageFolder("data").open(asked)
         assert {name: image.frame.width for name, image in images.items()} == expected
         if way < 2 and (folder / "tiles").exists():
@@ -191,7 +195,9 @@ def test_old_stores_open_and_a_rerun_keeps_what_they_have(tmp_path):
 def test_the_settings_of_a_store_rule(files, tmp_path):
     with rasterio.open(tmp_path / "deep.tif", "w", width=30, height=20, count=4, dtype="uint16") as file:
         file.write(np.full((4, 20, 30), 1000, np.uint16))
-    build_store([tmp_path / "deep.tif"], tmp_path / "deep", StoreSettings(bands=(3, 2, 1), stretch=(0.0, 2000.0)), workers=1)
+    build_store(
+        [tmp_path / "deep.tif"], tmp_path / "deep", StoreSettings(bands=(3, 2, 1), stretch=(0.0, 2000.0)), workers=1
+    )
     build_store(files, tmp_path / "plain", StoreSettings(), workers=1)
     for given in (ImageConfig(), ImageConfig((3, 2, 1), (0, 2000)), ImageConfig(max_pixels=5)):
         assert TileStore.open(tmp_path / "deep", given)["deep.tif"].frame.width == 30

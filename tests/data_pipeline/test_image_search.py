@@ -23,7 +23,9 @@ def reasons(folder: Path, found) -> dict[str, str]:
 
 
 def test_every_file_is_an_image_or_passed_over_with_a_reason(tmp_path):
-    images = [f"{place}{i}{s}" for i, s in enumerate(sorted(SUFFIXES)) for place in ("", "sub/", "a.tif.d/")] + ["UP.TIF"]
+    images = [f"{place}{i}{s}" for i, s in enumerate(sorted(SUFFIXES)) for place in ("", "sub/", "a.tif.d/")] + [
+        "UP.TIF"
+    ]
     sidecars = ["0.tif.aux.xml", "0.tfw", "0.TFW", "0.ovr", "0.tif.ovr", "1.hdr", "1.prj", "sub/2.jgw", "2.msk"]
     others = ["notes.txt", "questions.jsonl", "noext", "sub/labels.json", "x.gif", "tif"]
     touch(tmp_path, *images, *sidecars, *others, ".hidden.tif", "._0.tif", ".git/a.tif", "sub/.DS_Store")
