@@ -36,7 +36,7 @@ class MemoryConfig:
         sizes: WIDTHxHEIGHT in px of each file.
         question: what `ask` is asked.
         model: that is asked.
-        folder: where the temporary files go (2 GB at the given sizes); None is the system's.
+        folder: where the temporary files go; None is the system's.
         seed: of the pixels.
         json: print JSON.
     """
