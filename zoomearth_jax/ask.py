@@ -1,9 +1,12 @@
-"""`zoomearth ask IMAGE QUESTION`: one episode on one image file."""
+"""`zoomearth ask IMAGE QUESTION`: one episode on one image, of a file or of a tile store."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +17,12 @@ from PIL import Image
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.images import RawImage
+from zoomearth_jax.data_pipeline.image_folder import open_image
 from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.tiles import expanded
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.pictures import annotate
@@ -30,10 +35,11 @@ class AskConfig:
     """A question to a model.
 
     Attributes:
-        image: any TIFF, PNG, JPEG or WebP file, however large.
+        image: an image file, however large; or an image of a tile store, as STORE/NAME, or STORE alone if it holds one image.
         question: what to ask.
         model: `nano-grpo`, a model directory or a run. (`nano` is the base, which doesn't speak the protocol.)
         save: write a picture of the overview with the box, and the crop, to this PNG file.
+        images: how an image file becomes 8-bit RGB (bands, stretch, limit); a tile store's own settings rule.
         sampling: how tokens are drawn.
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
         mesh: how the devices of one process share a model that one of them can't hold.
@@ -46,6 +52,7 @@ class AskConfig:
     question: Annotated[str, tyro.conf.Positional]
     model: str = "nano-grpo"
     save: Path | None = None
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
@@ -56,9 +63,8 @@ class AskConfig:
 
 def ask(config: AskConfig) -> dict:
     """Plays the episode, prints it and returns it."""
-    if config.save is not None and config.save.suffix.lower() != ".png":
-        raise UserError(f"{config.save}: --save writes PNG; use a name that ends in .png")
-    image = RawImage(config.image)
+    save = None if config.save is None else _png(config.save, config.image)
+    image = open_image(config.image, config.images)
     question = Question(image, config.question, answer="", level="global")
     with on_mesh(config.mesh, config.model, processes=False) as mesh:
         model, rows = load_model(config.model, config.compute, mesh, config.layout)
@@ -75,18 +81,58 @@ def ask(config: AskConfig) -> dict:
         "stage2": episode.stage2,
         "truncated": episode.truncated,
     }
-    if config.save is not None:
+    if save is not None:
         picture = annotate(played.overviews[0], played.crops[0], [(episode.box, "predicted")])
-        _save(picture, config.save)
+        _save(picture, save)
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 
 
+def _png(path: Path, image: Path) -> Path:
+    """Where the picture goes.
+
+    Raises:
+        UserError: no PNG file can be written there, or it is the image itself.
+    """
+    path = expanded(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: --save writes PNG; use a name that ends in .png")
+    check_writable(path)
+    if path.exists() and expanded(image).exists() and path.samefile(expanded(image)):
+        raise UserError(f"{path}: --save would overwrite the image itself; use another name")
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError where a file can't be written, before any work is done; makes and leaves nothing."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file")
+        partial = _partial(path)
+        folder = next(folder for folder in partial.absolute().parents if os.path.lexists(folder))
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk takes empty files
+            file.flush()
+        partial.exists()  # a name may be too long
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror})") from None
+
+
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    """Writes the picture whole or not at all."""
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def _text(result: dict, reason: str) -> str:

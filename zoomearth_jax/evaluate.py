@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
@@ -44,6 +45,7 @@ class EvaluateConfig:
     Attributes:
         model: `nano-grpo`, a model directory or a run.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
+        images: how image files become 8-bit RGB (bands, stretch, limit).
         questions: at most how many of each folder's, or how many procedural ones; left out, all of a folder's, and 1,024.
         global_share: share of procedural questions that need no crop.
         sampling: how tokens are drawn.
@@ -62,6 +64,7 @@ class EvaluateConfig:
 
     model: str = "nano-grpo"
     data: tuple[str, ...] = ("scenes",)
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     questions: int | None = None
     global_share: float = 0.15
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
@@ -292,7 +295,7 @@ def _open_questions(config: EvaluateConfig) -> tuple[list[Question], int]:
         "global_share": config.global_share,
         "questions": config.questions or SCENE_QUESTIONS,
     }
-    sources = [source.questions for source in open_sources(config.data, "test", **scenes)]
+    sources = [source.questions for source in open_sources(config.data, "test", images=config.images, **scenes)]
     questions = [s[i] for s in sources for i in range(min(len(s), config.questions or len(s)))]
     if not config.strict:
         questions = [dataclasses.replace(q, image=Guarded(q.image)) for q in questions]

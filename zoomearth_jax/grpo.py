@@ -9,12 +9,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -61,6 +63,7 @@ class GRPOConfig:
         model: the run or model directory to start from, which is also the reference policy.
         out: the run's directory.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
+        images: how image files become 8-bit RGB (bands, stretch, limit).
         mix: share of each of `data`, in any unit; equal shares by default.
         workers: processes that make prompts ahead, for large images; 0 makes them in threads of this one.
         global_share: share of procedural questions that need no crop.
@@ -99,6 +102,7 @@ class GRPOConfig:
     model: str = "runs/sft"
     out: Path = Path("runs/grpo")
     data: tuple[str, ...] = ("scenes",)
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     mix: tuple[float, ...] = ()
     workers: int = 0
     global_share: float = 0.25

@@ -210,7 +210,8 @@ def open_loader(
     rollout_batches: int = 1,
     check: Callable[[Sequence[Question]], None] | None = None,
 ) -> Loader:
-    """The loader of a training run's settings `data`, `mix`, `global_share`, `seed`, `workers` and `strict`, for this process.
+    """The loader of a training run's settings `data`, `images`, `mix`, `global_share`, `seed`, `workers` and `strict`, for this
+    process.
 
     Args:
         minibatches: batches of one step each that this one is cut into.
@@ -232,7 +233,8 @@ def open_loader(
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
-    sources = open_sources(config.data, split, seed=config.seed, global_share=config.global_share, questions=questions)
+    scenes = {"seed": config.seed, "global_share": config.global_share, "questions": questions}
+    sources = open_sources(config.data, split, images=config.images, **scenes)
     for source in sources if check else ():
         if not isinstance(source.questions, SceneQuestions):
             check_source(check, source)

@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import Checkpoints, about_run, check_keeping
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.train import OptimizerConfig
@@ -37,6 +39,7 @@ class SFTConfig:
         model: `nano`, a model directory or a run to start from.
         out: the run's directory.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
+        images: how image files become 8-bit RGB (bands, stretch, limit).
         mix: share of each of `data`, in any unit; equal shares by default.
         workers: processes that make rows ahead, for large images; 0 makes them in threads of this one.
         questions: size of the finite set of procedural questions.
@@ -66,6 +69,7 @@ class SFTConfig:
     model: str = "nano"
     out: Path = Path("runs/sft")
     data: tuple[str, ...] = ("scenes",)
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     mix: tuple[float, ...] = ()
     workers: int = 0
     questions: int = 512

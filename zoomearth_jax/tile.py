@@ -15,11 +15,10 @@ import tyro
 from tqdm import tqdm
 
 from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline.tile_build import build_store, verify_store
-from zoomearth_jax.data_pipeline.tiles import QUARANTINE, UNIT, StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.image_search import SIDECAR, Found, find_images
+from zoomearth_jax.data_pipeline.tile_build import BuildReport, build_store, verify_store
+from zoomearth_jax.data_pipeline.tiles import QUARANTINE, UNIT, StoreSettings, TileStore, expanded
 from zoomearth_jax.errors import UserError
-
-_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +26,26 @@ class TileConfig:
     """Settings of the tile store builder.
 
     Attributes:
-        images: files, and folders that are searched for TIFF, PNG, JPEG and WebP files.
+        paths: image files, and folders that are searched for them. An image is called by its path inside the folder
+            (train/0001.tif), a file that is given singly by its own name.
         out: the store's folder; images are added to a store that is there, and an interrupted build goes on.
+        images: how image files become 8-bit RGB (bands, stretch, limit); bands and stretch stay the store's.
         codec: of the tiles: delta is lossless and the fastest to read, webp is lossless and some percent smaller, jpeg
             (quality 95) a quarter of the size.
         views: longest sides in px of the global views that are stored exactly.
         workers: images at a time; 0 for one per core.
         strict: end at the first file that can't be read, instead of naming it in quarantine.jsonl.
-        bands: numbers, from 1, of the bands that are red, green and blue, for images of more than four.
-        stretch: pixel values that become 0 and 255, for images that aren't 8-bit.
         verify: build nothing, check the store's files against their hashes.
-        json: print the summary as JSON.
+        json: print the summary as JSON, with lists of the files that were refused or passed over.
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     out: Path = Path("runs/tiles")
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     codec: Literal["delta", "webp", "jpeg"] = "delta"
     views: tuple[int, ...] = (512, 1024)
     workers: int = 0
     strict: bool = False
-    bands: tuple[int, int, int] | None = None
-    stretch: tuple[float | str, ...] = ()
     verify: bool = False
     json: bool = False
 
@@ -56,24 +54,33 @@ class TileConfig:
             raise UserError(f"tile: views must be between {2 * UNIT} and 4096 px")
         if self.workers < 0:
             raise UserError("tile: workers must be positive, or 0 for one per core")
-        if self.verify and self.images:
+        if self.verify and self.paths:
             raise UserError("tile: --verify checks the store alone; give no images")
-        ImageConfig(self.bands, self.stretch)
 
 
 def tile(config: TileConfig) -> dict:
-    """Builds or verifies, prints a summary and returns it."""
+    """Builds or verifies, prints a summary and returns it.
+
+    Raises:
+        UserError: nothing to store, or nothing that could be stored.
+    """
     began = time.monotonic()
-    summary = _verify(config) if config.verify else _build(config)
+    if config.verify:
+        summary = _verify(config)
+    else:
+        found = find_images(config.paths, config.out)
+        report = _build(config, found)
+        summary = _summary(report, found, config.json)
     summary = {"store": str(config.out), **summary, "seconds": round(time.monotonic() - began, 2)}
     print(json.dumps(summary) if config.json else ", ".join(f"{key} {value}" for key, value in summary.items()))
+    if not config.verify:
+        _tell(report, found, config.out)
     return summary
 
 
-def _build(config: TileConfig) -> dict:
-    paths = find_images(config.images)
-    settings = StoreSettings(config.codec, tuple(sorted(set(config.views))), config.bands, config.stretch)
-    workers = config.workers or len(os.sched_getaffinity(0))
+def _build(config: TileConfig, found: Found) -> BuildReport:
+    views, images = tuple(sorted(set(config.views))), config.images
+    settings = StoreSettings(config.codec, views, images.bands, images.stretch)
     with tqdm(desc="tiles", unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
         lock = threading.Lock()
 
@@ -81,35 +88,41 @@ def _build(config: TileConfig) -> dict:
             with lock:
                 bar.update(pixels)
 
-        report = build_store(paths, config.out, settings, workers=workers, strict=config.strict, progress=progress)
-    for path, reason in sorted(report.refused.items()):
-        print(f"refused: {path}: {reason}", file=sys.stderr)
-    if report.refused:
-        print(f"{len(report.refused)} files are named in {config.out / QUARANTINE}", file=sys.stderr)
-    return {"built": report.built, "kept": report.kept, "refused": len(report.refused)}
-
-
-def find_images(places: tuple[Path, ...]) -> list[Path]:
-    """The files among `places` and in the folders among them, each once, sorted.
-
-    Raises:
-        UserError: nothing given, nothing there, or a folder without images.
-    """
-    if not places:
-        raise UserError("tile: give image files or folders of them")
-    found: dict[Path, Path] = {}
-    for place in places:
-        if not place.exists():
-            raise UserError(f"{place}: no such file or folder")
-        files = (
-            [place]
-            if not place.is_dir()
-            else [f for f in place.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file()]
+        how = {"workers": config.workers or len(os.sched_getaffinity(0)), "strict": config.strict}
+        names = list(found.images.values())
+        return build_store(
+            list(found.images), config.out, settings, ids=names, max_pixels=images.max_pixels, progress=progress, **how
         )
-        if not files:
-            raise UserError(f"{place}: holds no TIFF, PNG, JPEG or WebP files")
-        found |= {file.resolve(): file for file in files}
-    return sorted(found.values())
+
+
+def _summary(report: BuildReport, found: Found, lists: bool) -> dict:
+    summary = {"built": report.built, "kept": report.kept, "refused": len(report.refused)}
+    summary["passed_over"] = len(found.passed_over)
+    if not lists:
+        return summary
+    summary["refused_files"] = [{"file": file, "reason": why} for file, why in sorted(report.refused.items())]
+    return summary | {"passed_over_files": [{"file": str(f), "reason": why} for f, why in found.passed_over.items()]}
+
+
+def _tell(report: BuildReport, found: Found, out: Path) -> None:
+    """Names on standard error what isn't in the store now, and why; sidecar files, which go with an image, by their number."""
+    sidecars = [path for path, why in found.passed_over.items() if why == SIDECAR]
+    for path, why in found.passed_over.items():
+        if why != SIDECAR:
+            print(f"passed over: {path}: {why}", file=sys.stderr)
+    if sidecars:
+        kinds = ", ".join(sorted({path.suffix for path in sidecars}))
+        print(f"passed over: {len(sidecars)} sidecar files ({kinds})", file=sys.stderr)
+    refused = sorted(report.refused.items())
+    stored = report.built + report.kept
+    for path, why in refused if stored or len(refused) > 1 else ():
+        print(f"refused: {path}: {why}", file=sys.stderr)
+    if not stored:
+        file, why = refused[0]
+        several = f"all {len(refused)} images were refused, the first: " if len(refused) > 1 else ""
+        raise UserError(f"{out}: nothing was stored: {several}{file}: {why}")
+    if refused:
+        print(f"{len(refused)} files are named in {expanded(out) / QUARANTINE}", file=sys.stderr)
 
 
 def _verify(config: TileConfig) -> dict:

@@ -18,6 +18,7 @@ import tyro
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.grpo import GRPOBenchConfig, bench_grpo
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
+from zoomearth_jax.bench.memory import MemoryConfig, bench_memory
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "full-size": (FullSizeConfig, bench_full_size),
     "grpo": (GRPOBenchConfig, bench_grpo),
     "loader": (LoaderConfig, bench_loader),
+    "memory": (MemoryConfig, bench_memory),
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
     "plan": (PlanBenchConfig, bench_plan),

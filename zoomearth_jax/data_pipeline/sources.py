@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.questions import Question, read_questions, scene_questions
 from zoomearth_jax.errors import UserError
 
@@ -53,7 +54,13 @@ class Source:
 
 
 def open_sources(
-    data: Sequence[str], split: str, *, seed: int, global_share: float, questions: int = ENDLESS
+    data: Sequence[str],
+    split: str,
+    *,
+    seed: int,
+    global_share: float,
+    questions: int = ENDLESS,
+    images: ImageConfig = ImageConfig(),
 ) -> list[Source]:
     """The sources that the `data` setting names.
 
@@ -61,6 +68,7 @@ def open_sources(
         data: `scenes`, folders with questions.jsonl and images, or both.
         split: sft, grpo or test, of scenes and of folders that hold several.
         seed, global_share, questions: which procedural scenes, and how many.
+        images: how the folders' image files become RGB.
 
     Raises:
         UserError: nothing named, or a folder that can't be read.
@@ -68,4 +76,4 @@ def open_sources(
     if not data or isinstance(data, str):
         raise UserError(f"data: give a sequence of folders, `{SCENES}` among them or alone, not {data!r}")
     scenes = SceneQuestions(split, seed, global_share, questions)
-    return [Source(name, scenes if name == SCENES else read_questions(name, split)) for name in data]
+    return [Source(name, scenes if name == SCENES else read_questions(name, split, images)) for name in data]

@@ -1,7 +1,8 @@
 """Builds tile stores from image files, strip by strip: memory follows an image's width, never its area.
 
 An image is complete when its record stands in `records/`, written after its shard; the index follows when all images are
-done. So a build that was killed goes on where it was, and nothing half-built can be opened.
+done. So a build that was killed goes on where it was, and nothing half-built can be opened. A store without images is none:
+what a build that stored nothing has made goes again.
 """
 
 from __future__ import annotations
@@ -9,40 +10,48 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import functools
-import hashlib
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
-from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.configs.images import MAX_PIXELS, ImageConfig
 from zoomearth_jax.data_pipeline.boxes import view_size
 from zoomearth_jax.data_pipeline.decoding import ImageFile
 from zoomearth_jax.data_pipeline.tile_codecs import delta_encoded, encoded
+from zoomearth_jax.data_pipeline.tile_folder import (
+    check_owner,
+    finish,
+    hashed,
+    locked,
+    name_images,
+    prepare,
+    read_records,
+    record_path,
+    remove,
+    sha256,
+    unchanged,
+    write_record,
+    writing,
+)
 from zoomearth_jax.data_pipeline.tiles import (
-    FORMAT,
     INDEX,
-    QUARANTINE,
     SHARDS,
     TILE,
     UNIT,
-    VERSION,
     ImageRecord,
     StoreSettings,
     TileStore,
-    check_version,
+    expanded,
+    source_of,
 )
 from zoomearth_jax.errors import UserError
 
-_RECORDS, _SETTINGS = "records", "settings.json"
 _PENDING = 128  # tiles of an image that are being encoded or wait to be written: 32 MB
 # More effort for WebP: a few % smaller, several times slower.
 _LOSSLESS = functools.partial(encoded, format="WEBP", lossless=True, quality=0, method=0)
@@ -62,39 +71,55 @@ class BuildReport:
     refused: dict[str, str]
 
 
+# what decoders raise on files that nobody foresaw: one of them doesn't end the others' build
+_UNFORESEEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError)
+
+
 class _Stopped(Exception):
     """Another image's failure, or the user, ended the build."""
 
 
 def build_store(
-    paths: list[Path],
+    paths: Sequence[Path],
     directory: Path,
     settings: StoreSettings,
     *,
+    ids: Sequence[str] | None = None,
     workers: int,
     strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] = lambda pixels: None,
 ) -> BuildReport:
     """Adds images to a store, new or old; those that are there and unchanged are kept.
 
     Args:
-        paths: files of distinct names.
+        ids: of the images; the files' names by default. A file that the store has under another id keeps that.
         workers: images that are built at a time, and threads that encode.
         strict: a file that can't be read ends the build, instead of going to the quarantine manifest.
+        max_pixels: larger files are refused.
         progress: told the pixels that were added, from several threads.
 
     Raises:
-        UserError: two files of one name, other settings than the store's, another build at work, a disk that is full.
+        UserError: two files of one id, other settings than the store's, another build at work, a disk that is full.
     """
-    _check_names(paths)
-    with _writing(directory), _locked(directory):
-        _prepare(directory, settings)
-        wanted = [path for path in paths if not _known(directory, path)]
-        if wanted:  # from here on the store is visibly incomplete
-            (directory / INDEX).unlink(missing_ok=True)
-        refused = _build_all(wanted, directory, settings, workers, strict, progress)
-        _finish(directory, settings, paths, refused)
-    return BuildReport(len(wanted) - len(refused), len(paths) - len(wanted), refused)
+    directory, paths = expanded(directory), [expanded(path) for path in paths]
+    with writing(directory), locked(directory):
+        check_owner(directory)
+        records = read_records(directory)
+        try:
+            images = name_images(paths, ids or [path.name for path in paths], records, directory)
+            prepare(directory, settings, new=not records)
+            kept = unchanged(images, records, directory)
+            wanted = {name: path for name, path in images.items() if name not in kept}
+            if wanted:  # from here on the store is visibly incomplete
+                (directory / INDEX).unlink(missing_ok=True)
+            config = ImageConfig(settings.bands, settings.stretch, max_pixels)
+            refused = _build_all(wanted, records, directory, settings, config, workers, strict, progress)
+            finish(directory, settings, records, images, refused)
+        finally:
+            if not records:
+                remove(directory)
+    return BuildReport(len(wanted) - len(refused), len(kept), {str(images[name]): why for name, why in refused.items()})
 
 
 def verify_store(directory: Path, progress: Callable[[str], None] = lambda name: None) -> dict[str, str]:
@@ -107,7 +132,7 @@ def verify_store(directory: Path, progress: Callable[[str], None] = lambda name:
     for record in store.records.values():
         shard = store.directory / SHARDS / record.shard
         try:
-            if _sha256(shard) != record.sha256:
+            if sha256(shard) != record.sha256:
                 damaged[record.id] = f"{shard} is not the file that was built"
         except OSError as error:
             damaged[record.id] = f"{shard}: {error.strerror}"
@@ -115,86 +140,27 @@ def verify_store(directory: Path, progress: Callable[[str], None] = lambda name:
     return damaged
 
 
-def _check_names(paths: list[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if path.name in seen:
-            raise UserError(
-                f"two images are named {path.name}: {seen[path.name]} and {path}; names are ids, so rename one"
-            )
-        seen[path.name] = path
+def _build_all(wanted, records, directory, settings, config, workers, strict, progress) -> dict[str, str]:
+    """Builds images in threads: decoding, scaling and encoding all leave Python's lock. Returns id -> why refused.
 
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """A store that can't be written is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{directory}: can't write the tile store ({error.strerror or error})") from None
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One build at a time; the lock of a killed one goes with it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{directory}: another `zoomearth tile` is building this store; wait for it") from None
-        yield
-
-
-def _prepare(directory: Path, settings: StoreSettings) -> None:
-    """Folders, without what a killed build left; the settings, which stay as they are."""
-    for folder in (SHARDS, _RECORDS):
-        (directory / folder).mkdir(exist_ok=True)
-        for partial in (directory / folder).glob("*.partial"):
-            partial.unlink()
-    path = directory / _SETTINGS
-    if not path.exists():
-        _write_json(path, {"format": FORMAT, "version": VERSION, "settings": dataclasses.asdict(settings)})
-        return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        check_version(directory, known)
-        old = StoreSettings.from_json(known["settings"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a tile store's settings ({error!r}); build the store anew") from None
-    for field in dataclasses.fields(StoreSettings):
-        was, now = getattr(old, field.name), getattr(settings, field.name)
-        if was != now:
-            raise UserError(f"{directory}: was built with {field.name} {was}, not {now}; use another folder")
-
-
-def _known(directory: Path, path: Path) -> bool:
-    """Whether the store holds an image, made of the file as it is now."""
-    try:
-        record = ImageRecord.from_json(json.loads(_record_path(directory, path.name).read_text(encoding="utf-8")))
-        stat = path.stat()
-        unmoved = (stat.st_size, stat.st_mtime_ns) == (record.source_bytes, record.source_mtime_ns)
-        return (directory / SHARDS / record.shard).is_file() and (unmoved or _sha256(path) == record.source_sha256)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _build_all(wanted, directory, settings, workers, strict, progress) -> dict[str, str]:
-    """Builds images in threads: decoding, scaling and encoding all leave Python's lock. Returns path -> why refused."""
+    `records` gets those of the images that are done, and loses those of the others.
+    """
     refused, stop = {}, threading.Event()
 
-    def build(path: Path) -> None:
-        _record_path(directory, path.name).unlink(missing_ok=True)
+    def build(name: str, path: Path) -> None:
+        record_path(directory, name).unlink(missing_ok=True)
+        records.pop(name, None)
         try:
-            image = ImageFile(path, ImageConfig(settings.bands, settings.stretch))
-            _ImageBuild(image, directory, settings, encoders, stop).run(progress)
-        except UserError as error:
+            image = _ImageBuild(name, ImageFile(path, config), directory, settings, encoders, stop)
+            records[name] = image.run(progress)
+        except (UserError, *_UNFORESEEN) as error:
+            said = str(error) if isinstance(error, UserError) else f"can't be read ({type(error).__name__}: {error})"
             if strict:
-                raise
-            refused[str(path)] = str(error).removeprefix(f"{path}: ")
+                raise UserError(said if said.startswith(f"{path}: ") else f"{path}: {said}") from error
+            refused[name] = " ".join(said.removeprefix(f"{path}: ").split())
 
     with ThreadPoolExecutor(workers) as encoders, ThreadPoolExecutor(workers) as builders:
-        futures = [builders.submit(build, path) for path in wanted]
+        futures = [builders.submit(build, name, path) for name, path in wanted.items()]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -205,40 +171,22 @@ def _build_all(wanted, directory, settings, workers, strict, progress) -> dict[s
     return refused
 
 
-def _finish(directory: Path, settings: StoreSettings, paths: list[Path], refused: dict[str, str]) -> None:
-    """The manifest of what was refused, now or before, then the index; shards that nothing names go last."""
-    given = {str(path) for path in paths}
-    path = directory / QUARANTINE
-    old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    lines = [line for line in old if json.loads(line)["file"] not in given]
-    lines += [json.dumps({"file": file, "reason": reason}) for file, reason in sorted(refused.items())]
-    _write_text(path, "".join(f"{line}\n" for line in lines))
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((directory / _RECORDS).glob("*.json"))]
-    records.sort(key=lambda record: record["id"])
-    index = {"format": FORMAT, "version": VERSION, "settings": dataclasses.asdict(settings), "images": records}
-    _write_json(directory / INDEX, index)
-    named = {record["shard"] for record in records}
-    for shard in (directory / SHARDS).iterdir():
-        if shard.name not in named:
-            shard.unlink()
-
-
 class _ImageBuild:
     """One image's way into its shard."""
 
-    def __init__(self, image: ImageFile, directory: Path, settings: StoreSettings, encoders: Executor, stop):
-        self.image, self.directory, self.encoders, self.stop = image, directory, encoders, stop
+    def __init__(self, name: str, image: ImageFile, directory: Path, settings: StoreSettings, encoders: Executor, stop):
+        self.name, self.image, self.directory, self.encoders, self.stop = name, image, directory, encoders, stop
         self.encode, frame = _ENCODERS[settings.codec], image.frame
         self.sizes = list(dict.fromkeys(view_size(frame.width, frame.height, px, UNIT) for px in settings.views))
-        self.squeezed: list[list[np.ndarray]] = [[] for _ in self.sizes]  # strips at a view's width, full height
+        self.squeezed = [Image.new("RGB", (size.width, frame.height)) for size in self.sizes]  # to be resized in height
         depth = max(-(-max(frame.width, frame.height) // TILE) - 1, 0).bit_length()
         self.levels: list[list[int]] = [[] for _ in range(depth + 1)]
         self.halves: list[list[Image.Image]] = [[] for _ in self.levels]
         self.pending: collections.deque[Future] = collections.deque()
         self.count = 0
 
-    def run(self, progress: Callable[[int], None]) -> None:
-        """Writes shard and record.
+    def run(self, progress: Callable[[int], None]) -> ImageRecord:
+        """Writes shard and record; returns the latter.
 
         Raises:
             UserError: broken image data.
@@ -246,7 +194,7 @@ class _ImageBuild:
         """
         path, frame = self.image.path, self.image.frame
         stat, source = _identity(path)
-        name = f"{_hashed(path.name)}_{source[:8]}.array_record"
+        name = f"{hashed(self.name)}_{source[:8]}.array_record"
         partial = self.directory / SHARDS / f"{name}.partial"
         with _shard_writer(partial, self.encode is delta_encoded) as self.writer:
             for strip in self.image.strips(TILE):
@@ -256,18 +204,28 @@ class _ImageBuild:
             self._drain(0)
         _check_shard(partial, self.count)
         record = ImageRecord(
-            *(path.name, frame.width, frame.height, self.levels, views, name, _sha256(partial), source),
-            *(stat.st_size, stat.st_mtime_ns),
+            *(
+                self.name,
+                frame.width,
+                frame.height,
+                tuple(map(tuple, self.levels)),
+                tuple(views),
+                name,
+                sha256(partial),
+            ),
+            *(source, stat.st_size, stat.st_mtime_ns, source_of(path, self.directory)),
         )
         partial.replace(self.directory / SHARDS / name)
-        _write_json(_record_path(self.directory, path.name), dataclasses.asdict(record))
+        write_record(self.directory, record)
+        return record
 
     def _add_strip(self, strip: Image.Image) -> None:
         """A row of full-size tiles. Views' columns are resized here, their rows at the end, as in `images.resized`."""
         if self.stop.is_set():
             raise _Stopped
         for size, squeezed in zip(self.sizes, self.squeezed, strict=True):
-            squeezed.append(np.asarray(strip.resize((size.width, strip.height), Image.Resampling.BICUBIC)))
+            narrow = strip.resize((size.width, strip.height), Image.Resampling.BICUBIC)
+            squeezed.paste(narrow, (0, len(self.levels[0]) * TILE))
         last = (len(self.levels[0]) + 1) * TILE >= self.image.frame.height
         self._add_row(0, strip, last)
 
@@ -291,8 +249,7 @@ class _ImageBuild:
         places = []
         for size, squeezed in zip(self.sizes, self.squeezed, strict=True):
             places.append((size.width, size.height, self.count))
-            tall = Image.fromarray(np.concatenate(squeezed))
-            self._submit(tall.resize((size.width, size.height), Image.Resampling.BICUBIC), _LOSSLESS)
+            self._submit(squeezed.resize((size.width, size.height), Image.Resampling.BICUBIC), _LOSSLESS)
         return places
 
     def _submit(self, tile: Image.Image, encode: Callable[[Image.Image], bytes]) -> None:
@@ -332,29 +289,6 @@ def _check_shard(path: Path, count: int) -> None:
 
 def _identity(path: Path) -> tuple[os.stat_result, str]:
     try:
-        return path.stat(), _sha256(path)
+        return path.stat(), sha256(path)
     except OSError as error:
         raise UserError(f"{path}: not a readable image ({error.strerror})") from None
-
-
-def _record_path(directory: Path, name: str) -> Path:
-    return directory / _RECORDS / f"{_hashed(name)}.json"
-
-
-def _hashed(name: str) -> str:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, values: dict) -> None:
-    _write_text(path, json.dumps(values) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
+from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images import columns_resized, rows_resized, span
 from zoomearth_jax.data_pipeline.tile_codecs import decoded, decoded_row
 from zoomearth_jax.errors import UserError
 
 FORMAT, VERSION = "zoomearth tile store", 1
-INDEX, SHARDS, QUARANTINE = "index.json", "shards", "quarantine.jsonl"
+INDEX, SETTINGS, QUARANTINE, LOCK = "index.json", "settings.json", "quarantine.jsonl", ".lock"
+SHARDS, RECORDS = "shards", "records"
+STORE_FILES, STORE_FOLDERS = frozenset({INDEX, SETTINGS, QUARANTINE, LOCK}), frozenset({SHARDS, RECORDS})
 TILE = 256  # px
 EXACT_SIDE = 2048  # windows up to this side are read from the full resolution
 UNIT = 28  # px of a merged visual token: the sides of stored views are its multiples
@@ -55,18 +60,31 @@ class StoreSettings:
         known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**known | {"stretch": known["stretch"] or ()})  # null in older stores
 
+    def other_than(self, given: ImageConfig) -> str:
+        """How bands or stretch that somebody gives differ from the store's, in words; "" where they don't.
+
+        A store without a stretch has 8-bit images alone, which none changes.
+        """
+        if given.bands and given.bands != (self.bands or (1, 2, 3)):
+            return f"with {_flag('bands', self.bands)}, not {_flag('bands', given.bands)}"
+        if given.stretch and self.stretch and given.stretch != self.stretch:
+            return f"with {_flag('stretch', self.stretch)}, not {_flag('stretch', given.stretch)}"
+        return ""
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageRecord:
     """What the index says of an image.
 
     Attributes:
-        id: the file's name.
+        id: the name of the file in the folder that was given to `zoomearth tile`, "/" between subfolders; the file's own name
+            where it was given singly.
         width, height: px of the original.
         levels: per level, finest first, the number of the first record of each row of tiles.
         views: (width, height, number of the record) of each global view.
         shard, sha256: name and hash of the shard file.
         source_sha256, source_bytes, source_mtime_ns: of the original.
+        source: where that was, seen from the store's folder (see `source_of`); "" in older stores.
     """
 
     id: str
@@ -79,6 +97,7 @@ class ImageRecord:
     source_sha256: str
     source_bytes: int
     source_mtime_ns: int
+    source: str = ""
 
     @classmethod
     def from_json(cls, values: dict) -> ImageRecord:
@@ -210,13 +229,16 @@ class TileStore:
     records: dict[str, ImageRecord]
 
     @classmethod
-    def open(cls, directory) -> TileStore:
+    def open(cls, directory, config: ImageConfig = ImageConfig()) -> TileStore:
         """Reads the index alone.
 
+        Args:
+            config: what is given beside the store. Its own bands and stretch rule, so others are refused.
+
         Raises:
-            UserError: no store, not built to the end, or of another version.
+            UserError: no store, not built to the end, of another version, or built with other settings.
         """
-        directory = Path(directory)
+        directory = expanded(directory)
         if not is_store(directory):
             hint = f"run `zoomearth tile IMAGES... --out {directory}` (again)"
             half = "a tile store that is not built to the end" if (directory / SHARDS).is_dir() else "no tile store"
@@ -225,32 +247,95 @@ class TileStore:
             index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
             check_version(directory, index)
             records = {record["id"]: ImageRecord.from_json(record) for record in index["images"]}
-            return cls(directory, StoreSettings.from_json(index["settings"]), records)
+            store = cls(directory, StoreSettings.from_json(index["settings"]), records)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{directory / INDEX}: not a tile store's index ({error!r}); build the store anew"
             ) from None
+        if other := store.settings.other_than(config):
+            raise UserError(f"{directory}: this tile store was built {other}; leave that out, or build another store")
+        return store
 
     def image(self, name: str) -> StoredImage:
-        """The image of that file name.
+        """The image of that id, in either Unicode normal form.
 
         Raises:
             UserError: the store has none.
         """
-        if name not in self.records:
-            raise UserError(f"{self.directory}: no image {name!r} among the {len(self.records)} of this tile store")
-        return StoredImage(self.directory, self.records[name], self.settings.codec)
+        record = self._find(name)
+        if record is None:
+            close = difflib.get_close_matches(str(name), self.records, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{self.directory}: no image {name!r} among the {len(self)} of this tile store{hint}")
+        return StoredImage(self.directory, record, self.settings.codec)
 
     __getitem__ = image
 
+    def the_image(self) -> StoredImage:
+        """The store's only image.
+
+        Raises:
+            UserError: there are several, or none.
+        """
+        if len(self) == 1:
+            return self.image(next(iter(self.records)))
+        examples = ", ".join(f"{self.directory / name}" for name in list(self.records)[:3])
+        more = ", ..." if len(self) > 3 else ""
+        hint = f"; name one of them, such as {examples}{more}" if self.records else ""
+        raise UserError(f"{self.directory}: this tile store holds {len(self)} images{hint}")
+
+    def made_of(self, path: Path) -> StoredImage | None:
+        """The image that was made of the file at `path`, whether that is still there or not; None if there is none."""
+        record = self._by_source.get(_normal(source_of(path, self.directory)))
+        return None if record is None else self.image(record.id)
+
+    def _find(self, name: object) -> ImageRecord | None:
+        return self.records.get(name) or (self._by_id.get(_normal(name)) if isinstance(name, str) else None)
+
+    @functools.cached_property
+    def _by_id(self) -> dict[str, ImageRecord]:
+        return {_normal(record.id): record for record in self.records.values()}
+
+    @functools.cached_property
+    def _by_source(self) -> dict[str, ImageRecord]:
+        return {_normal(record.source): record for record in self.records.values() if record.source}
+
     def __contains__(self, name: object) -> bool:
-        return name in self.records
+        return self._find(name) is not None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __reduce__(self):
         return TileStore.open, (self.directory,)
+
+
+def source_of(path: Path, directory: Path) -> str:
+    """Where a file is, seen from a store's folder: so both may be moved together.
+
+    Links among the folders are followed; the file's own name stays, because that is what it is called by.
+    """
+    real = os.path.join(os.path.realpath(path.parent), path.name)
+    return os.path.relpath(real, os.path.realpath(directory))
+
+
+def _normal(name: str) -> str:
+    """Of the ways to write one name, one: folders are separated once, and letters with accents composed (NFC)."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name)))
+
+
+def expanded(path) -> Path:
+    """A path whose ~ is the home folder; `~x`, where no user x is known, is a name like others."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _flag(name: str, values: tuple | None) -> str:
+    """A setting as it is typed."""
+    words = " ".join(str(value).removesuffix(".0") for value in values or ())
+    return f"--{name} {words}" if words else f"no --{name}"
 
 
 def check_version(directory: Path, index: dict) -> None:

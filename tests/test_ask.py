@@ -1,0 +1,144 @@
+"""`zoomearth ask` and image settings as a user meets them: 16-bit files, tile stores, and where the picture goes."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from zoomearth_jax import cli
+from zoomearth_jax.ask import _save
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.configs.io import read_yaml, write_yaml
+from zoomearth_jax.data_pipeline.image_folder import open_image
+from zoomearth_jax.data_pipeline.questions import read_questions
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
+from zoomearth_jax.runs import open_loader, open_run
+from zoomearth_jax.sft import SFTConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A 16-bit file of four bands, tiled, with a scene inside; questions about its sites with their answers."""
+    folder = tmp_path_factory.mktemp("deep")
+    scenes = write_scenes(ScenesConfig(out=folder / "scenes", count=1, side=2048, seed=5))
+    questions = [question for question in read_questions(scenes) if question.level == "object"]
+    with Image.open(questions[0].image.path) as image:
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.uint16) * 16
+    fourth = np.random.default_rng(0).integers(0, 4000, (1, 2048, 2048), np.uint16)
+    path = folder / "images" / "deep.tif"
+    path.parent.mkdir()
+    profile = {"driver": "GTiff", "tiled": True, "dtype": "uint16", "count": 4, "width": 2048, "height": 2048}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.concatenate([pixels, fourth]))
+    return path, [(question.text, question.answer) for question in questions]
+
+
+def said(capsys, *args) -> dict:
+    capsys.readouterr()
+    assert cli.main(["ask", *map(str, args), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refusal(capsys, *args) -> str:
+    capsys.readouterr()
+    assert cli.main([*map(str, args)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_16_bit_files_and_stores_of_them_are_answered_right(deep, capsys):
+    path, questions = deep
+    text, answer = questions[0]
+    assert "stretch" in refusal(capsys, "tile", path, "--out", path.parent / "t")
+    assert "stretch" in refusal(capsys, "ask", path, text)
+    file = said(capsys, path, text, "--stretch", 0, 4080)
+    assert file["answer"] == answer
+    store = path.parents[1] / "tiles"
+    assert cli.main(["tile", str(path.parent), "--out", str(store), "--stretch", "0", "4080"]) == 0
+    assert said(capsys, store, text) == file
+    by_name = open_image(store / "deep.tif", ImageConfig((1, 2, 3), (0, 4080)))
+    assert (by_name.directory, by_name.record.id) == (store, "deep.tif")
+    assert "built with --stretch 0 4080, not --stretch 2% 98%" in refusal(
+        capsys, "ask", store, text, "--stretch", "2%", "98%"
+    )
+
+
+def test_a_store_of_several_images_lists_how_to_name_one(tmp_path, capsys):
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (60, 50)).save(tmp_path / "images" / name)
+    store = tmp_path / "tiles"
+    assert cli.main(["tile", str(tmp_path / "images"), "--out", str(store)]) == 0
+    assert f"holds 2 images; name one of them, such as {store}/a.png, {store}/sub/b.png" in refusal(
+        capsys, "ask", store, "?"
+    )
+    assert "no image 'sub/c.png' among the 2" in refusal(capsys, "ask", store / "sub" / "c.png", "?")
+    assert "did you mean 'sub/b.png'?" in refusal(capsys, "ask", store / "sub" / "c.png", "?")
+    assert "a folder, not an image" in refusal(capsys, "ask", tmp_path, "?")
+    assert "no such image file" in refusal(capsys, "ask", tmp_path / "none.tif", "?")
+    assert "File name too long" in refusal(capsys, "ask", "x" * 300, "?")
+    (store / "index.json").unlink()
+    assert "not built to the end" in refusal(capsys, "ask", store / "a.png", "?")
+
+
+def test_the_picture_s_place_is_checked_before_the_model_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoomearth_jax.ask.load_model", None)  # never reached
+    Image.new("RGB", (60, 50)).save("image.png")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for place, message in (
+        ("file/out.png", "file/out.png: can't be written (Not a directory)"),
+        ("folder.png", "folder.png: is a folder"),
+        ("/proc/nowhere/out.png", "/proc/nowhere/out.png: can't be written"),
+        ("image.png", "would overwrite the image itself"),
+        (str(tmp_path / "file" / ".." / "image.png"), "can't be written"),
+        ("x" * 251 + ".png", "File name too long"),
+        ("out.gif", "--save writes PNG"),
+    ):
+        assert message in refusal(capsys, "ask", "image.png", "?", "--save", place), place
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_fills_up_is_one_line(tmp_path):
+    (tmp_path / "out.png.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"out\.png: can't be written \(No space left on device\)"):
+        _save(Image.new("RGB", (60, 50)), tmp_path / "out.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["ask x ?", "evaluate", "sft", "grpo", "tile x"])
+def test_verbs_that_read_images_take_their_settings(verb, tmp_path):
+    flags = "--bands 3 2 1 --max-pixels 7 --stretch"
+    verbs = cli._verbs()
+    for stretch, value in (("2% 98%", ("2%", "98%")), ("0 3000", (0.0, 3000.0)), ("statistics", ("statistics",))):
+        config = cli._parse([*verb.split(), *flags.split(), *stretch.split()], verbs)
+        assert config.images == ImageConfig((3, 2, 1), value, 7)
+        write_yaml(tmp_path / "images.yaml", config.images)
+        assert read_yaml(tmp_path / "images.yaml", ImageConfig) == config.images
+
+
+def test_a_run_goes_on_with_its_own_image_settings_alone(nano, deep, tmp_path, capsys):
+    path, _ = deep
+    row = {"image": path.name, "question": "q", "answer": "a", "level": "global"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row))
+    (tmp_path / "images").symlink_to(path.parent)
+    assert "stretch" in refusal(capsys, "sft", "--data", tmp_path, "--out", tmp_path / "run")
+    images = ImageConfig((1, 2, 3), (0.0, 4080.0))
+    config = SFTConfig(data=(str(tmp_path),), out=tmp_path / "run", batch_size=1, images=images)
+    with open_loader(config, "sft", nano.rows.supervised, 1) as loader:
+        open_run(config, *nano, loader)
+        open_run(dataclasses.replace(config, resume=True), *nano, loader)
+        for other in (ImageConfig(), dataclasses.replace(images, stretch=(0, 4079))):
+            with pytest.raises(UserError, match="the run to resume has images="):
+                open_run(dataclasses.replace(config, resume=True, images=other), *nano, loader)
