@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +15,11 @@ from jax.sharding import Mesh
 from zoomearth_jax.checkpoint import load_run_model, saved_dtype, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.configs.io import from_dict
+from zoomearth_jax.configs.io import from_dict, read_json
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.side_files import complete, read_processors
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
 from zoomearth_jax.models.hf import read_config, source_dtype, write_checkpoint
@@ -62,25 +62,17 @@ def load_rows(directory: Path) -> RowBuilder:
     """The tokenizer and the episode's layout of a model directory; a published checkpoint, which has no episode.json,
     gets the layout and the words of the preset qwen2_5_vl_3b."""
     file = Path(directory) / "episode.json"
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
-    episode = preset("qwen2_5_vl_3b")[1] if saved is None else from_dict(EpisodeConfig, saved, str(file))
-    return RowBuilder(tokenizer, episode, _read_generation(file.with_name("generation_config.json"), len(tokenizer)))
+    saved, tokenizer = read_json(file, {}), load_tokenizer(directory)
+    episode = preset("qwen2_5_vl_3b")[1] if not saved else from_dict(EpisodeConfig, saved, str(file))
+    generation = _read_generation(file.with_name("generation_config.json"), len(tokenizer))
+    return RowBuilder(tokenizer, episode, generation, read_processors(directory))
 
 
 def _read_generation(file: Path, vocab_size: int) -> dict:
     """HF's generation_config.json with eos_token_id as a list; empty without the file."""
-    if not file.exists():
+    generation = read_json(file, {})
+    if not generation:
         return {}
-    try:
-        generation = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(generation, dict):
-        raise UserError(f"{file}: expected an object of settings, got {type(generation).__name__}")
     ends = generation.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(i) is int and 0 <= i < vocab_size for i in ends):
@@ -94,11 +86,12 @@ def resolve(name: str | Path) -> Path:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copies what a model directory holds beside the config and the weights."""
+    """Copies what a model directory holds beside the config and the weights, in forms that transformers 4.x and 5.x read."""
     for pattern in SIDE_FILES:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
+    complete(target)
 
 
 def is_run(directory: Path) -> bool:

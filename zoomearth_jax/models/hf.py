@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.configs.model import ModelConfig, from_hf_config, to_hf_config
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
@@ -178,14 +179,9 @@ def hf_tensors(model) -> dict[str, tuple[int, ...]]:
 def read_config(directory: Path) -> ModelConfig:
     """The model's config from an HF directory; UserError when it is absent, broken or another architecture."""
     file = directory / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory}: no config.json; give an HF checkpoint directory") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: expected a JSON object")
+    if not file.exists():
+        raise UserError(f"{directory}: no config.json; give an HF checkpoint directory")
+    raw = read_json(file)
     return from_hf_config(raw, str(file))
 
 
