@@ -108,7 +108,7 @@ def test_targets_that_would_be_lost_are_refused(tmp_path, monkeypatch):
     (copy / "run.yaml").write_text("")
     with pytest.raises(UserError, match="holds a training run"):
         convert(ConvertConfig(NANO, copy, overwrite=True))
-    with pytest.raises(UserError, match="no such model directory"):
+    with pytest.raises(UserError, match="no such model"):
         convert(ConvertConfig(Path(tmp_path / "none"), tmp_path / "out"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))

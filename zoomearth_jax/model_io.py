@@ -21,7 +21,7 @@ from zoomearth_jax.data_pipeline.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.data_pipeline.side_files import complete, read_processors
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.files import staged_model
+from zoomearth_jax.files import SIDE_FILES, staged_model
 from zoomearth_jax.models.hf import read_config, source_dtype, write_checkpoint
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 
@@ -32,20 +32,6 @@ class LoadedModel(NamedTuple):
     model: Qwen2_5_VL
     rows: RowBuilder
 
-
-SIDE_FILES = (  # of a published checkpoint, beside the config and the weights
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template*",
-    "*processor_config.json",
-    "generation_config.json",
-    "episode.json",
-    "README.md",
-    "LICENSE*",
-)
 
 SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
 
@@ -82,12 +68,16 @@ def _read_generation(file: Path, vocab_size: int) -> dict:
 
 def resolve(name: str | Path) -> Path:
     """The directory of a model: the names in SHIPPED are in the package, everything else is a path."""
-    return Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)])) if str(name) in SHIPPED else Path(name)
+    return (
+        Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)]))
+        if str(name) in SHIPPED
+        else Path(name).expanduser()
+    )
 
 
 def copy_side_files(source: Path, target: Path) -> None:
     """Copies what a model directory holds beside the config and the weights, in forms that transformers 4.x and 5.x read."""
-    for pattern in SIDE_FILES:
+    for pattern in (*SIDE_FILES, "README.md", "LICENSE*"):
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
@@ -117,7 +107,7 @@ def load_weights(
 
 def count_parameters(name: str | Path) -> int:
     """Parameters of the model that `load_model` would load, from its config.json alone."""
-    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(_existing(name))), nnx.Param)))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(existing(name))), nnx.Param)))
 
 
 def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig(), mesh: Mesh | None = None) -> LoadedModel:
@@ -129,7 +119,7 @@ def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig(), mesh:
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
     """
-    directory = _existing(name)
+    directory = existing(name)
     model = load_weights(directory, compute, mesh)
     rows = load_rows(directory)
     if rows.image_id != model.config.image_token_id:
@@ -143,12 +133,16 @@ def load_model(name: str | Path, compute: ComputeConfig = ComputeConfig(), mesh:
     return LoadedModel(model, rows)
 
 
-def _existing(name: str | Path) -> Path:
+def existing(name: str | Path) -> Path:
+    """The directory of a model that is there; UserError with a suggestion otherwise."""
     directory = resolve(name)
-    if not directory.exists():
-        close = difflib.get_close_matches(str(name), SHIPPED, n=1)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
-        )
-        raise UserError(f"{name}: no such model; {hint}")
-    return directory
+    try:
+        if directory.is_dir():
+            return directory
+        if directory.exists():
+            raise UserError(f"{name}: is a file; give the model directory that holds it")
+    except OSError as error:
+        raise UserError(f"{name}: can't be looked at ({error.strerror})") from None
+    close = difflib.get_close_matches(str(name), SHIPPED, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
+    raise UserError(f"{name}: no such model; {hint}")

@@ -127,13 +127,13 @@ def test_an_index_may_not_lead_outside_or_be_broken(checkpoint):
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../../etc/model.safetensors"}}))
     Qwen2_5_VL.from_pretrained(checkpoint)  # the file of that name beside the index
     index.write_text("[]")
-    with pytest.raises(UserError, match="not a readable index"):
+    with pytest.raises(UserError, match="expected an object of settings"):
         Qwen2_5_VL.from_pretrained(checkpoint)
 
 
 def test_pickled_weights_are_not_read(checkpoint):
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no \*\.safetensors file, and \*\.bin is not read"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors file, and pytorch_model\.bin is not read"):
         Qwen2_5_VL.from_pretrained(checkpoint)
 
 

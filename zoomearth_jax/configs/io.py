@@ -101,6 +101,8 @@ def read_json(file: Path, absent: dict | None = None) -> dict[str, Any]:
         raise ValueError(f"{name} is not a JSON number")
 
     try:
+        if Path(file).exists() and not Path(file).is_file():
+            raise OSError("not a regular file")
         raw = json.loads(Path(file).read_text(encoding="utf-8-sig"), parse_constant=refuse)
     except FileNotFoundError:
         if absent is None:
