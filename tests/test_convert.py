@@ -108,13 +108,56 @@ def test_targets_that_would_be_lost_are_refused(tmp_path, monkeypatch):
     (copy / "run.yaml").write_text("")
     with pytest.raises(UserError, match="holds a training run"):
         convert(ConvertConfig(NANO, copy, overwrite=True))
-    with pytest.raises(UserError, match="no such model directory"):
+    with pytest.raises(UserError, match="no such model"):
         convert(ConvertConfig(Path(tmp_path / "none"), tmp_path / "out"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     with pytest.raises(UserError, match=r"1 MB to write, 1 MB free"):
         convert(ConvertConfig(NANO, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_targets_that_cannot_be_made(tmp_path, monkeypatch):
+    copy = shutil.copytree(NANO, tmp_path / "model")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in (tmp_path / "file" / "out", tmp_path / "loop", tmp_path / ("x" * 300), copy / "out", tmp_path):
+        with pytest.raises(UserError) as caught:
+            convert(ConvertConfig(copy, out))
+        assert "\n" not in str(caught.value)
+    assert sorted(file.name for file in copy.iterdir()) == sorted(file.name for file in NANO.iterdir())
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf, "save_file", full)
+    with pytest.raises(UserError, match=r"out: can't be written \(\[Errno 28\] No space left"):
+        convert(ConvertConfig(copy, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_into_a_cache_are_followed_and_home_is_found(tmp_path, monkeypatch):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(NANO.iterdir())):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    convert(ConvertConfig(Path("~/snapshots/0123abc"), Path("~/out")))
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (NANO / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"no config\.json; give its snapshot .*0123abc"):
+        load_model(tmp_path)
+
+
+def test_files_of_an_older_model_do_not_mix_with_the_new_one(tmp_path):
+    out = Path(shutil.copytree(NANO, tmp_path / "out"))
+    (out / "chat_template.json").write_text('{"chat_template": "of the older model"}')
+    (out / "notes.txt").write_text("mine")
+    convert(ConvertConfig(NANO, out, overwrite=True))
+    assert not (out / "chat_template.json").exists()
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_broken_source_leaves_no_target(tmp_path):

@@ -24,7 +24,7 @@ def test_without_episode_json_the_published_layout_is_used(copy):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("episode.json", "{", "no readable tokenizer or episode.json"),
+        ("episode.json", "{", "episode.json: not readable JSON"),
         ("episode.json", '{"view": 3}', "unknown key 'view'"),
         ("episode.json", '{"view_px": 0}', "view_px must be positive"),
         ("tokenizer.json", "{", "no readable tokenizer"),

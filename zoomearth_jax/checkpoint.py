@@ -23,6 +23,7 @@ from zoomearth_jax.configs.io import from_dict, load_yaml, to_dict
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.side_files import IMAGES, complete, view_images
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import write_file
 from zoomearth_jax.models.hf import read_config
@@ -38,10 +39,14 @@ def _flat(tree) -> dict[str, jax.Array]:
 
 
 def write_rows(directory: Path, rows: RowBuilder) -> None:
-    """Writes the tokenizer, episode.json, and generation_config.json with the end tokens."""
+    """Writes the tokenizer, episode.json, generation_config.json with the end tokens, and the processor's settings with the
+    sizes of the views."""
     rows.tokenizer.save_pretrained(directory)
-    for name, data in (("episode", dataclasses.asdict(rows.episode)), ("generation_config", rows.generation)):
-        write_file(Path(directory) / f"{name}.json", json.dumps(data, indent=2) + "\n")
+    images = {IMAGES: view_images(rows.episode, rows.processors.get(IMAGES, {}))}
+    own = {"episode.json": dataclasses.asdict(rows.episode), "generation_config.json": rows.generation}
+    for name, data in (rows.processors | images | own).items():
+        write_file(Path(directory) / name, json.dumps(data, indent=2) + "\n")
+    complete(directory)
 
 
 def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> None:

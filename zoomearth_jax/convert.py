@@ -18,7 +18,7 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
-from zoomearth_jax.model_io import copy_side_files, is_run, load_weights, resolve, weights_dtype
+from zoomearth_jax.model_io import copy_side_files, existing, is_run, load_weights, weights_dtype
 from zoomearth_jax.models.hf import INDEX, read_config, write_checkpoint
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
 from zoomearth_jax.saved_steps import numbers
@@ -49,17 +49,15 @@ class ConvertConfig:
 
 def convert(config: ConvertConfig) -> dict:
     """Runs the conversion, prints a summary and returns it."""
-    source, out, began = resolve(config.source), config.out, time.monotonic()
-    if not source.is_dir():
-        raise UserError(f"{source}: no such model directory")
+    source, out, began = existing(config.source), config.out.expanduser(), time.monotonic()
     _check_target(config, source, out)
     _check_step(config, source)
     dtype = weights_dtype(source, config.step) if config.dtype == "keep" else config.dtype
     compute = ComputeConfig(param_dtype=dtype)
     size = _size(source, compute)
     _check_room(out, size)
-    model = load_weights(source, compute, step=config.step)
     with staged_model(out) as staging:
+        model = load_weights(source, compute, step=config.step)
         if config.to == "hf":
             write_checkpoint(model, staging)
         else:
@@ -84,10 +82,16 @@ def convert(config: ConvertConfig) -> dict:
 
 
 def _check_target(config: ConvertConfig, source: Path, out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give a directory to make")
-    if out.exists() and out.resolve() == source.resolve():
+    try:
+        target, origin = out.resolve(), source.resolve()
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: is a file; give a directory to make")
+    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
+        raise UserError(f"{out}: can't be a directory ({error}); give another one") from None
+    if target == origin:
         raise UserError(f"{out}: is the source itself; give another directory")
+    if target.is_relative_to(origin) or origin.is_relative_to(target):
+        raise UserError(f"{out}: the source and the directory to make lie inside one another; give another directory")
     if (out / "run.yaml").exists():
         raise UserError(f"{out}: holds a training run; give another directory")
     holds_model = any((out / name).exists() for name in ("config.json", "model.safetensors", INDEX, "checkpoints"))

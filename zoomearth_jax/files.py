@@ -13,6 +13,17 @@ from pathlib import Path
 
 from zoomearth_jax.errors import UserError
 
+SIDE_FILES = (  # of a published checkpoint, that say how text and pictures become its inputs
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*processor_config.json",
+    "generation_config.json",
+    "episode.json",
+)
 _PROBE = b"\0" * 4096  # a full disk may still take an empty file
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)  # of file systems that know none
 
@@ -220,15 +231,16 @@ def staged_model(directory, owner: bool = True) -> Iterator[Path]:
     """Writes a model directory so that an interruption leaves nothing that looks complete.
 
     Yields a folder inside `directory` to write to. At the end its files move up: config.json, without which nothing is a
-    model directory, goes first of the old ones and comes last of the new ones; old weights go before new ones come. Other
-    files stay. After an exception or a kill an older model is still whole, or config.json is missing.
+    model directory, goes first of the old ones and comes last of the new ones; old weights and
+    SIDE_FILES go before new ones come. Other files stay. After an exception or a kill an older model is still whole, or
+    config.json is missing; a folder that was made for it and is empty goes again.
 
     Args:
         directory: made if it isn't there.
         owner: whether this process writes; of several, one does, and the others only pass through.
 
     Raises:
-        UserError: a file can't be written.
+        UserError: the directory can't be made or written.
     """
     directory = Path(directory)
     staging = directory / ".partial"
@@ -242,8 +254,10 @@ def staged_model(directory, owner: bool = True) -> Iterator[Path]:
         try:
             yield staging
             (directory / "config.json").unlink(missing_ok=True)
-            for old in [*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")]:
-                old.unlink()
+            for pattern in ("*.safetensors", "*.safetensors.index.json", *SIDE_FILES):
+                for old in directory.glob(pattern):
+                    if not old.is_dir():
+                        old.unlink()
             move_up(staging, last="config.json")
         finally:
             shutil.rmtree(staging, ignore_errors=True)

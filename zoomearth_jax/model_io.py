@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -16,12 +15,13 @@ from jax.sharding import Mesh
 from zoomearth_jax.checkpoint import load_run_model, saved_dtype, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
-from zoomearth_jax.configs.io import from_dict
+from zoomearth_jax.configs.io import from_dict, read_json
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.side_files import complete, read_processors
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.files import staged_model
+from zoomearth_jax.files import SIDE_FILES, staged_model
 from zoomearth_jax.models.hf import read_config, source_dtype, write_checkpoint
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 
@@ -32,20 +32,6 @@ class LoadedModel(NamedTuple):
     model: Qwen2_5_VL
     rows: RowBuilder
 
-
-SIDE_FILES = (  # of a published checkpoint, beside the config and the weights
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template*",
-    "*processor_config.json",
-    "generation_config.json",
-    "episode.json",
-    "README.md",
-    "LICENSE*",
-)
 
 SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
 
@@ -62,26 +48,18 @@ def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuil
     """The tokenizer and the episode's layout of a model directory; a published checkpoint, which has no episode.json,
     gets the layout and the words of the preset qwen2_5_vl_3b. `layout` changes it."""
     file = Path(directory) / "episode.json"
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: no readable tokenizer or episode.json ({str(error).splitlines()[0]})") from None
-    episode = preset("qwen2_5_vl_3b")[1] if saved is None else from_dict(EpisodeConfig, saved, str(file))
+    saved, tokenizer = read_json(file, {}), load_tokenizer(directory)
+    episode = preset("qwen2_5_vl_3b")[1] if not saved else from_dict(EpisodeConfig, saved, str(file))
     episode = layout.of(episode)
-    return RowBuilder(tokenizer, episode, _read_generation(file.with_name("generation_config.json"), len(tokenizer)))
+    generation = _read_generation(file.with_name("generation_config.json"), len(tokenizer))
+    return RowBuilder(tokenizer, episode, generation, read_processors(directory))
 
 
 def _read_generation(file: Path, vocab_size: int) -> dict:
     """HF's generation_config.json with eos_token_id as a list; empty without the file."""
-    if not file.exists():
+    generation = read_json(file, {})
+    if not generation:
         return {}
-    try:
-        generation = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(generation, dict):
-        raise UserError(f"{file}: expected an object of settings, got {type(generation).__name__}")
     ends = generation.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(i) is int and 0 <= i < vocab_size for i in ends):
@@ -91,15 +69,20 @@ def _read_generation(file: Path, vocab_size: int) -> dict:
 
 def resolve(name: str | Path) -> Path:
     """The directory of a model: the names in SHIPPED are in the package, everything else is a path."""
-    return Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)])) if str(name) in SHIPPED else Path(name)
+    return (
+        Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)]))
+        if str(name) in SHIPPED
+        else Path(name).expanduser()
+    )
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copies what a model directory holds beside the config and the weights."""
-    for pattern in SIDE_FILES:
+    """Copies what a model directory holds beside the config and the weights, in forms that transformers 4.x and 5.x read."""
+    for pattern in (*SIDE_FILES, "README.md", "LICENSE*"):
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
+    complete(target)
 
 
 def is_run(directory: Path) -> bool:
@@ -125,7 +108,7 @@ def load_weights(
 
 def count_parameters(name: str | Path) -> int:
     """Parameters of the model that `load_model` would load, from its config.json alone."""
-    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(_existing(name))), nnx.Param)))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(existing(name))), nnx.Param)))
 
 
 def load_model(
@@ -143,7 +126,7 @@ def load_model(
     Raises:
         UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
     """
-    directory = _existing(name)
+    directory = existing(name)
     model = load_weights(directory, compute, mesh)
     rows = load_rows(directory, layout)
     if rows.image_id != model.config.image_token_id:
@@ -157,12 +140,16 @@ def load_model(
     return LoadedModel(model, rows)
 
 
-def _existing(name: str | Path) -> Path:
+def existing(name: str | Path) -> Path:
+    """The directory of a model that is there; UserError with a suggestion otherwise."""
     directory = resolve(name)
-    if not directory.exists():
-        close = difflib.get_close_matches(str(name), SHIPPED, n=1)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
-        )
-        raise UserError(f"{name}: no such model; {hint}")
-    return directory
+    try:
+        if directory.is_dir():
+            return directory
+        if directory.exists():
+            raise UserError(f"{name}: is a file; give the model directory that holds it")
+    except OSError as error:
+        raise UserError(f"{name}: can't be looked at ({error.strerror})") from None
+    close = difflib.get_close_matches(str(name), SHIPPED, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
+    raise UserError(f"{name}: no such model; {hint}")

@@ -65,6 +65,108 @@ def test_both_key_layouts_and_several_files(checkpoint, tmp_path):
     assert all(np.array_equal(a[1][...], b[1][...]) for a, b in zip(want, got, strict=True))
 
 
+LAYOUTS = {  # what other programs write, from the published names
+    "published": lambda key: key,
+    "transformers 5": lambda key: (
+        f"model.{key}" if key.startswith("visual.") else key.replace("model.", "model.language_model.")
+    ),
+    "language_model first": lambda key: key if key.startswith("visual.") else f"language_model.{key}",
+    "inside model": lambda key: f"model.{key}",
+    "data parallel": lambda key: f"module.{key}",
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "compiled layers": lambda key: key.replace(".self_attn.", "._orig_mod.self_attn."),
+    "several": lambda key: f"module._orig_mod.{key}" if key.startswith("visual.") else f"module.language_model.{key}",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keys_of_other_programs_and_stray_buffers(checkpoint, layout):
+    tensors = load_file(checkpoint / "model.safetensors")
+    written = {LAYOUTS[layout](key): x for key, x in tensors.items()}
+    for buffer in (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "visual.rotary_pos_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+    ):
+        written[LAYOUTS[layout](buffer)] = np.ones(4, np.float32)
+    source = hf._Source(checkpoint)
+    save_file(written, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    renamed = hf._Source(checkpoint)
+    assert renamed._slices.keys() == source._slices.keys() == tensors.keys()
+    assert all(np.array_equal(renamed._slices[key][:], tensors[key]) for key in tensors)
+
+
+def test_a_tensor_that_is_there_twice_is_named(checkpoint):
+    edit_tensors(checkpoint, lambda t: t.update({"model.language_model.norm.weight": t["model.norm.weight"].copy()}))
+    with pytest.raises(UserError, match=r"is there twice, as model\.norm\.weight"):
+        Qwen2_5_VL.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [], {}, -1, 0, 1.5, 10**30, True, [1, "a"]])
+def test_numbers_of_the_config_that_no_model_has(checkpoint, wrong):
+    raw = json.loads((checkpoint / "config.json").read_text())
+    for part in ("text_config", "vision_config"):
+        for key in (
+            "hidden_size",
+            "num_attention_heads" if part == "text_config" else "num_heads",
+            "intermediate_size",
+        ):
+            (checkpoint / "config.json").write_text(json.dumps(raw | {part: raw[part] | {key: wrong}}))
+            with pytest.raises(UserError, match=r"config\.json.*(must be|missing)") as caught:
+                hf.read_config(checkpoint)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[" * 100_000,
+        b'{"a": NaN}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        '{"ü": 1}'.encode("latin-1"),
+        "{}".encode("utf-16"),
+    ],
+)
+def test_config_files_that_are_no_json(checkpoint, content):
+    (checkpoint / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json: (not readable JSON|expected an object)") as caught:
+        hf.read_config(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_read_over(checkpoint):
+    raw = (checkpoint / "config.json").read_bytes()
+    (checkpoint / "config.json").write_bytes(b"\xef\xbb\xbf" + raw)
+    hf.read_config(checkpoint)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_weights_cut_or_with_headers_that_lie(checkpoint, seed):
+    file, rng = checkpoint / "model.safetensors", np.random.default_rng(seed)
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    name = sorted(header.keys() - {"__metadata__"})[rng.integers(len(header) - 1)]
+    change = [
+        {"data_offsets": [0, 4]},
+        {"shape": [2**62, 8]},
+        {"dtype": "I8"},
+        {"shape": "x"},
+        {"data_offsets": [-4, 4]},
+    ]
+    header[name] |= change[seed % 5]
+    lying = json.dumps(header).encode()
+    cut = whole[: rng.integers(len(whole))]
+    longer = (2 ** int(rng.integers(20, 64))).to_bytes(8, "little") + whole[8:]
+    for broken in (cut, longer, len(lying).to_bytes(8, "little") + lying + whole[8 + length :]):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=str(checkpoint)) as caught:
+            Qwen2_5_VL.from_pretrained(checkpoint)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -127,13 +229,13 @@ def test_an_index_may_not_lead_outside_or_be_broken(checkpoint):
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../../etc/model.safetensors"}}))
     Qwen2_5_VL.from_pretrained(checkpoint)  # the file of that name beside the index
     index.write_text("[]")
-    with pytest.raises(UserError, match="not a readable index"):
+    with pytest.raises(UserError, match="expected an object of settings"):
         Qwen2_5_VL.from_pretrained(checkpoint)
 
 
 def test_pickled_weights_are_not_read(checkpoint):
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no \*\.safetensors file, and \*\.bin is not read"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors file, and pytorch_model\.bin is not read"):
         Qwen2_5_VL.from_pretrained(checkpoint)
 
 
@@ -154,7 +256,7 @@ def test_broken_directories(checkpoint, tmp_path):
     with pytest.raises(UserError, match="not a readable safetensors file"):
         Qwen2_5_VL.from_pretrained(checkpoint)
     (checkpoint / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not readable as JSON"):
+    with pytest.raises(UserError, match="not readable JSON"):
         Qwen2_5_VL.from_pretrained(checkpoint)
     (checkpoint / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="model_type is 'llama'"):

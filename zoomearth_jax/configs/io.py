@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import re
 import reprlib
@@ -236,3 +237,33 @@ def _complaint(error: Exception) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
     return where + (problem or str(error).splitlines()[0])
+
+
+def read_json(file: Path, absent: dict | None = None) -> dict[str, Any]:
+    """The object in a JSON file, in UTF-8 with or without a byte order mark.
+
+    Args:
+        absent: what stands for a file that isn't there.
+
+    Raises:
+        UserError: no such file, or no readable JSON object in it; NaN and infinities are no JSON.
+    """
+
+    def refuse(name: str):
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        if Path(file).exists() and not Path(file).is_file():
+            raise OSError("not a regular file")
+        raw = json.loads(Path(file).read_text(encoding="utf-8-sig"), parse_constant=refuse)
+    except FileNotFoundError:
+        if absent is None:
+            raise UserError(f"{file}: no such file") from None
+        return dict(absent)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
+    except RecursionError:
+        raise UserError(f"{file}: not readable JSON (nested too deeply)") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: expected an object of settings, got {type(raw).__name__}")
+    return raw

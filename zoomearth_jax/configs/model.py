@@ -7,6 +7,7 @@ from typing import Any
 
 from zoomearth_jax.errors import UserError
 
+_MOST_LAYERS, _LARGEST = 4096, 2**24  # beyond these a config.json is broken; nothing is allocated by it
 VISION_ROPE_THETA = 10_000.0  # of every published size; configs of transformers 4.x don't name it
 
 
@@ -78,6 +79,8 @@ class ModelConfig:
 
     def __post_init__(self):
         vision, text = self.vision, self.text
+        for name, part in (("vision.", vision), ("text.", text), ("", self)):
+            _check_numbers(name, part)
         checks = [
             (text.width % text.num_heads == 0, "text.width must be a multiple of text.num_heads"),
             (text.num_heads % text.num_kv_heads == 0, "text.num_heads must be a multiple of text.num_kv_heads"),
@@ -88,10 +91,29 @@ class ModelConfig:
                 "vision.window_px must be a multiple of patch_size x merge_size",
             ),
             (vision.out_dim == text.width, "vision.out_dim must equal text.width"),
+            (len(text.mrope_section) == 3, "text.mrope_section must have three numbers"),
         ]
         for ok, message in checks:
             if not ok:
                 raise UserError(f"model config: {message}")
+
+
+def _check_numbers(prefix: str, part) -> None:
+    """Refuses fields that are not numbers of their kind and of a size that a model can have."""
+    for field in dataclasses.fields(part):
+        value, where = getattr(part, field.name), f"model config: {prefix}{field.name}"
+        numbers = value if field.type.startswith("tuple") else (value,)
+        if not isinstance(numbers, tuple):
+            raise UserError(f"{where} must be a list, not {value!r:.40}")
+        for number in numbers:
+            if field.type == "float":
+                if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < 1e30:
+                    raise UserError(f"{where} must be a positive number, not {number!r:.40}")
+            elif "int" in field.type:
+                lowest = 0 if field.name.endswith("_id") or field.type.startswith("tuple") else 1
+                highest = _MOST_LAYERS if field.name in ("depth", "num_layers") else _LARGEST
+                if type(number) is not int or not lowest <= number <= highest:
+                    raise UserError(f"{where} must be an integer from {lowest} to {highest}, not {number!r:.40}")
 
 
 # our field -> HF's key, inside `vision_config` / the text part
@@ -133,6 +155,14 @@ def _take(source: dict[str, Any], keys: dict[str, str], where: str, optional: tu
     return {ours: tuple(value) if isinstance(value, list) else value for ours, value in taken.items()}
 
 
+def _part(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """An object inside HF's dict; empty where there is none."""
+    part = raw.get(key) or {}
+    if not isinstance(part, dict):
+        raise UserError(f"{where}: {key} must be an object, not {part!r:.40}")
+    return part
+
+
 def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """Reads HF's dict, flat (transformers 4.x) or nested (5.x).
 
@@ -146,15 +176,15 @@ def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConf
     """
     if raw.get("model_type") != "qwen2_5_vl":
         raise UserError(f"{where}: model_type is {raw.get('model_type')!r}, expected 'qwen2_5_vl'")
-    text = raw.get("text_config") or raw
-    vision = raw.get("vision_config") or {}
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    text = _part(raw, "text_config", where) or raw
+    vision = _part(raw, "vision_config", where)
+    rope = _part(text, "rope_parameters", where) or _part(text, "rope_scaling", where)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope"):
         raise UserError(f"{where}: rope scaling {rope_type!r} is not supported")
     if "mrope_section" not in rope:
         raise UserError(f"{where}: no mrope_section; one-dimensional rope would give silently wrong positions")
-    axes = vision.get("rope_parameters") or {}
+    axes = _part(vision, "rope_parameters", where)
     plain = axes.get("rope_type", "axial") in ("axial", "default")
     if not plain or axes.get("rope_theta", VISION_ROPE_THETA) != VISION_ROPE_THETA:
         raise UserError(f"{where}: vision_config rope_parameters {axes} are not supported")
@@ -165,10 +195,10 @@ def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConf
             raise UserError(f"{where}: hidden_act {part['hidden_act']!r} is not supported, only silu")
     if raw.get("quantization_config"):
         raise UserError(f"{where}: quantization_config is not supported; take the checkpoint in bfloat16")
-    if "sliding_attention" in text.get("layer_types", ()):
+    if "sliding_attention" in str(text.get("layer_types")):
         raise UserError(f"{where}: layer_types with sliding_attention are not supported")
-    head_dim = text.get("head_dim")
-    if head_dim and head_dim * text.get("num_attention_heads", 0) != text.get("hidden_size"):
+    head_dim, heads, width = text.get("head_dim"), text.get("num_attention_heads"), text.get("hidden_size")
+    if head_dim and (type(head_dim) is not int or type(heads) is not int or head_dim * heads != width):
         raise UserError(
             f"{where}: head_dim {head_dim} is not hidden_size / num_attention_heads, which is not supported"
         )
@@ -176,22 +206,22 @@ def from_hf_config(raw: dict[str, Any], where: str = "config.json") -> ModelConf
     tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
     eos = text.get("eos_token_id", raw.get("eos_token_id"))
     ids = _take(raw, _ID_KEYS, where, optional=tuple(_ID_KEYS))
+    eos = next(iter(eos), None) if isinstance(eos, list) else eos
     bos = text.get("bos_token_id", raw.get("bos_token_id"))
-    for name, value in (("bos_id", bos), ("eos_id", eos[0] if isinstance(eos, list) else eos)):
+    for name, value in (("bos_id", bos), ("eos_id", eos)):
         if value is not None:
             ids[name] = value
-    return ModelConfig(
-        vision=VisionConfig(
-            **_take(vision, _VISION_KEYS, f"{where} vision_config", optional=("in_channels", "temporal_patch_size"))
-        ),
-        text=TextConfig(
-            **_take(text, _TEXT_KEYS, where),
-            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-            mrope_section=tuple(rope["mrope_section"]),
-            tie_embeddings=bool(tied),
-        ),
-        **ids,
-    )
+    theta, section = rope.get("rope_theta", text.get("rope_theta", 1e6)), rope["mrope_section"]
+    of_vision = _take(vision, _VISION_KEYS, f"{where} vision_config", optional=("in_channels", "temporal_patch_size"))
+    of_text = _take(text, _TEXT_KEYS, where) | {
+        "rope_theta": float(theta) if type(theta) is int and abs(theta) < 2**53 else theta,
+        "mrope_section": tuple(section) if isinstance(section, list) else section,
+        "tie_embeddings": bool(tied),
+    }
+    try:
+        return ModelConfig(vision=VisionConfig(**of_vision), text=TextConfig(**of_text), **ids)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:

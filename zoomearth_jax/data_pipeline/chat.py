@@ -6,7 +6,6 @@ become ids. For texts that spell none, the ids are those that HF gives for the r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import jinja2
 from transformers import AutoTokenizer
 
+from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.errors import UserError
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -28,14 +28,21 @@ def load_tokenizer(directory):
     Raises:
         UserError: no tokenizer there, or a broken file.
     """
-    file = Path(directory) / "chat_template.json"
+    if not (Path(directory) / "tokenizer_config.json").exists():
+        raise UserError(f"{directory}: no tokenizer_config.json; copy the tokenizer's files of the checkpoint there")
+    own = Path(directory) / "chat_template.json"
+    template = read_json(own, {"chat_template": None}).get("chat_template", {})
+    if not isinstance(template, str | None):
+        raise UserError(f"{own}: chat_template must be a text, the template")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        if file.exists():
-            tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{directory}: no readable tokenizer or chat_template.json ({reason})") from None
+    except BaseException as error:  # of any kind; a panic of the Rust library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{directory}: no readable tokenizer ({reason})") from None
+    if template is not None:
+        tokenizer.chat_template = template
     return tokenizer
 
 

@@ -7,7 +7,6 @@ of them on the device.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageMode
 
-from zoomearth_jax.configs.io import from_dict
+from zoomearth_jax.configs.io import from_dict, read_json
 from zoomearth_jax.configs.model import from_hf_config
 from zoomearth_jax.data_pipeline.boxes import Frame
 from zoomearth_jax.data_pipeline.chat import Chat, load_tokenizer
@@ -24,7 +23,7 @@ from zoomearth_jax.errors import UserError
 
 MAX_ELONGATION = 200
 # what the model's own preprocessing does (models/vision.py: patchify); other values would be silently ignored
-_FIXED = {
+FIXED = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
     "resample": int(Image.Resampling.BICUBIC),
@@ -75,11 +74,11 @@ def read_image_config(directory) -> ImageConfig:
             one of config.json, where there is one.
     """
     directory = Path(directory)
-    raw, where = _read_json(directory / "processor_config.json").get("image_processor"), "processor_config.json"
+    raw, where = read_json(directory / "processor_config.json", {}).get("image_processor"), "processor_config.json"
     if raw is None:
-        raw, where = _read_json(directory / "preprocessor_config.json"), "preprocessor_config.json"
+        raw, where = read_json(directory / "preprocessor_config.json", {}), "preprocessor_config.json"
     config = _from_hf(raw, str(directory / where)) if raw else ImageConfig()
-    if model := _read_json(directory / "config.json"):
+    if model := read_json(directory / "config.json", {}):
         vision = from_hf_config(model, str(directory / "config.json")).vision
         for name in ("patch_size", "merge_size", "temporal_patch_size"):
             if getattr(config, name) != getattr(vision, name):
@@ -89,24 +88,15 @@ def read_image_config(directory) -> ImageConfig:
     return config
 
 
-def _read_json(file: Path) -> dict:
-    """The object in a file, empty if there is no file."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: expected an object of settings, got {type(raw).__name__}")
-    return raw
-
-
 def _from_hf(raw: dict, where: str) -> ImageConfig:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected an object of settings, got {type(raw).__name__}")
     for key, value in raw.items():
-        expected = _FIXED.get(key, False if key.startswith("do_") else value)
+        expected = FIXED.get(key, False if key.startswith("do_") else value)
         if value is not None and value != expected:
             raise UserError(f"{where}: {key} {value!r} is not supported, only {expected!r}")
     values = {f.name: raw[f.name] for f in dataclasses.fields(ImageConfig) if raw.get(f.name) is not None}
-    size = raw.get("size") or {}
+    size = raw["size"] if isinstance(raw.get("size"), dict) else {}
     for ours, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         if ours not in values and edge not in size:
             raise UserError(f"{where}: neither {ours} nor size.{edge}")

@@ -50,15 +50,18 @@ class Replies(NamedTuple):
 class RowBuilder:
     """Turns questions into rows with a tokenizer."""
 
-    def __init__(self, tokenizer, episode: EpisodeConfig, generation: dict | None = None):
+    def __init__(
+        self, tokenizer, episode: EpisodeConfig, generation: dict | None = None, processors: dict | None = None
+    ):
         """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
 
         Args:
             generation: what `generation_config.json` holds, eos_token_id as a list. These end tokens stop a stage beside
                 <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
+            processors: settings of HF's processor that were beside the model (`side_files.py`); kept to be saved again.
         """
         generation = generation or {}
-        self.tokenizer, self.episode = tokenizer, episode
+        self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
         names = (
             "<|im_start|>",
             "<|im_end|>",

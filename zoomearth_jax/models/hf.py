@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.configs.model import ModelConfig, from_hf_config, to_hf_config
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
@@ -66,9 +67,29 @@ _NAMES = {
 }
 
 
+# what other programs write before or in place of the published names; the first rule that fits is applied, then all again
+_PREFIXES = (
+    (
+        r"^(module|_orig_mod|_forward_module|base_model\.model)\.",
+        "",
+    ),  # data-parallel wrappers, torch.compile, merged PEFT
+    (r"\._(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.", "."),
+    (r"^model\.(?=visual\.|lm_head\.|language_model\.|model\.)", ""),  # transformers 5; a model saved inside another
+    (r"^vision_tower\.", "visual."),
+    (r"^language_model\.(?=lm_head\.)", ""),
+    (r"^language_model\.(model\.)?", "model."),
+)
+_BUFFERS = re.compile(
+    r"\.(rotary_emb|rotary_pos_emb)\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$"
+)  # computed anew
+
+
 def _published_key(key: str) -> str:
-    key = re.sub(r"^model\.visual\.", "visual.", key)
-    return re.sub(r"^model\.language_model\.", "model.", key)
+    for pattern, replacement in _PREFIXES:
+        key, count = re.subn(pattern, replacement, key)
+        if count:
+            return _published_key(key)
+    return key
 
 
 class _Tensor(NamedTuple):
@@ -103,8 +124,19 @@ class _Source:
             try:
                 handle = safe_open(file, framework="numpy")
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a readable safetensors file ({error})") from None
-            self._slices |= {_published_key(key): handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{file}: not a readable safetensors file ({reason}); copy it again") from None
+            for key in handle.keys():  # noqa: SIM118
+                self._add(_published_key(key), key, handle, file)
+
+    def _add(self, name: str, key: str, handle, file: Path) -> None:
+        if _BUFFERS.search(name):
+            return
+        if name in self._slices:
+            raise UserError(
+                f"{file}: {key} is there twice, as {name} under another name or in another file; remove one"
+            )
+        self._slices[name] = handle.get_slice(key)
 
     def check(self, model) -> None:
         """Compares names, shapes and types with what the config says, before anything is read."""
@@ -117,11 +149,12 @@ class _Source:
                 raise UserError(f"{self.directory}: {key} has shape {found}, the config says {shape}")
             if kind not in _FLOATS:
                 raise UserError(f"{self.directory}: {key} is of type {kind}; quantised checkpoints are not supported")
-        unknown = set(self._slices) - set(wanted)
+        unknown = self._slices.keys() - wanted.keys()
         if model.config.text.tie_embeddings:
             unknown.discard("lm_head.weight")
         if unknown:
-            raise UserError(f"{self.directory}: unknown tensors {', '.join(sorted(unknown)[:4])}")
+            more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+            raise UserError(f"{self.directory}: unknown tensors {', '.join(sorted(unknown)[:4])}{more}")
 
     def read(self, key: str, kind: str, index: tuple[slice, ...], dtype) -> np.ndarray:
         """A part of a tensor in our orientation."""
@@ -146,20 +179,28 @@ def _weight_files(directory: Path) -> list[Path]:
     """The files that the index names, or all of them where there is none."""
     index = directory / INDEX
     if not index.exists():
-        files = sorted(directory.glob("*.safetensors"))
+        files = sorted(file for file in directory.glob("*.safetensors") if file.is_file())
         if not files:
-            pickled = ", and *.bin is not read: convert it with transformers" if any(directory.glob("*.bin")) else ""
-            raise UserError(f"{directory}: no *.safetensors file{pickled}; give an HF checkpoint directory")
+            raise UserError(f"{directory}: {_without_safetensors(directory)}")
         return files
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [directory / Path(name).name for name in names]  # never outside the directory
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not a readable index ({error!r})") from None
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index}: not a readable index (no weight_map from tensors to files)")
+    files = [directory / Path(name).name for name in sorted(set(names.values()))]  # never outside the directory
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise UserError(f"{directory}: {INDEX} names {', '.join(absent[:3])}, which is not there; copy it too")
     return files
+
+
+def _without_safetensors(directory: Path) -> str:
+    pickled = sorted(file.name for end in ("bin", "pt", "pth", "ckpt") for file in directory.glob(f"*.{end}"))
+    if not pickled:
+        return "no *.safetensors file; give an HF checkpoint directory or a run with a complete checkpoint"
+    return (
+        f"no *.safetensors file, and {pickled[0]} is not read, because pickled weights can run code; where you trust them, "
+        "load them with transformers and save_pretrained them into another directory"
+    )
 
 
 def _hf_shape(tensor: _Tensor, config: ModelConfig) -> tuple[int, ...]:
@@ -178,14 +219,11 @@ def hf_tensors(model) -> dict[str, tuple[int, ...]]:
 def read_config(directory: Path) -> ModelConfig:
     """The model's config from an HF directory; UserError when it is absent, broken or another architecture."""
     file = directory / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory}: no config.json; give an HF checkpoint directory") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: expected a JSON object")
+    if not file.exists():
+        snapshots = sorted(directory.glob("snapshots/*/config.json"))
+        place = f"its snapshot {snapshots[-1].parent}" if snapshots else "an HF checkpoint directory"
+        raise UserError(f"{directory}: no config.json; give {place}")
+    raw = read_json(file)
     return from_hf_config(raw, str(file))
 
 
