@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path):
 def test_verbs_that_read_images_take_their_settings(verb, tmp_path):
     flags = "--bands 3 2 1 --max-pixels 7 --stretch"
     verbs = cli._verbs()
-    for stretch, value in (("2% 98%", ("2%", "98%")), ("0 3000", (0.0, 3000.0)), ("statistics", ("statistics",))):
+    for stretch, value in (("2% 98%", ("2%", "98%")), ("0 3000", (0.0, 3000.0)), ("min max", ("min", "max"))):
         config = cli._parse([*verb.split(), *flags.split(), *stretch.split()], verbs)
         assert config.images == ImageConfig((3, 2, 1), value, 7)
         write_yaml(tmp_path / "images.yaml", config.images)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import tyro
 from flax import nnx
-from PIL import Image
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
@@ -24,6 +20,7 @@ from zoomearth_jax.data_pipeline.image_folder import open_image
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.tiles import expanded
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.pictures import annotate
 from zoomearth_jax.rl.rollout import RolloutEngine
@@ -83,7 +80,7 @@ def ask(config: AskConfig) -> dict:
     }
     if save is not None:
         picture = annotate(played.overviews[0], played.crops[0], [(episode.box, "predicted")])
-        _save(picture, save)
+        write_file(save, lambda path: picture.save(path, format="PNG"))
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 
@@ -101,38 +98,6 @@ def _png(path: Path, image: Path) -> Path:
     if path.exists() and expanded(image).exists() and path.samefile(expanded(image)):
         raise UserError(f"{path}: --save would overwrite the image itself; use another name")
     return path
-
-
-def check_writable(path: Path) -> None:
-    """Raises UserError where a file can't be written, before any work is done; makes and leaves nothing."""
-    try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the name of a file")
-        partial = _partial(path)
-        folder = next(folder for folder in partial.absolute().parents if os.path.lexists(folder))
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))  # a full disk takes empty files
-            file.flush()
-        partial.exists()  # a name may be too long
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror})") from None
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    """Writes the picture whole or not at all."""
-    partial = _partial(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format="PNG")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({error.strerror or error})") from None
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
 
 
 def _text(result: dict, reason: str) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, Literal, Union
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_check import (
@@ -31,6 +30,8 @@ from zoomearth_jax.data_pipeline.json_lines import parse_object
 from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.questions import judge_all
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file
+from zoomearth_jax.progress import tracked
 
 _FEW = 3  # rows of a problem that are shown where not all are
 
@@ -97,6 +98,7 @@ def check(config: CheckConfig) -> dict:
     Raises:
         UserError: training and evaluation refuse the folder; with `strict`, any problem.
     """
+    check_writable(config.out)
     splits = judge_all(config.directory, config.images, _bar("rows"))
     if config.split and config.split not in splits:
         raise UserError(f"{config.directory}: no split {config.split!r}; it has {', '.join(splits)}")
@@ -130,7 +132,7 @@ def _judge(config: CheckConfig, found: list[tuple[str, Problem]], problems: list
 
 
 def _bar(what: str) -> Callable:
-    return functools.partial(tqdm, desc=what, disable=not sys.stderr.isatty(), leave=False)
+    return functools.partial(tracked, label=what)
 
 
 def _sample(config: CheckConfig, splits: dict[str, Judged]) -> tuple[list[tuple[Question, np.ndarray]], dict[str, str]]:
@@ -156,10 +158,7 @@ def _sample(config: CheckConfig, splits: dict[str, Judged]) -> tuple[list[tuple[
 def _draw(config: CheckConfig, sample: list[tuple[Question, np.ndarray]]) -> bool:
     """Draws the sample; whether there is one."""
     if sample:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = config.out.with_name(config.out.name + ".partial")
-        draw_grid(sample).save(partial, "PNG")
-        partial.replace(config.out)
+        write_file(config.out, lambda path: draw_grid(sample).save(path, "PNG"))
     return bool(sample)
 
 
@@ -169,10 +168,7 @@ def _compare_manifests(config: CheckConfig, splits: dict[str, Judged]) -> list[d
     for split, judged in splits.items() if config.manifests else ():
         file, now = config.manifests / f"{split}.json", manifest(judged.rows)
         if not file.exists():
-            config.manifests.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(file.name + ".partial")
-            partial.write_text(json.dumps(now, ensure_ascii=False, indent=1), encoding="utf-8")
-            partial.replace(file)
+            write_file(file, json.dumps(now, ensure_ascii=False, indent=1))
             continue
         try:
             before = parse_object(file.read_text(encoding="utf-8", errors="surrogateescape"))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import stat
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,7 +13,6 @@ import numpy as np
 import tyro
 from flax import nnx
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
@@ -28,8 +24,9 @@ from zoomearth_jax.data_pipeline.images import ImageSource
 from zoomearth_jax.data_pipeline.questions import LEVELS, Question
 from zoomearth_jax.data_pipeline.sources import open_sources
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import say
+from zoomearth_jax.files import check_writable
 from zoomearth_jax.model_io import load_model
+from zoomearth_jax.progress import say, tracked
 from zoomearth_jax.rl.answers import answer_scores
 from zoomearth_jax.rl.rewards import box_arrays, box_iou, window_arrays
 from zoomearth_jax.rl.rollout import MASK_LEVEL, Episode, RolloutEngine
@@ -124,9 +121,7 @@ def play_batches(
     counts = [len(batch) for batch in batches]
     batches[-1] += batches[-1][:1] * (batch_size - len(batches[-1]))
     looks = look_ahead(iter(batches), engine.look)
-    for start, batch, count in zip(
-        tqdm(starts, desc="evaluate", disable=not sys.stderr.isatty(), leave=False), batches, counts, strict=True
-    ):
+    for start, batch, count in zip(tracked(starts, "evaluate"), batches, counts, strict=True):
         look = next(looks)
         if all(map(_fault, batch)):
             yield [None] * count
@@ -211,27 +206,6 @@ def sample_record(question: Question, episode: Episode, iou: float | None = None
     }
 
 
-def check_writable(path: Path) -> None:
-    """Makes sure, before anything runs, that a file can be written; what is in it stays.
-
-    Raises:
-        UserError: a folder, no permission, a full disk, a name that can't be.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with open(path, "ab", buffering=0) as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            end = file.seek(0, os.SEEK_END) if regular else 0
-            file.write(bytes(4096) if regular else b"")
-            if regular:
-                file.truncate(end)
-        if new:
-            path.unlink()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be written ({getattr(error, 'strerror', None) or error})") from None
-
-
 class _Samples:
     """The file of samples: a line a question, on the disk as soon as its batch is done.
 
@@ -246,6 +220,7 @@ class _Samples:
         if self._path is None or self.fault:
             return
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a" if self._count else "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         except OSError as error:
@@ -295,7 +270,10 @@ def _open_questions(config: EvaluateConfig) -> tuple[list[Question], int]:
         "global_share": config.global_share,
         "questions": config.questions or SCENE_QUESTIONS,
     }
-    sources = [source.questions for source in open_sources(config.data, "test", images=config.images, **scenes)]
+    sources = [
+        source.questions
+        for source in open_sources(config.data, "test", images=config.images, strict=config.strict, **scenes)
+    ]
     questions = [s[i] for s in sources for i in range(min(len(s), config.questions or len(s)))]
     if not config.strict:
         questions = [dataclasses.replace(q, image=Guarded(q.image)) for q in questions]

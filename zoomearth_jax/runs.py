@@ -234,7 +234,7 @@ def open_loader(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
     scenes = {"seed": config.seed, "global_share": config.global_share, "questions": questions}
-    sources = open_sources(config.data, split, images=config.images, **scenes)
+    sources = open_sources(config.data, split, images=config.images, strict=config.strict, **scenes)
     for source in sources if check else ():
         if not isinstance(source.questions, SceneQuestions):
             check_source(check, source)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tqdm import tqdm
 
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.image_search import SIDECAR, Found, find_images
 from zoomearth_jax.data_pipeline.tile_build import BuildReport, build_store, verify_store
 from zoomearth_jax.data_pipeline.tiles import QUARANTINE, UNIT, StoreSettings, TileStore, expanded
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def tile(config: TileConfig) -> dict:
 def _build(config: TileConfig, found: Found) -> BuildReport:
     views, images = tuple(sorted(set(config.views))), config.images
     settings = StoreSettings(config.codec, views, images.bands, images.stretch)
-    with tqdm(desc="tiles", unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+    with Progress("tiles", unit="px") as bar:
         lock = threading.Lock()
 
         def progress(pixels: int) -> None:
@@ -127,7 +127,7 @@ def _tell(report: BuildReport, found: Found, out: Path) -> None:
 
 def _verify(config: TileConfig) -> dict:
     total = len(TileStore.open(config.out))
-    with tqdm(total=total, desc="verify", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with Progress("verify", total) as bar:
         damaged = verify_store(config.out, lambda name: bar.update())
     for name, why in damaged.items():
         print(f"damaged: {name}: {why}", file=sys.stderr)

@@ -203,7 +203,7 @@ def test_the_settings_of_a_store_rule(files, tmp_path):
         ImageFolder(tmp_path / "deep", ImageConfig((1, 2, 3)))
     with pytest.raises(UserError, match=r"built with no --bands, not --bands 3 2 1"):
         ImageFolder(tmp_path / "plain", ImageConfig((3, 2, 1)))
-    ImageFolder(tmp_path / "plain", ImageConfig((1, 2, 3), ("statistics",)))  # 8-bit images, which no stretch changes
+    ImageFolder(tmp_path / "plain", ImageConfig((1, 2, 3), ("min", "max")))  # 8-bit images, which no stretch changes
 
 
 def test_folders_and_sources_take_image_settings(tmp_path):

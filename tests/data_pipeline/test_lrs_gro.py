@@ -259,7 +259,7 @@ def test_questions_in_px_of_the_original(folder, capsys):
     assert second.thoughts == ("", "")
     assert "3 of 5 rows are left out (box is degenerate: 1, box is outside the image: 1, ans" in capsys.readouterr().err
     write_jsonl(folder / "test.jsonl", gone)
-    with pytest.raises(UserError, match="no row is left: each has no answer"):
+    with pytest.raises(UserError, match="no row is left: all are left out, the first: "):
         read_questions(folder, "test")
 
 

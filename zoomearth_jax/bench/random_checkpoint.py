@@ -9,11 +9,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from zoomearth_jax.configs.model import ModelConfig, to_hf_config
 from zoomearth_jax.models.hf import INDEX, hf_tensors
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
+from zoomearth_jax.progress import tracked
 
 
 def shortened(config: ModelConfig, vision_blocks: int, layers: int) -> ModelConfig:
@@ -43,9 +43,7 @@ def write_random_checkpoint(directory, config: ModelConfig, dtype="bfloat16", se
         weight_map.update(dict.fromkeys(held, name))
         held.clear()
 
-    for key, shape in tqdm(
-        hf_tensors(abstract_model(config)).items(), desc="random weights", leave=False, disable=None
-    ):
+    for key, shape in tracked(hf_tensors(abstract_model(config)).items(), "random weights"):
         held[key] = random_tensor(rng, key, shape, dtype)
         if sum(x.nbytes for x in held.values()) > shard_bytes:
             flush()

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.metrics import read_metrics
+from zoomearth_jax.progress import Progress
 from zoomearth_jax.saved_steps import half_written, newest, numbers, read_record
 
 # Small steps and many checkpoints, so that kills often hit a write; two updates a rollout, with a reference policy.
@@ -57,7 +57,7 @@ def bench_resume(config: ResumeConfig) -> list[dict]:
     row: dict = {f"{stage}_equal": None for stage in STAGES} | {"kills": config.kills}
     with (
         tempfile.TemporaryDirectory() as folder,
-        tqdm(total=config.kills * len(STAGES), desc="kills", disable=not sys.stderr.isatty(), leave=False) as bar,
+        Progress("kills", config.kills * len(STAGES)) as bar,
     ):
         for stage in STAGES:
             found = _stage(stage, config, Path(folder), bar)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from zoomearth_jax.configs.reward import SPECS
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.progress import tracked
 from zoomearth_jax.rl.answers import SAME, graded_scores
 from zoomearth_jax.rl.rewards import box_rewards
 from zoomearth_jax.rl.wordnet import reader, wordnet
@@ -116,9 +116,7 @@ def _wordnet(config: RewardsConfig, rng: np.random.Generator, corpus, words: lis
         ours_s.append(_seconds(lambda: graded_scores(*pairs)) / config.pairs)
     scores, known = graded_scores(*pairs), {}
     mismatches = 0
-    for pair in tqdm(
-        zip(*pairs, scores, strict=True), "nltk", config.pairs, disable=not sys.stderr.isatty(), leave=False
-    ):
+    for pair in tracked(zip(*pairs, scores, strict=True), "nltk", config.pairs):
         if pair[:2] not in known:
             known[pair[:2]] = np.float32(nltk_score(corpus, *pair[:2]))
         mismatches += bool(known[pair[:2]] != pair[2])

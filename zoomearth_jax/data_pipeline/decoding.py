@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from zoomearth_jax.configs.images import STATISTICS, ImageConfig
+from zoomearth_jax.configs.images import LEAST_TO_LARGEST, ImageConfig
 from zoomearth_jax.data_pipeline.rasters import Raster
 from zoomearth_jax.data_pipeline.samples import Samples
 from zoomearth_jax.data_pipeline.streams import MAX_WHOLE_PIXELS, Stream
 from zoomearth_jax.data_pipeline.tiff_tags import YCBCR, read_tags
 from zoomearth_jax.data_pipeline.vrt import is_vrt, local_sources
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import BrokenImage, UserError
 
 MAX_SIDE = 100_000  # px; a strip of 256 rows is then 77 MB
 SUFFIXES = frozenset(
@@ -105,7 +105,7 @@ class ImageFile:
         if samples.needs_stretch and not self.config.stretch:
             raise UserError(
                 f"{self.path}: pixel type {samples.dtype} needs a stretch, the values that become 0 and 255: --stretch LOW HIGH, "
-                "--stretch 2% 98% or --stretch statistics"
+                "--stretch 2% 98% or --stretch min max"
             )
 
     def _range(self) -> tuple[float, float]:
@@ -118,10 +118,10 @@ class ImageFile:
 
 @functools.lru_cache(maxsize=4096)
 def _found_range(path: Path, config: ImageConfig, version: tuple) -> tuple[float, float]:
-    """The range that percentiles or statistics give, of the pixels that have data; `version` makes a changed file another."""
+    """What percentiles, or least and largest values, give, of the pixels that have data; `version` makes a changed file another."""
     image = ImageFile(path, config)
     samples, frame = image._reader.samples, image.frame
-    if config.stretch == (STATISTICS,) and samples.statistics and config.bands is None:
+    if config.stretch == LEAST_TO_LARGEST and samples.statistics and config.bands is None:
         low, high = samples.statistics
     else:
         step = 1 if config.percentiles is None else max(1, int((frame.width * frame.height / _SAMPLE_PIXELS) ** 0.5))
@@ -180,7 +180,7 @@ def _reader(path: Path) -> Raster | Stream:
         return Raster(path, "ENVI")
     if path.suffix.lower() == ".hdr" and head.startswith(b"ENVI"):
         raise UserError(f"{path}: is the header of an ENVI file; give the file with the pixels, of the same name")
-    raise UserError(
+    raise BrokenImage(
         f"{path}: not a readable image (neither TIFF, PNG, JPEG, WebP, JPEG 2000, VRT, ENVI, ERDAS nor NITF); "
         f"`gdal_translate {path} OUT.tif` may convert it"
     )
@@ -229,7 +229,7 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise UserError(f"{path}: not a readable image ({error.strerror})") from None
+        raise BrokenImage(f"{path}: not a readable image ({error.strerror})") from None
     if not head:
-        raise UserError(f"{path}: not a readable image (the file is empty)")
+        raise BrokenImage(f"{path}: not a readable image (the file is empty)")
     return head

@@ -13,11 +13,12 @@ from zoomearth_jax.data_pipeline.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.images import ImageSource
 from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.records import one_line
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import BrokenImage, UserError
 
 Effect = Literal["refused", "left out", "noted"]
 _MARKS = re.compile(r"</?(?:think|answer)\s*>|bbox_2d")  # of the reply's parts (see `protocol`)
 _REST = re.compile(r", not |; | \(")
+UNREADABLE = "image can't be read"
 _NORMALISED = 16  # px; in an image of this longest side or more a box with all corners within 0 … 1 is no box in px
 
 
@@ -116,24 +117,25 @@ class OpenImages:
     def __init__(self, folder: ImageFolder):
         """Opens nothing yet."""
         self._folder = folder
-        self._found: dict[str, ImageSource | tuple[str, str]] = {}
+        self._found: dict[str, ImageSource | tuple[str, Effect, str]] = {}
 
-    def __getitem__(self, name: str) -> ImageSource | tuple[str, str]:
-        """The image; or what is wrong with it, as kind and detail."""
+    def __getitem__(self, name: str) -> ImageSource | tuple[str, Effect, str]:
+        """The image; or what is wrong with it, as kind, effect and detail."""
         if name not in self._found:
             self._found[name] = self._open(name)
         return self._found[name]
 
-    def _open(self, name: str) -> ImageSource | tuple[str, str]:
+    def _open(self, name: str) -> ImageSource | tuple[str, Effect, str]:
         try:
             image = self._folder.get(name)
         except (UserError, OSError, ValueError) as error:
             said = (error.strerror or "") if isinstance(error, OSError) else str(error)
-            return "image can't be read", said if name[:100] in said else f"{name[:100]!r}: {said}"
+            said = said if name[:100] in said else f"{name[:100]!r}: {said}"
+            return UNREADABLE, "left out" if isinstance(error, BrokenImage) else "refused", said
         if image is None:
             slashes = "; folders are parted by /" if "\\" in name else ""
             where = f"no such file in {self._folder.directory}, its images/ or its tile store tiles/"
-            return "image is missing", f"{name[:200]!r}, {where}{slashes}"
+            return "image is missing", "refused", f"{name[:200]!r}, {where}{slashes}"
         return image
 
 
@@ -154,7 +156,7 @@ def judge(
         if isinstance(image, tuple):
             if row.image not in reported:
                 reported.add(row.image)
-                problems.append(Problem(image[0], "refused", row.where, image[1]))
+                problems.append(Problem(image[0], image[1], row.where, image[2]))
             continue
         found = row_problems(row, image)
         if dropped and not row.thoughts[0]:
@@ -163,7 +165,8 @@ def judge(
         if all(problem.effect == "noted" for problem in found):
             taken.append((row, to_question(row, image)))
     if not taken and not any(problem.effect == "refused" for problem in problems):
-        why = "each has no answer, or a box that isn't in its image" if rows else "no questions"
+        first = next((str(problem) for problem in problems if problem.effect == "left out"), "")
+        why = f"all are left out, the first: {first}" if rows else "no questions"
         problems.append(Problem(f"no row is left: {why}", "refused", ""))
     return Judged(list(rows), taken, problems)
 

@@ -8,12 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from zoomearth_jax.data_pipeline.decoding import SUFFIXES
 from zoomearth_jax.data_pipeline.tiles import STORE_FILES, STORE_FOLDERS, expanded
 from zoomearth_jax.errors import UserError
 
-SUFFIXES = frozenset(  # by which folders are searched; ENVI's data files have any or none
-    (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".j2k", ".jpx", ".vrt", ".img", ".ntf", ".nitf")
-)
 KINDS = "TIFF, PNG, JPEG, WebP, JPEG 2000, VRT, ENVI, ERDAS or NITF"
 SIDECAR = "a sidecar file"
 _SIDECARS = re.compile(

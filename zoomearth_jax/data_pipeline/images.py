@@ -56,8 +56,14 @@ class RawImage:
         x1, y1, x2, y2 = (float(np.float32(edge)) for edge in box.corners)
         top, bottom = span(y1, y2, size.height, self.frame.height)
         strips = ImageFile(self.path, self.config).strips(256, top, bottom)
-        parts = [np.asarray(columns_resized(Image.fromarray(strip), x1, x2, size.width)) for strip in strips]
-        return rows_resized(Image.fromarray(np.concatenate(parts)), y1 - top, y2 - top, size.height)
+        narrow, filled = (
+            Image.new("RGB", (size.width, bottom - top)),
+            0,
+        )  # made first: small parts keep the heap from shrinking
+        for strip in strips:
+            narrow.paste(columns_resized(Image.fromarray(strip), x1, x2, size.width), (0, filled))
+            filled += len(strip)
+        return rows_resized(narrow, y1 - top, y2 - top, size.height)
 
 
 KEPT_PIXELS = 100_000_000  # 0.4 GB

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline.folder_rows import Judged, OpenImages, Problem, judge
+from zoomearth_jax.data_pipeline.folder_rows import UNREADABLE, Judged, OpenImages, Problem, judge
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.lrs_gro import SPLITS as RELEASED_SPLITS
 from zoomearth_jax.data_pipeline.lrs_gro import to_row
@@ -76,7 +76,9 @@ def scene_questions(split: str, seed: int, start: int, count: int, global_share:
     return questions
 
 
-def read_questions(directory, split: str | None = None, images: ImageConfig = ImageConfig()) -> list[Question]:
+def read_questions(
+    directory, split: str | None = None, images: ImageConfig = ImageConfig(), strict: bool = False
+) -> list[Question]:
     """The questions of a folder, as training and evaluation take them, with their images (`ImageFolder` says where those are).
 
     Two forms: questions.jsonl, one split whatever `split` says (see `own_rows`); or the rows of LRS-GRO (see
@@ -86,12 +88,17 @@ def read_questions(directory, split: str | None = None, images: ImageConfig = Im
     Args:
         split: sft, grpo or test, the names of SPLITS; LRS-GRO needs it. Its own name for grpo, rl, is taken too.
         images: how image files are read.
+        strict: refuse images that can't be read, instead of leaving their rows out.
 
     Raises:
         UserError: nothing there, or anything that `folder_rows.judge` refuses: how many faults, and the first.
     """
     judged = judge_split(directory, split, images)
     refuse(directory, [str(problem) for problem in judged.of_effect("refused")])
+    broken = [str(problem) for problem in judged.problems if problem.kind == UNREADABLE]
+    refuse(directory, broken if strict else [])
+    for said in broken[:20]:
+        print(f"{directory}: {said}", file=sys.stderr)
     if left_out := judged.of_effect("left out"):
         kinds = collections.Counter(problem.kind for problem in left_out)
         count = f"{len(judged.rows) - len(judged.taken):,} of {len(judged.rows):,} rows are left out"

@@ -17,7 +17,7 @@ from zoomearth_jax.data_pipeline.boxes import Frame
 from zoomearth_jax.data_pipeline.complaints import ANYTHING, WrongPixels, heard
 from zoomearth_jax.data_pipeline.samples import Samples
 from zoomearth_jax.data_pipeline.tiff_tags import KINDS, NAMES, TiffTags
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import BrokenImage, UserError
 
 MAX_BLOCK_BYTES = 400_000_000  # of a strip or tile, which is decoded whole
 _PIECE_BYTES = 32_000_000  # read at a time; GDAL's cache holds the strips or tiles of it
@@ -80,7 +80,7 @@ class Raster:
         size = sum(np.dtype(dtype).itemsize for dtype in file.dtypes) * file.width * file.height
         size += int(offset) if offset.isdigit() else 0
         if (found := self.path.stat().st_size) < size:
-            raise UserError(f"{self.path}: broken image data (cut off: {found:,} of {size:,} bytes)")
+            raise BrokenImage(f"{self.path}: broken image data (cut off: {found:,} of {size:,} bytes)")
 
     def rows(self, bands: list[int], top: int, bottom: int) -> Iterator[np.ndarray]:
         """Bands (from 0) of the rows top ... bottom - 1, as [rows, width, bands] of any heights.
@@ -125,10 +125,10 @@ class Raster:
             with rasterio.Env(**_SETTINGS), heard(self.path, None if opening else ANYTHING):
                 yield
         except WrongPixels as error:
-            raise UserError(f"{self.path}: {what} ({error})") from None
+            raise BrokenImage(f"{self.path}: {what} ({error})") from None
         except (RasterioError, ValueError, MemoryError) as error:
             said = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-            raise UserError(f"{self.path}: {what} ({said})") from None
+            raise BrokenImage(f"{self.path}: {what} ({said})") from None
 
 
 def _samples(file, tags: TiffTags | None) -> Samples:

@@ -61,6 +61,7 @@ def open_sources(
     global_share: float,
     questions: int = ENDLESS,
     images: ImageConfig = ImageConfig(),
+    strict: bool = False,
 ) -> list[Source]:
     """The sources that the `data` setting names.
 
@@ -69,6 +70,7 @@ def open_sources(
         split: sft, grpo or test, of scenes and of folders that hold several.
         seed, global_share, questions: which procedural scenes, and how many.
         images: how the folders' image files become RGB.
+        strict: refuse images that can't be read, instead of leaving their questions out.
 
     Raises:
         UserError: nothing named, or a folder that can't be read.
@@ -76,4 +78,4 @@ def open_sources(
     if not data or isinstance(data, str):
         raise UserError(f"data: give a sequence of folders, `{SCENES}` among them or alone, not {data!r}")
     scenes = SceneQuestions(split, seed, global_share, questions)
-    return [Source(name, scenes if name == SCENES else read_questions(name, split, images)) for name in data]
+    return [Source(name, scenes if name == SCENES else read_questions(name, split, images, strict)) for name in data]

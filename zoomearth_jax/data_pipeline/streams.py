@@ -13,7 +13,7 @@ import pyvips
 from zoomearth_jax.data_pipeline.boxes import Frame
 from zoomearth_jax.data_pipeline.complaints import OF_JPEG, WrongPixels, heard, warn
 from zoomearth_jax.data_pipeline.samples import Samples
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import BrokenImage
 
 MAX_WHOLE_PIXELS = 100_000_000  # of files that can only be decoded whole: 0.4 GB
 _LOADERS = ("Tiff", "Png", "Jpeg", "Webp")
@@ -91,10 +91,10 @@ class Stream:
             with heard(self.path, OF_JPEG if self._loader == "tiff" else None):
                 yield
         except WrongPixels as error:
-            raise UserError(f"{self.path}: {what} ({error})") from None
+            raise BrokenImage(f"{self.path}: {what} ({error})") from None
         except pyvips.Error as error:
             said = "; ".join(dict.fromkeys(line for line in error.detail.splitlines() if line)) or error.message
-            raise UserError(f"{self.path}: {what} ({said})") from None
+            raise BrokenImage(f"{self.path}: {what} ({said})") from None
 
 
 def without_junk(path: Path) -> bytes | None:

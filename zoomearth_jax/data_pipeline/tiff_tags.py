@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import BrokenImage
 
 _BITS, _CODEC, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PALETTE, _INKS, _EXTRA = 258, 259, 262, 277, 284, 320, 332, 338
 _SIZES = (279, 325)  # bytes of strips and of tiles
@@ -76,7 +76,7 @@ def read_tags(path: Path) -> TiffTags:
             return _tags(directory)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, OverflowError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable image (its tags: {said})") from None
+        raise BrokenImage(f"{path}: not a readable image (its tags: {said})") from None
 
 
 def _tags(directory) -> TiffTags:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from zoomearth_jax.data_pipeline.tiles import (
     source_of,
 )
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import Lock, write_file
 
 
 @contextlib.contextmanager
@@ -42,27 +42,9 @@ def writing(directory: Path) -> Iterator[None]:
         raise UserError(f"{directory}: can't write the tile store ({error.strerror or error})") from None
 
 
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One build at a time; the lock of a killed one goes with it. Folders that were made and stay empty go again."""
-    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / LOCK
-    with path.open("w") as lock:
-        busy = UserError(f"{directory}: another `zoomearth tile` is building this store; wait for it")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        if not os.fstat(lock.fileno()).st_nlink:  # its owner has just removed it
-            raise busy
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()
+def locked(directory: Path) -> Lock:
+    """One build at a time."""
+    return Lock(directory, f"{directory}: another `zoomearth tile` is building this store; wait for it")
 
 
 def check_owner(directory: Path) -> None:
@@ -201,7 +183,7 @@ def finish(directory, settings: StoreSettings, records: dict[str, ImageRecord], 
     lines = [line for line in old if _file_in(line) not in given]
     for name, reason in sorted(refused.items()):
         lines.append(json.dumps({"image": name, "file": str(images[name]), "reason": reason}))
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_file(path, "".join(f"{line}\n" for line in lines))
     listed = [dataclasses.asdict(record) for _, record in sorted(records.items())]
     index = {"format": FORMAT, "version": VERSION, "settings": dataclasses.asdict(settings), "images": listed}
     write_json(directory / INDEX, index)
@@ -237,10 +219,4 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, values: dict) -> None:
-    write_text(path, json.dumps(values) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(values) + "\n")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import BrokenImage, UserError
 
 MAX_BYTES = 20_000_000  # of XML
 _SOURCES = {"SourceFilename", "SourceDataset"}
@@ -61,4 +61,4 @@ def _parsed(path: Path):
             raise UserError(f"{path}: a virtual raster with entities of its own is not read")
         return ElementTree.fromstring(data)
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from None
+        raise BrokenImage(f"{path}: not a readable image ({error})") from None

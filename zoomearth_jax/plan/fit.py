@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
-
-from tqdm import tqdm
 
 from zoomearth_jax.chips import GIB, Chip
 from zoomearth_jax.configs.mesh import STATE_BYTES
@@ -15,6 +12,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.sharding import num_slices
 from zoomearth_jax.plan.report import report_of, step_flops
 from zoomearth_jax.plan.steps import count_parameters
+from zoomearth_jax.progress import tracked
 
 KEPT_VALUES = {"full": 1, "dots": 12, "none": 40}  # bfloat16 values of model width that a token keeps a layer, roughly
 RECOMPUTED = {"full": 4 / 3, "dots": 1.1, "none": 1.0}  # of the FLOPs
@@ -44,7 +42,7 @@ def fastest(config, devices, known: Chip) -> dict:
     """
     chosen = [c for c in candidates(config, devices, known) if c.guessed_bytes < known.hbm_bytes][: config.tries]
     reports = []
-    for candidate in tqdm(chosen, desc="candidates", disable=not sys.stderr.isatty(), leave=False):
+    for candidate in tracked(chosen, "candidates"):
         report = report_of(candidate.apply(config), devices, known)
         fits = all(row["fits"] for row in report["steps"].values())
         seconds = sum(row["seconds"] for row in report["steps"].values()) if fits else None

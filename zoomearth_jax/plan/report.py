@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import re
-import sys
 import time
 
 import jax
-from tqdm import tqdm
 
 from zoomearth_jax.chips import Chip
 from zoomearth_jax.configs.mesh import MeshConfig
@@ -20,6 +18,7 @@ from zoomearth_jax.models.sharding import make_mesh, num_slices
 from zoomearth_jax.plan.cost import Cost, Network, Player
 from zoomearth_jax.plan.hlo import parse
 from zoomearth_jax.plan.steps import Training, chip_bytes, count_parameters
+from zoomearth_jax.progress import tracked
 
 STEPS = {"sft": ("sft",), "rollout": ("prefill", "decode", "crop"), "grpo": ("grpo",)}  # program -> its rows
 
@@ -28,7 +27,7 @@ def report_of(config, devices, known: Chip) -> dict:
     """The report on one mesh and set of settings."""
     training = _training(config, devices)
     steps = {}
-    for program in tqdm(config.programs, desc="compiling", disable=not sys.stderr.isatty(), leave=False):
+    for program in tracked(config.programs, "compiling"):
         began = time.perf_counter()
         try:
             rows = _PROGRAMS[program](config, training, Network(known, training.mesh.devices.flat))

@@ -12,11 +12,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, view_size
+from zoomearth_jax.data_pipeline.decoding import SUFFIXES
 from zoomearth_jax.data_pipeline.images import RawImage, whole
 from zoomearth_jax.data_pipeline.tfds_builders.base import FolderBuilder
 from zoomearth_jax.errors import UserError
-
-_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".webp")
 
 
 @dataclasses.dataclass
@@ -55,9 +54,9 @@ class UhrTiles(FolderBuilder):
         return {"train": self._generate_examples(Path(dl_manager.manual_dir))}
 
     def _generate_examples(self, folder: Path):
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
-            raise UserError(f"{folder}: no images ({', '.join(_SUFFIXES)})")
+            raise UserError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))})")
         config = self.builder_config
         jobs = [(str(folder), str(file.relative_to(folder)), config.side, config.overview) for file in files]
         return self._spread(jobs, _examples)
