@@ -30,7 +30,7 @@ from zoomearth_jax.data_pipeline.json_lines import parse_object
 from zoomearth_jax.data_pipeline.question import Question
 from zoomearth_jax.data_pipeline.questions import judge_all
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.files import write_file
+from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.progress import tracked
 
 _FEW = 3  # rows of a problem that are shown where not all are
@@ -98,7 +98,8 @@ def check(config: CheckConfig) -> dict:
     Raises:
         UserError: training and evaluation refuse the folder; with `strict`, any problem.
     """
-    check_writable(config.out)
+    if config.sample:
+        check_writable(config.out)
     splits = judge_all(config.directory, config.images, _bar("rows"))
     if config.split and config.split not in splits:
         raise UserError(f"{config.directory}: no split {config.split!r}; it has {', '.join(splits)}")

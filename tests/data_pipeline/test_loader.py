@@ -269,7 +269,7 @@ def test_a_question_that_doesn_t_fit_is_never_skipped(nano):
     source = Source("finite", [*FINITE.questions[:5], long, *with_broken({6}).questions[6:]])
     with (
         open_loader((source,), nano.rows.supervised) as loader,
-        pytest.raises(UserError, match=r"^finite question 6: question of .* tokens"),
+        pytest.raises(UserError, match=r"^finite question 6: question 'why.* takes .* tokens"),
     ):
         list(loader.batches(0, 10))
 

@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_store(one, tmp_path):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, old[1]))  # SIGXFSZ is ignored by Python
     try:
-        with pytest.raises(UserError, match="can't write the tile store"):
+        with pytest.raises(UserError, match="store: can't be written"):
             build()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -285,7 +285,7 @@ def test_unknown_names_and_folders(folder, tmp_path):
     with pytest.raises(UserError, match="no tile store"):
         TileStore.open(tmp_path)
     (tmp_path / "store").write_text("")
-    with pytest.raises(UserError, match="can't write the tile store"):
+    with pytest.raises(UserError, match="store: can't be written"):
         build_store([], tmp_path / "store", StoreSettings(), workers=1)
 
 

@@ -131,7 +131,9 @@ class OpenImages:
         except (UserError, OSError, ValueError) as error:
             said = (error.strerror or "") if isinstance(error, OSError) else str(error)
             said = said if name[:100] in said else f"{name[:100]!r}: {said}"
-            return UNREADABLE, "left out" if isinstance(error, BrokenImage) else "refused", said
+            if isinstance(error, BrokenImage):
+                return UNREADABLE, "left out", said
+            return "image is refused", "refused", said
         if image is None:
             slashes = "; folders are parted by /" if "\\" in name else ""
             where = f"no such file in {self._folder.directory}, its images/ or its tile store tiles/"

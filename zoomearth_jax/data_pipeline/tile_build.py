@@ -37,7 +37,6 @@ from zoomearth_jax.data_pipeline.tile_folder import (
     sha256,
     unchanged,
     write_record,
-    writing,
 )
 from zoomearth_jax.data_pipeline.tiles import (
     INDEX,
@@ -51,6 +50,7 @@ from zoomearth_jax.data_pipeline.tiles import (
     source_of,
 )
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import writing
 
 _PENDING = 128  # tiles of an image that are being encoded or wait to be written: 32 MB
 # More effort for WebP: a few % smaller, several times slower.

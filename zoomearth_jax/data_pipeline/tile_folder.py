@@ -33,15 +33,6 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import Lock, write_file
 
 
-@contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """A store that can't be written is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{directory}: can't write the tile store ({error.strerror or error})") from None
-
-
 def locked(directory: Path) -> Lock:
     """One build at a time."""
     return Lock(directory, f"{directory}: another `zoomearth tile` is building this store; wait for it")
