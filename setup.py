@@ -27,7 +27,7 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", *TENSORBOARD]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tifffile>=2025.5", "imagecodecs>=2025.3", *TENSORBOARD]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +96,7 @@ def _png(path: Path, image: Path) -> Path:
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: --save writes PNG; use a name that ends in .png")
     check_writable(path)
-    if path.exists() and expanded(image).exists() and path.samefile(expanded(image)):
+    if os.path.realpath(path) == os.path.realpath(expanded(image)):
         raise UserError(f"{path}: --save would overwrite the image itself; use another name")
     return path
 

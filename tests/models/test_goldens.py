@@ -128,7 +128,9 @@ def test_cache_slots_that_are_not_valid_change_nothing(golden):
     noise = [jnp.concatenate([x, 100 * x[:, :, :, :3]], axis=3) for x in (cache.k, cache.v)]
     noisy = KVCache(*noise, jnp.pad(cache.valid_BS, ((0, 0), (0, 3))))
     got, _, _ = segment(model, ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
-    np.testing.assert_allclose(got, want, atol=1e-5)  # sums of another length; a slot that counted would change it by far more
+    np.testing.assert_allclose(
+        got, want, atol=1e-5
+    )  # sums of another length; a slot that counted would change it by far more
 
 
 def test_padding_changes_nothing(golden):
