@@ -135,6 +135,7 @@ def test_an_ascii_locale_knows_utf_8_all_the_same(tmp_path):
     assert (tmp_path / "名 [1]{%d}*?" / "questions.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     """Files can't grow beyond 60 kB, as if the disk were full: metrics fit, arrays don't."""
     config = SFTConfig(out=tmp_path / "run[1e-3]", questions=16, batch_size=8, steps=4, checkpoint_every=2)
@@ -204,6 +205,7 @@ def test_a_failed_start_leaves_nothing_and_harms_nothing(verb, why, folders, cap
     assert not (folders / "new").exists()
 
 
+@pytest.mark.slow
 def test_an_overwritten_run_is_replaced_once_a_step_is_done(folders):
     out = shutil.copytree(folders / "run", folders / "again")
     (out / "notes.txt").write_text("mine")

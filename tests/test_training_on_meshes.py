@@ -41,7 +41,8 @@ def error(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize("verb", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])  # test_sharded has the SFT loss
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
 def test_two_processes_with_microbatches_train_as_one_device(verb, tmp_path):
     want = train(tmp_path / "one", verb, 3, 1)
     got = train(tmp_path / "two", verb, 3, 2, "--accumulate", 2, "--mesh.fsdp", 2, processes=2)

@@ -213,7 +213,7 @@ def filled(numbers, step, size=4):
     return taken
 
 
-@pytest.mark.parametrize(("workers", "keep_bytes"), [(0, 0), (2, 0)])
+@pytest.mark.parametrize(("workers", "keep_bytes"), [(0, 0), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_a_broken_image_s_place_is_taken_by_the_next(workers, keep_bytes, capsys):
     """Whatever is known already: from the start, from the middle, and in two hosts' halves."""
     broken = {2, 3, 11}

@@ -185,6 +185,7 @@ def test_the_folder_of_the_documentation(tmp_path, monkeypatch, capsys):
     assert {name: needed == "yes" for name, needed in fields} == {name: f.required for name, f in FIELDS.items()}
 
 
+@pytest.mark.slow
 def test_a_question_too_long_is_met_before_the_run_by_a_setting(folder, tmp_path, capsys):
     rows = [row(question="What is the colour of the roof by the bridge? " * n) for n in (2, 3)]
     (folder / "questions.jsonl").write_text(lines(*rows))

@@ -167,5 +167,5 @@ def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
 
 def test_a_question_that_does_not_fit_stops_before_anything_runs(tuned, engine, questions):
     long = dataclasses.replace(questions[0], text="why " * 200)
-    with pytest.raises(UserError, match="prompt slot"):
+    with pytest.raises(UserError, match=r"--layout\.prompt-len"):
         engine(tuned[1].params, [long], jax.random.key(0))

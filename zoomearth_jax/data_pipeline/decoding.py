@@ -176,7 +176,7 @@ def _reader(path: Path) -> Raster | Stream:
     if is_vrt(head):
         _check_vrt(path)
         return Raster(path, "VRT")
-    if envi_header(path):
+    if _envi_header(path):
         return Raster(path, "ENVI")
     if path.suffix.lower() == ".hdr" and head.startswith(b"ENVI"):
         raise UserError(f"{path}: is the header of an ENVI file; give the file with the pixels, of the same name")
@@ -208,7 +208,7 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
             _reader(source)
 
 
-def envi_header(path: Path) -> Path | None:
+def _envi_header(path: Path) -> Path | None:
     """The header of an ENVI file's pixels: NAME.hdr, or the name with .hdr in place of its ending; None if there is none."""
     for header in (path.with_name(path.name + ".hdr"), path.with_suffix(".hdr")):
         if header != path and header.is_file():

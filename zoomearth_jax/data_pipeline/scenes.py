@@ -71,8 +71,8 @@ class Scene:
         scale = self.side / UNITS
         return Box(site.x1 * scale, site.y1 * scale, site.x2 * scale, site.y2 * scale, self.frame)
 
-    def window(self, box: Box, size: Frame) -> np.ndarray:
-        """Exact area average of the window `box` over each pixel of `size`: uint8 [size.height, size.width, 3]."""
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """Always exact: the area average of the window `box` over each pixel of `size`: uint8 [size.height, size.width, 3]."""
         scale = UNITS / self.side
         edges_x = np.linspace(box.x1 * scale, box.x2 * scale, size.width + 1)
         edges_y = np.linspace(box.y1 * scale, box.y2 * scale, size.height + 1)
