@@ -105,6 +105,7 @@ def test_a_run_loads_merged(sft_run):
     assert results["shown"]["questions"] == 8
 
 
+@pytest.mark.slow
 def test_grpo_starts_at_its_reference_and_leaves_it(sft_run, folder):
     """From a run with adapters, with fresh ones in the decoder and in the vision encoder."""
     config = GRPOConfig(

@@ -54,6 +54,7 @@ def test_ctrl_c_while_images_are_written(tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".tif"}
 
 
+@pytest.mark.slow
 def test_a_run_at_work_is_left_alone_and_ends_by_ctrl_c(tmp_path, capsys):
     """With data workers, and steps in flight."""
     process = command("sft", "--out", tmp_path, "--workers", 1, *SFT)

@@ -72,7 +72,7 @@ def losses(config):
     return [{name: x for name, x in row.items() if not name.startswith("perf/")} for row in rows]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_a_seeded_run_repeats_itself_exactly(stage, request, folder):
     config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
     again = dataclasses.replace(config, out=folder / f"{stage}_again")
@@ -172,7 +172,7 @@ def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
         assert picture.height >= 448
 
 
-@pytest.mark.parametrize("side", [2048, 5000])
+@pytest.mark.parametrize("side", [2048, pytest.param(5000, marks=pytest.mark.slow)])
 def test_shipped_policy_answers_about_a_file(side, folder, capsys):
     """On real TIFFs: right answers about most sites, and boxes that lie on them."""
     scenes = write_scenes(ScenesConfig(out=folder / f"tiff{side}", count=2, side=side, seed=5))

@@ -185,6 +185,7 @@ def test_tpu_flags_leave_what_is_set(monkeypatch):
     assert len(os.environ["LIBTPU_INIT_ARGS"].split()) == 2
 
 
+@pytest.mark.slow
 def test_bench_plan(monkeypatch):
     programs = bench._programs
     monkeypatch.setattr(
