@@ -82,6 +82,7 @@ def test_fine_tuning_lowers_the_loss(sft_run):
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(sft_run, folder):
     cut = dataclasses.replace(sft_run, out=shutil.copytree(sft_run.out, folder / "cut"))
     with Checkpoints(cut.out) as checkpoints:

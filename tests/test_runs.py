@@ -124,6 +124,7 @@ def test_training_moves_text_and_leaves_frozen_vision(sft_run, nano_params):
         assert same == (path[0] == "vision"), path
 
 
+@pytest.mark.slow
 def test_unfrozen_vision_trains(folder):
     config = SFTConfig(out=folder / "open", questions=16, steps=1, batch_size=8, freeze_vision=False)
     sft(config)

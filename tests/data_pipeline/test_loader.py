@@ -51,7 +51,7 @@ def rows_of_run(nano):
         return list(loader.batches(0, STEPS))
 
 
-@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_resume_is_bit_exact_at_random_steps(workers, nano, rows_of_run):
     steps = np.random.default_rng().choice(STEPS, 5, replace=False)
     with open_loader((FINITE, ENDLESS), nano.rows.supervised, mix=(1, 3), workers=workers) as loader:
@@ -247,7 +247,7 @@ def test_rows_that_are_kept_have_the_same_substitutes(nano):
             assert all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_strict_or_a_whole_broken_batch_ends_the_run(workers, nano, tmp_path):
     folder = write_scenes(ScenesConfig(out=tmp_path, count=2, side=300, format="png"))
     source = open_sources([str(folder)], "sft", seed=0, global_share=0)
