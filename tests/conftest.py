@@ -18,7 +18,7 @@ from flax import nnx
 from hypothesis import settings
 
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 
 
 @pytest.fixture(scope="session")

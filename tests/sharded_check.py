@@ -15,17 +15,17 @@ from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.model_io import load_model, resolve
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import make_mesh, shard_batch
-from zoomearth_jax.rl.learner import row_batch, row_logprobs, written_slots
+from zoomearth_jax.rl.learner import row_batch, row_logprobs
 
 
-def loss_and_gradients(model, batch, episode):
+def loss_and_gradients(model, batch, layout):
     graph, params = nnx.split(model, nnx.Param)
 
     @jax.jit
     def run(params, batch):
         def loss_fn(params):
-            logp, _ = row_logprobs(nnx.merge(graph, params), batch, episode, 1.0, ())
-            mask = batch.target[:, written_slots(episode)]
+            logp, _ = row_logprobs(nnx.merge(graph, params), batch, layout, 1.0, ())
+            mask = batch.target[:, layout.written()]
             return -(logp * mask).sum() / mask.sum()
 
         return jax.value_and_grad(loss_fn)(params)
@@ -40,13 +40,13 @@ def losses():
     overviews = [rows.overview(q) for q in questions]
     replies = rows.reference_replies(questions, overviews)
     batch = row_batch(rows.prompts(questions, overviews), replies, model.config.vision)
-    want_loss, want = loss_and_gradients(model, batch, rows.episode)
+    want_loss, want = loss_and_gradients(model, batch, rows.layout)
     results = {}
     for shape in ((8, 1, 1), (2, 4, 1), (2, 2, 2)):
         mesh = make_mesh(shape)
         with jax.set_mesh(mesh):
             sharded = Qwen2_5_VL.from_pretrained(resolve("nano"), mesh=mesh)
-            loss, gradients = loss_and_gradients(sharded, shard_batch(batch, mesh), rows.episode)
+            loss, gradients = loss_and_gradients(sharded, shard_batch(batch, mesh), rows.layout)
         kernel = sharded.decoder.layers.mlp.gate_proj.kernel[...]
         results[str(shape)] = {
             "loss": abs(loss - want_loss) / want_loss,

@@ -16,7 +16,7 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.metrics import read_metrics
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 
 
 def row(variant, seed, **scores):
@@ -92,7 +92,7 @@ def test_variants_change_what_they_say_and_nothing_else():
         "reference",
         False,
     )
-    assert released.rollout == RolloutConfig(crop_gate="oracle", stage1_ids="retokenised", crop="reference")
+    assert released.rollout == RolloutConfig(crop_gate="oracle", turn_ids="retokenised", crop="reference")
     unscaled = {"region_alpha": 200.0, "region_unit": "px"}
     assert dataclasses.replace(released.reward, **unscaled) == RewardSpec.named("reference")
 

@@ -18,7 +18,7 @@ from zoomearth_jax.cli import main
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.wordnet import WordNet, wordnet
 
 

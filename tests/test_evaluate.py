@@ -7,26 +7,31 @@ from pathlib import Path
 
 import pytest
 
+from tests.episodes import made_episode
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.question import Look
 from zoomearth_jax.data_pipeline.questions import Question, read_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import EvaluateConfig, _open_questions, evaluate, sample_record, summarize
+from zoomearth_jax.evaluate import EvaluateConfig, _open_questions, evaluate
+from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
-from zoomearth_jax.rl.rollout import Episode
+from zoomearth_jax.rl.records import sample_record
 
-IMAGE, LAYOUT = Frame(1000, 1000), EpisodeConfig(min_window_px=100)
+IMAGE, EPISODE = Frame(1000, 1000), EpisodeConfig(min_window_px=100)
 
 
 def question(answer, box=None):
-    return Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object" if box else "global", box)
+    return Question(
+        types.SimpleNamespace(frame=IMAGE), "?", answer, "object" if box else "global", (Look(box),) if box else ()
+    )
 
 
 def episode(answer, box=None):
-    window = box and crop_window(box, LAYOUT.min_window_px)
-    return Episode("", "" if box else None, box, "" if box else "absent", window, answer, False)
+    window = box and crop_window(box, EPISODE.min_window_px)
+    return made_episode("", "" if box else None, box, "" if box else "absent", window, answer)
 
 
 QUESTIONS = [question("3"), question("ship", Box(0, 0, 20, 20, IMAGE)), question("urban"), question("yes")]
@@ -42,7 +47,7 @@ EPISODES = [episode("III"), episode("ships", Box(10, 0, 30, 20, IMAGE)), episode
     ],
 )
 def test_answers_are_correct_by_the_match(match, correct):
-    summary = summarize(QUESTIONS, EPISODES, LAYOUT, match)
+    summary = summarize(QUESTIONS, EPISODES, EPISODE, match)
     assert summary["accuracy"] == sum(correct) / 4
     assert summary["accuracy_by_level"] == {"global": (correct[0] + correct[2] + correct[3]) / 3, "object": correct[1]}
     records = [sample_record(q, e, match=match) for q, e in zip(QUESTIONS, EPISODES, strict=True)]
@@ -50,7 +55,7 @@ def test_answers_are_correct_by_the_match(match, correct):
 
 
 def test_iou_of_boxes_and_of_windows():
-    summary = summarize(QUESTIONS, EPISODES, LAYOUT)
+    summary = summarize(QUESTIONS, EPISODES, EPISODE)
     assert summary["apo_iou"] == pytest.approx(1 / 3)
     assert summary["apo_iou_window"] == 1.0  # both boxes are read in the corner's window
     assert summary["zoom_rate"] == 0.25

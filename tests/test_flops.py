@@ -23,7 +23,13 @@ from zoomearth_jax.flops import (
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.vision import vision_layout
 
-ARRAYS = {"prompt_N": [5], "reply_B": [3, 0], "scored_B": [2, 4], "overview_N2": [[2, 2]], "crop_B2": [[1, 3], [0, 0]]}
+ARRAYS = {
+    "prompt_N": [5],
+    "reply_B": [3, 0],
+    "scored_B": [2, 4],
+    "overview_N2": [[2, 2]],
+    "picture_BP2": [[[1, 3]], [[0, 0]]],
+}
 COUNTS = RowCounts(**{name: np.array(values) for name, values in ARRAYS.items()})
 
 
@@ -80,11 +86,11 @@ def test_padding_is_not_counted(nano):
     counts = row_counts(prompts, replies)
     assert counts.tokens == prompts.valid.sum() + replies.valid.sum()
     assert counts.images == 4 + sum(q.box is not None for q in questions)
-    most = full_counts(nano.rows.episode, 4)
+    most = full_counts(nano.rows.layout, 4)
     assert sft_flops(nano.model.config, counts, freeze_vision=True) < sft_flops(
         nano.model.config, most, freeze_vision=True
     )
-    assert most.tokens == 4 * (nano.rows.episode.prompt_len + nano.rows.episode.reply_len)
+    assert most.tokens == 4 * (nano.rows.layout.prompt_len + nano.rows.layout.reply_len)
 
 
 def test_the_3b_costs_two_flops_a_parameter_and_token():

@@ -69,7 +69,7 @@ def test_three_steps_move_the_adapters_alone():
     held = sum(x.size for x in jax.tree.leaves(state.opt_state) if np.ndim(x))
     assert held == 2 * sum(x.size for x in jax.tree.leaves(state.trainable))  # AdamW's two moments
     config = SFTConfig(questions=16, batch_size=8)
-    step = make_sft_step(graph, optimizer, rows.episode)
+    step = make_sft_step(graph, optimizer, rows.layout)
     with open_loader(config, "sft", rows.supervised, config.batch_size, config.questions) as loader:
         for batch in loader.batches(0, 3):
             state, _ = step(state, row_batch(*batch, model.config.vision))

@@ -10,7 +10,9 @@ from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.panel import chosen, printable, write_panel
 from zoomearth_jax.pictures import COLORS
-from zoomearth_jax.rl.rollout import Episode, Trajectories
+from zoomearth_jax.rl.episode import Episode, Turn
+from zoomearth_jax.rl.rollout.engine import Trajectories
+from zoomearth_jax.tools.tool import Request
 
 VIEW = Frame(112, 112)
 EVIL = "<script>alert(1)</script> {{ 7*7 }} \x00\x1b[31m 漢字 \ud800 \u202e ﷽ 🛰️ %s " + "W" * 3000
@@ -19,12 +21,14 @@ EVIL = "<script>alert(1)</script> {{ 7*7 }} \x00\x1b[31m 漢字 \ud800 \u202e �
 def trajectories(questions, texts):
     """One episode of each question a text, that names a box and sees a grey crop."""
     box = Box(10, 20, 60, 70, VIEW)
+    crop = np.full((56, 112, 3), 60, np.uint8)
     episodes = [
-        Episode(text, text[::-1], box, "", box.to(q.image.frame), text[:9], False) for q in questions for text in texts
+        Episode((Turn(text, Request(True, box, box.to(q.image.frame)), "", crop), Turn(text[::-1])), text[:9], False)
+        for q in questions
+        for text in texts
     ]
     overviews = [np.full((112, 112, 3), 90, np.uint8) for _ in questions]
-    crops = [np.full((56, 112, 3), 60, np.uint8) for _ in episodes]
-    return Trajectories(None, None, None, None, None, episodes, overviews, crops)
+    return Trajectories(None, None, None, None, None, episodes, overviews)
 
 
 def test_a_panel_of_hostile_texts(tmp_path):
@@ -37,7 +41,7 @@ def test_a_panel_of_hostile_texts(tmp_path):
     panel = json.loads(path.with_suffix(".json").read_text(encoding="ascii"))
     assert panel["step"] == 50
     assert [e["sample"] for e in panel["episodes"]] == [1, 0] * 4  # best and worst of four questions
-    assert panel["episodes"][1]["stage1"] == EVIL
+    assert panel["episodes"][1]["turns"][0]["text"] == EVIL
     assert panel["episodes"][0]["scores"] == {"total": 1.0, "iou": 0.0}
     assert panel["episodes"][0]["reference"] == questions[0].answer
     assert panel["episodes"][0]["reference_box"] == pytest.approx(questions[0].box.corners, abs=0.1)

@@ -19,7 +19,7 @@ from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.vision import pixel_values
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 
 IMAGE_PAD, IM_END, END_OF_TEXT = 151655, 151645, 151643  # the published ids
 
@@ -45,14 +45,14 @@ def test_it_loads_with_the_papers_episode_and_its_own_end_tokens(published):
 
 def test_an_episode_runs(published):
     model, rows = load_model(published)
-    rows.episode = dataclasses.replace(rows.episode, stage1_len=8, stage2_len=8)
+    rows = rows.replaced(turn_lens=(8, 8))
     played = RolloutEngine(model, rows)(
         nnx.state(model, nnx.Param), scene_questions("test", 0, 0, 1, 0.0), jax.random.key(0)
     )
     assert (played.prompts.ids == IMAGE_PAD).sum() == 324  # 504 x 504 px
     assert played.overview_features.shape[1] == 324
     assert played.replies.target[0, :8].sum() > 0
-    assert isinstance(played.episodes[0].stage1, str)
+    assert isinstance(played.episodes[0].texts[0], str)
 
 
 def test_processor_and_model_agree_on_placeholders(published):

@@ -11,12 +11,12 @@ from zoomearth_jax.report import curve, episode_card, write_report
 def test_report_is_self_contained_and_escapes(tmp_path):
     record = {
         "question": "q", "correct": False, "answer": None, "reference": "r",
-        "stage1": "<script>alert(1)</script><think>", "stage2": None,
+        "turns": [{"text": "<script>alert(1)</script><think>"}],
     }  # fmt: skip
     overview = np.full((112, 84, 3), 90, np.uint8)
     frame = Frame(84, 112)
     boxes = [(Box(10, 20, 40, 60, frame), "predicted"), (None, "reference")]
-    card = episode_card(record, {"iou": 0.5}, overview, np.zeros((28, 112, 3), np.uint8), boxes)
+    card = episode_card(record, {"iou": 0.5}, overview, [np.zeros((28, 112, 3), np.uint8)], boxes)
     curves = [curve("loss", [1, 2, 3], [3.0, 1.0, 2.0])]
     path = tmp_path / "report.html"
     write_report(

@@ -168,7 +168,7 @@ def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
     image = next(scenes.glob("*.tif"))
     ask(AskConfig(image, "Which season is it?", model=str(grpo_run.out), save=folder / "a" / "out.png", json=True))
     said = json.loads(capsys.readouterr().out)
-    assert set(said) == {"answer", "box", "window", "stage1", "stage2", "truncated"}
+    assert set(said) == {"answer", "box", "window", "turns", "truncated"}
     with Image.open(folder / "a" / "out.png") as picture:
         assert picture.height >= 448
 
@@ -199,7 +199,7 @@ def test_a_step_compiles_once(sft_run):
     model, rows = load_model(sft_run.out)
     optimizer = sft_run.optimizer.build(3)
     graph, state = init_state(model, optimizer, freeze_vision=True)
-    step = make_sft_step(graph, optimizer, rows.episode)
+    step = make_sft_step(graph, optimizer, rows.layout)
     with open_loader(sft_run, "sft", rows.supervised, 16, sft_run.questions) as loader:
         for batch in loader.batches(0, 3):
             state, metrics = step(state, jax.device_put(row_batch(*batch, model.config.vision)))

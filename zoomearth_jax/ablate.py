@@ -21,15 +21,17 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import play, summarize
+from zoomearth_jax.evaluation.play import play
+from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.progress import Progress, say
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs import FREE_SETTINGS, on_mesh
 from zoomearth_jax.saved_steps import numbers
 from zoomearth_jax.sft import SFTConfig, sft
+from zoomearth_jax.tools.zoom import Masked
 
 SFT_ONLY = "sft-only"
 _REWARD = GRPOConfig.reward
@@ -47,7 +49,7 @@ VARIANTS: dict[str, dict] = {
         # 200 px in an image of 4,500 px, LRS-GRO's usual size; the windows of 512 px hold any site, as most boxes there
         "reward": dataclasses.replace(RewardSpec.named("reference"), region_alpha=0.044, region_unit="side"),
         "objective": dataclasses.replace(_NO_KL, advantage="mean", mask="reference"),
-        "rollout": RolloutConfig(crop_gate="oracle", stage1_ids="retokenised", crop="reference"),
+        "rollout": RolloutConfig(crop_gate="oracle", turn_ids="retokenised", crop="reference"),
         "freeze_vision": False,
     },
 }
@@ -193,18 +195,20 @@ class _Evaluator:
             write_file(file, json.dumps(kept, indent=2) + "\n")
         return kept
 
-    def _scores(self, model: Path, grey: bool) -> dict:
-        model, self._engine.rows = load_model(model, mesh=self._mesh)  # rows with the run's own windows
-        params = nnx.state(model, nnx.Param)
+    def _scores(self, model: Path, is_grey: bool) -> dict:
+        model, rows = load_model(model, mesh=self._mesh)
+        engine, params = self._engine.with_rows(rows), nnx.state(model, nnx.Param)  # with the run's own windows
 
-        def run(questions, temperature=0.0, mask_crop=grey):
-            how = {"sampling": SamplingConfig(temperature=temperature), "mask_crop": mask_crop}
+        grey = Masked(engine.tool)
+
+        def run(questions, temperature=0.0, tool=grey if is_grey else engine.tool):
+            how = {"sampling": SamplingConfig(temperature=temperature), "tool": tool}
             key, size = jax.random.key(0), self._config.batch_size
-            episodes = play(self._engine, params, questions, key, batch_size=size, **how)
-            return summarize(questions, episodes, self._engine.rows.episode)
+            episodes = play(engine, params, questions, key, batch_size=size, **how)
+            return summarize(questions, episodes, rows.episode)
 
         greedy, sampled = run(self._local), run(self._local, 1.0)
-        masked = greedy if grey else run(self._local, mask_crop=True)
+        masked = greedy if is_grey else run(self._local, tool=grey)
         return {
             "questions": len(self._local),
             "accuracy": greedy["accuracy"],

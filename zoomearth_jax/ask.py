@@ -24,7 +24,8 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.pictures import annotate
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.records import turn_record
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs import on_mesh
 
 
@@ -70,17 +71,15 @@ def ask(config: AskConfig) -> dict:
         params, key = nnx.state(model, nnx.Param), jax.random.key(config.seed)
         played = engine(params, [question], key, sampling=config.sampling)
     episode = played.episodes[0]
-    corners = None if episode.box is None else [round(c) for c in episode.box.to(image.frame).corners]
     result = {
         "answer": episode.answer,
-        "box": corners,
+        "box": None if episode.box is None else [round(c) for c in episode.box.to(image.frame).corners],
         "window": None if episode.window is None else list(episode.window.corners),
-        "stage1": episode.stage1,
-        "stage2": episode.stage2,
+        "turns": [turn_record(turn, image.frame) for turn in episode.turns],
         "truncated": episode.truncated,
     }
     if save is not None:
-        picture = annotate(played.overviews[0], played.crops[0], [(episode.box, "predicted")])
+        picture = annotate(played.overviews[0], episode.pictures, [(box, "predicted") for box in episode.boxes])
         write_file(save, lambda path: picture.save(path, format="PNG"))
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
@@ -102,10 +101,12 @@ def _png(path: Path, image: Path) -> Path:
 
 
 def _text(result: dict, reason: str) -> str:
-    lines = [f"look    {result['stage1']}"]
-    if result["stage2"] is not None:
-        lines += [f"box     {result['box']} px of the original; read {result['window']}", f"crop    {result['stage2']}"]
-    elif reason not in ("", "absent"):
+    lines = []
+    for number, turn in enumerate(result["turns"], 1):
+        lines.append(f"turn {number}  {turn['text']}")
+        if "window" in turn:
+            lines.append(f"window  {[round(c) for c in turn['window']]} px of the original")
+    if len(result["turns"]) == 1 and reason not in ("", "absent"):
         lines.append(f"box     none: {reason}")
     if result["truncated"]:
         lines.append("note    the model ran out of room for its text")

@@ -42,7 +42,7 @@ def write_rows(directory: Path, rows: RowBuilder) -> None:
     """Writes the tokenizer, episode.json, generation_config.json with the end tokens, and the processor's settings with the
     sizes of the views."""
     rows.tokenizer.save_pretrained(directory)
-    images = {IMAGES: view_images(rows.episode, rows.processors.get(IMAGES, {}))}
+    images = {IMAGES: view_images(rows.layout, rows.processors.get(IMAGES, {}))}
     own = {"episode.json": dataclasses.asdict(rows.episode), "generation_config.json": rows.generation}
     for name, data in (rows.processors | images | own).items():
         write_file(Path(directory) / name, json.dumps(data, indent=2) + "\n")

@@ -103,7 +103,9 @@ def manifest(rows: Sequence[Row]) -> dict:
 
     Ids aren't in it: they differ between LRS-GRO's files.
     """
-    content = sorted(json.dumps([*row.key, row.answer, row.given], ensure_ascii=False) for row in rows)
+    content = sorted(
+        json.dumps([*row.key, row.answer, [look.corners for look in row.looks]], ensure_ascii=False) for row in rows
+    )
     digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
     return {"format": 1, "rows": len(rows), "sha256": digest, "keys": [list(row.key) for row in rows]}
 
@@ -128,11 +130,11 @@ def statistics(judged: Judged) -> dict:
         "categories": dict(collections.Counter(row.category for row in rows if row.category).most_common()),
         "answers": {what: round(count / max(len(rows), 1), 3) for what, count in share.items()},
         "frequent answers": dict(frequent),
-        "boxes": sum(bool(row.given) for row in rows),
+        "boxes": sum(bool(row.looks) for row in rows),
         "box area / image area (5 %, median, 95 %)": [float(f"{a:.2g}") for a in np.percentile(areas, (5, 50, 95))]
         if areas
         else [],
-        "rows with reasoning": sum(bool(row.thoughts[0]) for row in rows),
+        "rows with reasoning": sum(row.reasoned for row in rows),
     }
 
 

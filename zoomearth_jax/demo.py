@@ -16,15 +16,18 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import Question, scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import play, sample_record, summarize
+from zoomearth_jax.evaluation.play import play
+from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.grpo import GRPOConfig, grpo
 from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.report import episode_card, run_curves, write_report
+from zoomearth_jax.rl.records import sample_record
 from zoomearth_jax.rl.rewards import episode_rewards
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs import on_mesh
 from zoomearth_jax.sft import SFTConfig, sft
+from zoomearth_jax.tools.zoom import Masked
 
 STAGES = ("base", "sft", "grpo")
 _ROWS = {
@@ -87,12 +90,13 @@ class _Clock:
 def _evaluate_stage(engine, params, local: list[Question], whole: list[Question], config: DemoConfig) -> dict:
     key = jax.random.key(config.seed)
 
-    def run(questions, temperature, mask_crop=False):
+    def run(questions, temperature, tool=engine.tool):
         sampling, batch_size = SamplingConfig(temperature=temperature), config.batch_size
-        episodes = play(engine, params, questions, key, sampling=sampling, mask_crop=mask_crop, batch_size=batch_size)
+        episodes = play(engine, params, questions, key, sampling=sampling, tool=tool, batch_size=batch_size)
         return summarize(questions, episodes, engine.rows.episode)
 
-    greedy, masked, sampled, overall = run(local, 0.0), run(local, 0.0, True), run(local, 1.0), run(whole, 0.0)
+    greedy, masked = run(local, 0.0), run(local, 0.0, Masked(engine.tool))
+    sampled, overall = run(local, 1.0), run(whole, 0.0)
     return {
         "accuracy": greedy["accuracy"],
         "accuracy_masked_crop": masked["accuracy"],
@@ -114,8 +118,8 @@ def _episode_cards(engine, params, questions: list[Question], rows, reward) -> l
             sample_record(question, episode),
             {name: values[i] for name, values in rewards.items()},
             played.overviews[i],
-            played.crops[i],
-            [(question.box, "reference"), (episode.box, "predicted")],
+            episode.pictures,
+            [(question.box, "reference"), *((box, "predicted") for box in episode.boxes)],
         )
         for i, (question, episode) in enumerate(zip(questions, played.episodes, strict=True))
     ]

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import jax
-import numpy as np
 import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.questions import LEVELS, Question
+from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.sources import open_sources
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluation.play import Guarded, fault_of, play_batches
+from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.progress import say, tracked
-from zoomearth_jax.rl.answers import answer_scores
-from zoomearth_jax.rl.rewards import box_arrays, box_iou, window_arrays
-from zoomearth_jax.rl.rollout import MASK_LEVEL, Episode, RolloutEngine
-from zoomearth_jax.runs import look_ahead, on_mesh
+from zoomearth_jax.progress import say
+from zoomearth_jax.rl.records import sample_record
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs import on_mesh
+from zoomearth_jax.tools.zoom import Masked
 
 SCENE_QUESTIONS = 1024  # procedural ones, where nobody says how many
 
@@ -81,131 +80,6 @@ class EvaluateConfig:
             raise UserError("evaluate: questions and batch_size must be positive")
 
 
-class Guarded:
-    """An image source that stands in for another: where that can't be read it shows grey, and `fault` says why.
-
-    So a broken image changes neither a batch's shape nor what is sampled for the questions beside it.
-    """
-
-    def __init__(self, source: ImageSource):
-        self._source, self.frame, self.fault = source, source.frame, ""
-
-    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
-        """See `ImageSource.window`."""
-        try:
-            return self._source.window(box, size, exact)
-        except (UserError, OSError) as error:
-            self.fault = str(error)
-            return np.full((size.height, size.width, 3), MASK_LEVEL, np.uint8)
-
-
-def _fault(question: Question) -> str:
-    """Why a question's image can't be read; empty where it can, or hasn't been."""
-    return getattr(question.image, "fault", "")
-
-
-def play_batches(
-    engine: RolloutEngine,
-    params,
-    questions: Sequence[Question],
-    key,
-    *,
-    sampling: SamplingConfig,
-    mask_crop: bool,
-    batch_size: int,
-) -> Iterator[list[Episode | None]]:
-    """As `play`, a batch at a time. Where no image of a batch can be read it isn't played: None in place of its episodes."""
-    batch_size = min(batch_size, len(questions))
-    starts = range(0, len(questions), batch_size)
-    batches = [list(questions[start : start + batch_size]) for start in starts]
-    counts = [len(batch) for batch in batches]
-    batches[-1] += batches[-1][:1] * (batch_size - len(batches[-1]))
-    looks = look_ahead(iter(batches), engine.look)
-    for start, batch, count in zip(tracked(starts, "evaluate"), batches, counts, strict=True):
-        look = next(looks)
-        if all(map(_fault, batch)):
-            yield [None] * count
-            continue
-        seeds = range(start, start + batch_size)
-        played = engine(params, batch, key, sampling=sampling, seeds=seeds, mask_crop=mask_crop, look=look)
-        yield played.episodes[:count]
-
-
-def play(engine: RolloutEngine, params, questions: Sequence[Question], key, **how) -> list[Episode]:
-    """One episode of each question, in batches of one shape; the last is filled up and cut.
-
-    A question's place among all is its seed, so that samples depend neither on the batch size nor on other questions.
-    """
-    return [episode for batch in play_batches(engine, params, questions, key, **how) for episode in batch]
-
-
-def are_correct(questions: Sequence[Question], episodes: Sequence[Episode], match: str) -> np.ndarray:
-    """bool [N]: whether each answer scores full marks by `answer_scores`."""
-    return answer_scores(match, [e.answer for e in episodes], [q.answer for q in questions]) == 1
-
-
-def summarize(
-    questions: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig, match: str = "exact"
-) -> dict:
-    """Accuracy over all questions and per level, APO IoU, zoom rate and the rates of what went wrong.
-
-    apo_iou is the mean IoU of raw boxes over the questions with a reference box, 0 where no valid box was named;
-    apo_iou_window the same of the windows that were read, against those of the references.
-
-    Args:
-        layout: how a reference box becomes its window.
-        match: when an answer is correct (see `EvaluateConfig`).
-    """
-    correct = are_correct(questions, episodes, match)
-    levels = np.array([q.level for q in questions])
-    has_box = np.array([q.box is not None for q in questions])
-    iou = ious(questions, [e.box if e.zoomed else None for e in episodes])
-    window_iou = _iou(*window_arrays(questions, episodes, layout))
-    zoomed = np.array([e.zoomed for e in episodes])
-    return {
-        "questions": len(questions),
-        "accuracy": float(correct.mean()),
-        "accuracy_by_level": {
-            level: float(correct[levels == level].mean()) for level in LEVELS if (levels == level).any()
-        },
-        "apo_iou": float(iou[has_box].mean()) if has_box.any() else None,
-        "apo_iou_window": float(window_iou[has_box].mean()) if has_box.any() else None,
-        "zoom_rate": float(zoomed.mean()),
-        "zoom_rate_without_reference": float(zoomed[~has_box].mean()) if not has_box.all() else None,
-        "no_answer": float(np.mean([e.answer is None for e in episodes])),
-        "broken_box": float(np.mean([e.box_reason not in ("", "absent") for e in episodes])),
-        "truncated": float(np.mean([e.truncated for e in episodes])),
-    }
-
-
-def ious(questions: Sequence[Question], boxes) -> np.ndarray:
-    """IoU of each box with its question's reference; 0 where either is missing."""
-    return _iou(*box_arrays(questions, boxes))
-
-
-def _iou(predicted: np.ndarray, reference: np.ndarray, applies: np.ndarray) -> np.ndarray:
-    return np.asarray(box_iou(predicted, reference)) * applies
-
-
-def sample_record(question: Question, episode: Episode, iou: float | None = None, match: str = "exact") -> dict:
-    """What is kept of one episode; its `iou` (see `ious`) is computed where it isn't known yet."""
-    return {
-        "question": question.text,
-        "level": question.level,
-        "reference": question.answer,
-        "reference_box": None if question.box is None else [round(c, 1) for c in question.box.corners],
-        "answer": episode.answer,
-        "correct": bool(are_correct([question], [episode], match)[0]),
-        "iou": float(ious([question], [episode.box if episode.zoomed else None])[0]) if iou is None else iou,
-        "box": None if episode.box is None else [round(c, 1) for c in episode.box.to(question.image.frame).corners],
-        "box_reason": episode.box_reason,
-        "window": None if episode.window is None else list(episode.window.corners),
-        "stage1": episode.stage1,
-        "stage2": episode.stage2,
-        "truncated": episode.truncated,
-    }
-
-
 class _Samples:
     """The file of samples: a line a question, on the disk as soon as its batch is done.
 
@@ -237,9 +111,9 @@ class _Faults:
 
     def see(self, questions: Sequence[Question]) -> None:
         """Of a batch that has been played."""
-        for fault in filter(None, map(_fault, questions)):
+        for fault in filter(None, map(fault_of, questions)):
             self._named.setdefault(fault, False)
-        if any(self._named.values()) or not all(map(_fault, questions)):
+        if any(self._named.values()) or not all(map(fault_of, questions)):
             for fault in [fault for fault, said in self._named.items() if not said]:
                 say(f"{fault}; its questions are left out")
                 self._named[fault] = True
@@ -285,23 +159,22 @@ def _evaluate(config: EvaluateConfig, mesh: Mesh, samples: _Samples) -> dict:
     questions, total = _open_questions(config)
     rows.check_prompts(questions)
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
+    tools = {"shown": engine.tool} | ({"masked": Masked(engine.tool)} if config.masked else {})
     how = {"sampling": config.sampling, "batch_size": config.batch_size}
     played, faults = {}, _Faults()
-    for name in ("shown", "masked") if config.masked else ("shown",):
+    for name, tool in tools.items():
         played[name] = episodes = []
-        for batch in play_batches(
-            engine, params, questions, jax.random.key(config.seed), mask_crop=name == "masked", **how
-        ):
+        for batch in play_batches(engine, params, questions, jax.random.key(config.seed), tool=tool, **how):
             asked = questions[len(episodes) : len(episodes) + len(batch)]
             faults.see(asked)
             if name == "shown":
-                pairs = [(q, e) for q, e in zip(asked, batch, strict=True) if not _fault(q)]
+                pairs = [(q, e) for q, e in zip(asked, batch, strict=True) if not fault_of(q)]
                 samples.write([sample_record(q, e, match=config.match) for q, e in pairs])
             episodes += batch
-    read = [i for i, question in enumerate(questions) if not _fault(question)]
+    read = [i for i, question in enumerate(questions) if not fault_of(question)]
     if not read:
         raise UserError(
-            f"none of the {len(questions):,} questions has an image that can be read; {_fault(questions[0])}"
+            f"none of the {len(questions):,} questions has an image that can be read; {fault_of(questions[0])}"
         )
     counts = {"of": total, "unreadable": len(questions) - len(read)}
     asked = [questions[i] for i in read]

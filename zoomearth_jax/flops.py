@@ -7,7 +7,7 @@ backward pass computes anew (remat) is not counted. Otherwise it is stricter tha
 - Attention goes by the (query, key) pairs that see each other: causal in the decoder, inside windows of at most 64 patches in
   the vision encoder's windowed blocks, over the whole image in its full ones. A pair costs 4 x width a layer.
 - A prompt counts once a group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
-- Both looks are counted: overviews and crops.
+- All views are counted: overviews and the pictures after each turn.
 
 Per decoder layer and token: 2 D (2 D + 2 K H) + 6 D F. Per vision block and patch: 2 (4 W^2 + 3 W F). A patch is embedded for
 2 x patch_dim x W; a merged token costs 2 (4 W) (4 W + D). A scored token costs 2 D V.
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.model import ModelConfig, VisionConfig
 from zoomearth_jax.data_pipeline.rows import Prompts, Replies
 
@@ -36,14 +36,14 @@ class RowCounts(NamedTuple):
     Attributes:
         prompt_N, reply_B: tokens that exist, visual ones included; stop tokens are none.
         scored_B: tokens that the policy wrote, stop tokens included.
-        overview_N2, crop_B2: merged grids of the views; 0 x 0 where there is none.
+        overview_N2, picture_BP2: merged grids of the views; 0 x 0 where there is none.
     """
 
     prompt_N: np.ndarray
     reply_B: np.ndarray
     scored_B: np.ndarray
     overview_N2: np.ndarray
-    crop_B2: np.ndarray
+    picture_BP2: np.ndarray
 
     @property
     def tokens(self) -> int:
@@ -53,7 +53,7 @@ class RowCounts(NamedTuple):
     @property
     def images(self) -> int:
         """Views that exist."""
-        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_N2, self.crop_B2)))
+        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_N2, self.picture_BP2)))
 
     @property
     def samples(self) -> int:
@@ -73,18 +73,18 @@ class Flops(NamedTuple):
 def row_counts(prompts: Prompts, replies: Replies) -> RowCounts:
     """The counts of a batch."""
     reply_B, scored_B = replies.valid.sum(1), replies.target.sum(1)
-    return RowCounts(prompts.valid.sum(1), reply_B, scored_B, prompts.views.grids, replies.crops.grids)
+    return RowCounts(prompts.valid.sum(1), reply_B, scored_B, prompts.views.grids, replies.grids)
 
 
-def full_counts(episode: EpisodeConfig, prompts: int, group: int = 1) -> RowCounts:
+def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
     """Rows whose every slot is filled, with the largest square views: the most that a batch can hold."""
-    replies, side = prompts * group, episode.view_side // episode.merged_px
+    replies, side = prompts * group, layout.view_side // layout.merged_px
     return RowCounts(
-        np.full(prompts, episode.prompt_len),
-        np.full(replies, episode.reply_len),
-        np.full(replies, episode.stage1_len + episode.stage2_len),
+        np.full(prompts, layout.prompt_len),
+        np.full(replies, layout.reply_len),
+        np.full(replies, layout.written_len),
         np.full((prompts, 2), side),
-        np.full((replies, 2), side),
+        np.full((replies, layout.num_pictures, 2), side),
     )
 
 
@@ -116,7 +116,7 @@ def forward_flops(config: ModelConfig, counts: RowCounts) -> Flops:
     per_token = 2 * text.width * (2 * text.width + 2 * kv_width) + 6 * text.width * text.mlp_dim
     past_B = np.repeat(counts.prompt_N, len(counts.reply_B) // len(counts.prompt_N))
     pairs = segment_pairs(counts.prompt_N) + segment_pairs(counts.reply_B, past_B)
-    vision = vision_flops(config.vision, np.concatenate([counts.overview_N2, counts.crop_B2]))
+    vision = vision_flops(config.vision, np.concatenate([counts.overview_N2, counts.picture_BP2.reshape(-1, 2)]))
     return Flops(
         vision,
         float(text.num_layers * per_token * counts.tokens),
@@ -132,7 +132,7 @@ def segment_pairs(length_B, past_B=0) -> int:
 
 
 def rollout_flops(config: ModelConfig, counts: RowCounts) -> float:
-    """A rollout of the rows: both looks, prompts once a group, a row of logits for each sampled token."""
+    """A rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
     return sum(forward_flops(config, counts))
 
 

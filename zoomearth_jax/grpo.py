@@ -44,13 +44,12 @@ from zoomearth_jax.rl.learner import (
     reference_policy,
     row_batch,
     split_batch,
-    written_slots,
 )
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
 from zoomearth_jax.rl.rewards import episode_rewards
-from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
-from zoomearth_jax.rl.scored import play_scored, send_parts
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
+from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.runs import Run, broken_images, look_ahead, of_all_processes, on_mesh, open_loader
 from zoomearth_jax.sinks import check_sinks
 
@@ -141,9 +140,9 @@ class GRPOConfig:
             raise UserError("grpo config: temperature must be positive")
         if self.updates < 1 or self.minibatches < 1 or self.accumulate < 1:
             raise UserError("grpo config: updates, minibatches and accumulate must be positive")
-        if self.rollout.stage1_ids == "retokenised" and self.objective.mask != "reference":
+        if self.rollout.turn_ids == "retokenised" and self.objective.mask != "reference":
             raise UserError(
-                "grpo config: rollout.stage1_ids retokenised needs objective.mask reference: nobody sampled those ids"
+                "grpo config: rollout.turn_ids retokenised needs objective.mask reference: nobody sampled those ids"
             )
         if self.compact < 0:
             raise UserError("grpo config: compact must be a number of parts, or 0 to compute every slot")
@@ -161,7 +160,7 @@ def learner_rows(
     played: Trajectories, vision, freeze_vision: bool, mesh: Mesh | None = None, compact: int = 0
 ) -> RowBatch:
     """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
-    tokens = (played.overview_features, played.crop_features) if freeze_vision else (None, None)
+    tokens = (played.overview_features, played.picture_features) if freeze_vision else (None, None)
     return shard_batch(row_batch(played.prompts, played.replies, vision, *tokens, parts=compact), mesh)
 
 
@@ -227,7 +226,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
     reference = reference_policy(state, config.compute.dtype) if objective.kl_weight else None
     if config.rollout.crop != "model":
-        rows.episode = dataclasses.replace(rows.episode, crop=config.rollout.crop)
+        rows = rows.replaced(crop=config.rollout.crop)
     engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)
     send = functools.partial(send_parts, engine, parts=config.rollout.batches)
     sampling = SamplingConfig(temperature=config.temperature)
@@ -237,8 +236,8 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
         "objective": objective,
         "accumulate": config.accumulate,
     }
-    train_step = make_grpo_step(graph, optimizer, rows.episode, **scoring)
-    score = make_scorer(graph, rows.episode, **scoring)
+    train_step = make_grpo_step(graph, optimizer, rows.layout, **scoring)
+    score = make_scorer(graph, rows.layout, **scoring)
     score_old = objective.old_by_trainer and config.optimizer_steps > 1  # in a first step the policy is the old one
     lr = config.optimizer.rates(total)
     frozen, adapted = "vision" not in state.trainable, has_lora(model)
@@ -277,10 +276,10 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     more, total_reward = {}, rewards["total"]
                     if objective.kl_in_reward:
                         ref_logp = local_rows(score(reference, state.frozen, on_devices))
-                        kl_sum, more["kl"] = sampled_kl(objective.kl, played, ref_logp, written_slots(rows.episode))
+                        kl_sum, more["kl"] = sampled_kl(objective.kl, played, ref_logp, rows.layout.written())
                         total_reward = total_reward - objective.kl_weight * kl_sum
                     advantages = group_advantages(total_reward, config.group, objective.advantage)
-                    table = episode_table(questions, played, rewards, advantages, rows.episode)
+                    table = episode_table(questions, played, rewards, advantages, rows.layout)
                     table = of_all_processes(table | more)
                 if stop.requested():  # the resumed run plays the same episodes again
                     break

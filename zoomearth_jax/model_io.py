@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.checkpoint import load_run_model, saved_dtype, write_rows
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig
-from zoomearth_jax.configs.io import from_dict, read_json
+from zoomearth_jax.configs.episode import LayoutConfig, read_episode
+from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.rows import RowBuilder
@@ -45,14 +45,17 @@ def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype: str 
 
 
 def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuilder:
-    """The tokenizer and the episode's layout of a model directory; a published checkpoint, which has no episode.json,
-    gets the layout and the words of the preset qwen2_5_vl_3b. `layout` changes it."""
-    file = Path(directory) / "episode.json"
-    saved, tokenizer = read_json(file, {}), load_tokenizer(directory)
-    episode = preset("qwen2_5_vl_3b")[1] if not saved else from_dict(EpisodeConfig, saved, str(file))
-    episode = layout.of(episode)
-    generation = _read_generation(file.with_name("generation_config.json"), len(tokenizer))
-    return RowBuilder(tokenizer, episode, generation, read_processors(directory))
+    """The tokenizer and the episode of a model directory; a published checkpoint, which has no episode.json, gets the episode
+    of the preset qwen2_5_vl_3b.
+
+    Args:
+        layout: what changes of the episode.
+    """
+    directory, tokenizer = Path(directory), load_tokenizer(directory)
+    episode = layout.of(read_episode(directory) or preset("qwen2_5_vl_3b")[1])
+    generation = _read_generation(directory / "generation_config.json", len(tokenizer))
+    merged_px = read_config(directory).vision.merged_px
+    return RowBuilder(tokenizer, episode, merged_px, generation, read_processors(directory))
 
 
 def _read_generation(file: Path, vocab_size: int) -> dict:

@@ -22,7 +22,7 @@ from zoomearth_jax.configs.io import to_dict
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import RowCounts, mfu
 from zoomearth_jax.metrics import MetricsLog
-from zoomearth_jax.models.sharding import batch_stretch
+from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.progress import say
 from zoomearth_jax.replay import save_replay
 from zoomearth_jax.rl.learner import TrainState
@@ -224,7 +224,7 @@ def open_monitor(
         start=start,
         total=config.steps,
         chips=mesh.size,
-        shares=batch_stretch(mesh)[1],
+        shares=process_share(mesh)[1],
         peak_flops=known and known.peak_flops,
         profile=config.profile,
         shapes_vary=shapes_vary,

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.evaluate import sample_record
 from zoomearth_jax.files import write_file
 from zoomearth_jax.pictures import annotate
-from zoomearth_jax.rl.rollout import Trajectories
+from zoomearth_jax.rl.records import sample_record
+from zoomearth_jax.rl.rollout.engine import Trajectories
 
 QUESTIONS = 4  # on a panel; the best and the worst episode of each
 PICTURE_PX, PAD = 336, 12  # about what a picture's longer side has at least
@@ -62,8 +62,9 @@ def chosen(total: np.ndarray, group: int) -> list[int]:
 
 
 def _picture(question: Question, played: Trajectories, i: int, group: int) -> Image.Image:
-    boxes = [(question.box, "reference"), (played.episodes[i].box, "predicted")]
-    return annotate(played.overviews[i // group], played.crops[i], boxes, PICTURE_PX)
+    episode = played.episodes[i]
+    boxes = [(question.box, "reference"), *((box, "predicted") for box in episode.boxes)]
+    return annotate(played.overviews[i // group], episode.pictures, boxes, PICTURE_PX)
 
 
 def _card(record: dict, lines: list[str], picture: Image.Image, size: tuple[int, int], room: int) -> Image.Image:
@@ -83,8 +84,8 @@ def _lines(record: dict) -> list[str]:
     scores = "  ".join(f"{name} {value:.2f}" for name, value in record["scores"].items())
     head = [record["question"], f"answer: {answer}   reference: {record['reference']}", scores]
     box = "" if record["box_reason"] in ("", "absent") else f"box: {record['box_reason']}"
-    stages = [f"{name}: {record[name]}" for name in ("stage1", "stage2") if record[name] is not None]
-    said = [box, *stages] if box else stages
+    turns = [f"turn {number}: {turn['text']}" for number, turn in enumerate(record["turns"], 1)]
+    said = [box, *turns] if box else turns
     lines = [line for text in head + said for line in textwrap.wrap(printable(text), CHARACTERS) or [""]]
     return lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
 

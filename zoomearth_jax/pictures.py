@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from zoomearth_jax.data_pipeline.boxes import Box
 
+GAP_PX = 12  # between pictures
 COLORS = {"predicted": (255, 0, 200), "reference": (255, 255, 255)}
 
 
@@ -34,14 +35,14 @@ def with_boxes(overview: np.ndarray, boxes: Sequence[tuple[Box | None, str]], si
 
 
 def annotate(
-    overview: np.ndarray, crop: np.ndarray | None, boxes: Sequence[tuple[Box | None, str]], side: int = 448
+    overview: np.ndarray, pictures: Sequence[np.ndarray], boxes: Sequence[tuple[Box | None, str]], side: int = 448
 ) -> Image.Image:
-    """The overview with boxes, and the crop beside it."""
-    left = with_boxes(overview, boxes, side)
-    if crop is None:
-        return left
-    right = enlarged(crop, left.height)
-    picture = Image.new("RGB", (left.width + 12 + right.width, max(left.height, right.height)), (255, 255, 255))
-    picture.paste(left, (0, 0))
-    picture.paste(right, (left.width + 12, 0))
-    return picture
+    """The overview with boxes, and beside it the pictures that followed, uint8 [h, w, 3]."""
+    first = with_boxes(overview, boxes, side)
+    parts = [first, *(enlarged(picture, first.height) for picture in pictures)]
+    width = sum(part.width for part in parts) + GAP_PX * (len(parts) - 1)
+    whole, left = Image.new("RGB", (width, max(part.height for part in parts)), (255, 255, 255)), 0
+    for part in parts:
+        whole.paste(part, (left, 0))
+        left += part.width + GAP_PX
+    return whole

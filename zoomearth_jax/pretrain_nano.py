@@ -24,7 +24,8 @@ from zoomearth_jax.data_pipeline.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images import global_view
 from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.protocol import is_correct
-from zoomearth_jax.data_pipeline.questions import SPLITS, Question, scene_questions
+from zoomearth_jax.data_pipeline.question import Look, Question
+from zoomearth_jax.data_pipeline.questions import SPLITS, scene_questions
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.data_pipeline.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
 from zoomearth_jax.files import check_writable, write_file
@@ -33,7 +34,7 @@ from zoomearth_jax.model_io import load_model, save_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.rl.policy import Segment, device_images, reply_hidden, token_logprobs
 from zoomearth_jax.rl.rewards import box_arrays, box_iou
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 
 QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
 REPLY_LEN = 32
@@ -71,7 +72,7 @@ class PretrainNanoConfig:
 def _prefix(rows: RowBuilder, pictures):
     """Prompts that end after the image, so that many questions share it."""
     views = rows.views(pictures)
-    length = len(rows.head_ids) + 2 + rows.episode.view_tokens
+    length = len(rows.head_ids) + 2 + rows.layout.view_tokens
     ids = np.full((len(pictures), length), rows.pad_id, np.int32)
     valid = np.zeros(ids.shape, bool)
     for i, grid in enumerate(views.grids):
@@ -150,7 +151,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) 
     """The data of one step, from the seed and the step's number alone."""
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
     scenes = [random_scene(rng) for _ in range(config.scenes)]
-    overviews = [global_view(s, rows.episode.view_px, rows.episode.merged_px) for s in scenes]
+    overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
     pairs = [pair for s, o in zip(scenes, overviews, strict=True) for pair in _scene_pairs(rng, s, rows.view_frame(o))]
     read = [(scene, scene.sites[rng.integers(len(scene.sites))]) for scene in scenes]
     crops = [_loose_crop(rng, rows, scene, site) for scene, site in read]
@@ -164,7 +165,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) 
         for scene, asked in zip(scenes, _chunks(pairs, QUERIES), strict=True)
         for pair in asked
     ]
-    targets = [_token_targets(scene, rows.episode.view_side // rows.episode.merged_px) for scene in scenes]
+    targets = [_token_targets(scene, rows.layout.view_side // rows.layout.merged_px) for scene in scenes]
     batch = {}
     for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
         views, ids, valid = _prefix(rows, pictures)
@@ -253,10 +254,10 @@ def score_base(model: Qwen2_5_VL, rows: RowBuilder, seed: int = 0, count: int = 
         questions = [Question(image, *pair, "global") for image, pair in zip(images, pairs, strict=True)]
         episodes = engine(params, questions, key).episodes
         scores[name] = float(
-            np.mean([is_correct(e.stage1, q.answer) for e, q in zip(episodes, questions, strict=True)])
+            np.mean([is_correct(e.texts[0], q.answer) for e, q in zip(episodes, questions, strict=True)])
         )
     questions = [
-        Question(scene, f"Where is the {site.color} site?", "", "object", scene.box(site))
+        Question(scene, f"Where is the {site.color} site?", "", "object", (Look(scene.box(site)),))
         for scene, site in zip(scenes, sites, strict=True)
     ]
     episodes = engine(params, questions, key).episodes
@@ -276,7 +277,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     """Trains and writes the base checkpoint; returns its directory."""
     check_writable(config.out, directory=True)
     model_config, episode = preset("nano")
-    rows = RowBuilder(build_nano_tokenizer(), episode)
+    rows = RowBuilder(build_nano_tokenizer(), episode, model_config.vision.merged_px)
     rngs = nnx.Rngs(config.seed)
     model = nnx.jit(lambda rngs: Qwen2_5_VL(model_config, rngs=rngs))(rngs)
     _quiet_branches(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -69,13 +70,13 @@ def run_curves(runs: dict[str, Path]) -> list[dict]:
     return curves
 
 
-def episode_card(record: dict, rewards: dict, overview: np.ndarray, crop: np.ndarray | None, boxes) -> dict:
+def episode_card(record: dict, rewards: dict, overview: np.ndarray, pictures: Sequence[np.ndarray], boxes) -> dict:
     """One episode for the template."""
     return {
         "record": record,
         "rewards": [(name, f"{value:.2f}") for name, value in rewards.items()],
         "overview": data_url(with_boxes(overview, boxes)),
-        "crop": None if crop is None else data_url(enlarged(crop, 224)),
+        "pictures": [data_url(enlarged(picture, 224)) for picture in pictures],
     }
 
 

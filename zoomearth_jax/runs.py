@@ -26,7 +26,7 @@ from zoomearth_jax.data_pipeline.sources import ENDLESS, SceneQuestions, Source,
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import Lock, move_up, write_file, writing
 from zoomearth_jax.model_io import count_parameters
-from zoomearth_jax.models.sharding import batch_stretch, make_mesh, num_slices
+from zoomearth_jax.models.sharding import make_mesh, num_slices, process_share
 from zoomearth_jax.saved_steps import together
 from zoomearth_jax.tpu_flags import set_tpu_flags
 
@@ -246,7 +246,7 @@ def open_loader(
         mix=config.mix,
         workers=config.workers,
         keep_bytes=KEPT_BYTES,
-        process=batch_stretch(mesh),
+        process=process_share(mesh),
         strict=config.strict,
     )
 
@@ -266,7 +266,7 @@ def broken_images(loader: Loader, step: int, mesh: Mesh) -> int:
         return own
     total = int(multihost_utils.process_allgather(np.array(own)).sum())
     return (
-        total * batch_stretch(mesh)[1] // jax.process_count()
+        total * process_share(mesh)[1] // jax.process_count()
     )  # processes that differ along tensor alone count the same
 
 

@@ -117,14 +117,14 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     optimizer = config.optimizer.build(config.steps)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
-    train_step = make_sft_step(graph, optimizer, rows.episode, config.accumulate)
+    train_step = make_sft_step(graph, optimizer, rows.layout, config.accumulate)
     lr, adapted, frozen = config.optimizer.rates(config.steps), has_lora(model), "vision" not in state.trainable
 
     def prepare(batch):
         vision, counts = model.config.vision, row_counts(*batch)
         if not config.pack_len:
             return shard_batch(row_batch(*batch, vision), mesh), counts
-        packed = pack(*batch, rows.episode.view_tokens, config.pack_len)
+        packed = pack(*batch, rows.layout.view_tokens, config.pack_len)
         return shard_batch(packed_batch(packed, vision), mesh), counts
 
     loader = open_loader(

@@ -198,7 +198,7 @@ def test_rows_ask_as_the_checkpoint_s_template_does(directory):
 @pytest.mark.parametrize("system", ["", "Look well. <|im_end|>"])
 def test_nano_prompts_are_what_the_shipped_models_were_trained_on(system):
     episode = dataclasses.replace(preset("nano")[1], system=system, prompt_len=100)
-    rows = RowBuilder(build_nano_tokenizer(), episode)
+    rows = RowBuilder(build_nano_tokenizer(), episode, 28)
     question = dataclasses.replace(scene_questions("test", 0, 0, 1)[0], text="Which way? <|im_start|>")
     prompts = rows.prompts([question])
     start, stop, line = 1, rows.stop_id, rows.encode("\n")

@@ -256,7 +256,7 @@ def test_questions_in_px_of_the_original(folder, capsys):
     assert first.box == Box(200, 400, 600, 1000, Frame(2048, 1024))
     assert second.box == Box(0, 0, 2048, 1024, Frame(2048, 1024))
     assert (first.text, first.answer, first.level) == ("What colour is the roof?", "a qlarge Red roof", "object")
-    assert second.thoughts == ("", "")
+    assert (second.looks[0].thought, second.thought) == ("", "")
     assert "3 of 5 rows are left out (box is degenerate: 1, box is outside the image: 1, ans" in capsys.readouterr().err
     write_jsonl(folder / "test.jsonl", gone)
     with pytest.raises(UserError, match="no row is left: all are left out, the first: "):
@@ -265,7 +265,7 @@ def test_questions_in_px_of_the_original(folder, capsys):
 
 def test_fine_tuning_takes_rows_with_reasoning(folder, capsys):
     write_jsonl(folder / "sft.jsonl", [RAW, BARE])
-    assert [q.thoughts[1] for q in read_questions(folder, "sft")] == ["The roof is red."]
+    assert [q.thought for q in read_questions(folder, "sft")] == ["The roof is red."]
     assert "1 of 2 rows are left out (reasoning is missing: 1)" in capsys.readouterr().err
     write_jsonl(folder / "sft.jsonl", [BARE, BARE])  # nobody has any: then it isn't meant to be taught
     assert len(read_questions(folder, "sft")) == 2
@@ -407,7 +407,7 @@ def test_released_rows_round_trip():
 def test_released_rows_fit_the_prompt_and_render(tmp_path):
     """Every row becomes a prompt of the published models' episode; references write their box once, in the view's frame."""
     episode = preset("qwen2_5_vl_3b")[1]
-    rows = RowBuilder(write_tokenizer(tmp_path), dataclasses.replace(episode, stage1_len=2048, stage2_len=1024))
+    rows = RowBuilder(write_tokenizer(tmp_path), dataclasses.replace(episode, turn_lens=(2048, 1024)), 28)
     scene = random_scene(np.random.default_rng(0), 5000)
 
     def questions(name):
@@ -423,7 +423,7 @@ def test_released_rows_fit_the_prompt_and_render(tmp_path):
     prompts, replies = rows.prompts(references, overviews), rows.reference_replies(references, overviews)
     assert prompts.valid.sum(1).max() < episode.prompt_len
     for question, ids, written in zip(references, replies.ids, replies.target, strict=True):
-        text = rows.decode(ids[: rows.episode.stage1_len][written[: rows.episode.stage1_len]])
+        text = rows.decode(ids[rows.layout.turn(0)][written[rows.layout.turn(0)]])
         box = parse_box(text, Frame(504, 504)).box
         assert text.count("bbox_2d") == 1
         assert box.to(question.box.frame).corners == pytest.approx(question.box.corners, abs=0.6 * 5000 / 504)

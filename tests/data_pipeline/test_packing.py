@@ -32,8 +32,7 @@ def test_a_sample_longer_than_a_row_is_refused():
 @pytest.mark.parametrize("length", [128, 300])
 def test_each_sample_is_whole_and_its_targets_follow_the_tokens_before_them(nano, fixed, length):
     prompts, replies = fixed
-    episode = nano.rows.episode
-    packed = pack(prompts, replies, episode.view_tokens, length)
+    packed = pack(prompts, replies, nano.rows.layout.view_tokens, length)
     want, tokens = [], 0
     for i in range(len(prompts.ids)):
         ids = np.concatenate([prompts.ids[i][prompts.valid[i]], replies.ids[i][replies.valid[i]]])
@@ -59,8 +58,8 @@ def test_each_sample_is_whole_and_its_targets_follow_the_tokens_before_them(nano
 
 
 def test_features_are_those_of_the_samples_own_views(nano, fixed):
-    packed = pack(*fixed, nano.rows.episode.view_tokens, 200)
-    views = packed.features // nano.rows.episode.view_tokens
+    packed = pack(*fixed, nano.rows.layout.view_tokens, 200)
+    views = packed.features // nano.rows.layout.view_tokens
     for row in range(len(packed.ids)):
         images = packed.grids[row].prod(-1)
         used = np.repeat(np.arange(len(images)), images)  # which of the row's images each placeholder is of
@@ -76,7 +75,7 @@ def test_features_are_those_of_the_samples_own_views(nano, fixed):
 
 
 def test_rows_divide_over_devices_and_plans_repeat(nano, fixed):
-    first, again = (pack(*fixed, nano.rows.episode.view_tokens, 200, rows_multiple=4) for _ in range(2))
+    first, again = (pack(*fixed, nano.rows.layout.view_tokens, 200, rows_multiple=4) for _ in range(2))
     assert len(first.ids) % 4 == 0
     for a, b in zip(first[:-1], again[:-1], strict=True):
         np.testing.assert_array_equal(a, b)

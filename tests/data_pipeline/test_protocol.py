@@ -83,7 +83,7 @@ def test_any_text_parses_to_a_value_or_a_reason(text, other):
     parsed = parse_box(text, VIEW)
     assert (parsed.box is None) == bool(parsed.reason)
     assert all(isinstance(number, float) for number in released_numbers(text))
-    parse_answer(text), wants_crop(text), follows_protocol(text, other, VIEW), follows_protocol(text, None, VIEW)
+    parse_answer(text), wants_crop(text), follows_protocol([text, other], VIEW), follows_protocol([text], VIEW)
     follows_reference(text, other), follows_reference(text, None)
 
 
@@ -152,8 +152,12 @@ LOOK = '<think>a</think>[{"bbox_2d": [1, 2, 3, 4], "label": "b"}]'
 REPLY = "<think>a</think><answer>b</answer>"
 
 
+def texts(first, after):
+    return [first] if after is None else [first, after]
+
+
 @pytest.mark.parametrize(
-    ("stage1", "stage2", "want"),
+    ("first", "after", "want"),
     [
         (LOOK, REPLY, True),
         (REPLY, None, True),
@@ -168,12 +172,12 @@ REPLY = "<think>a</think><answer>b</answer>"
         (LOOK, "", False),
     ],
 )
-def test_format(stage1, stage2, want):
-    assert follows_protocol(stage1, stage2, VIEW) is want
+def test_format(first, after, want):
+    assert follows_protocol(texts(first, after), VIEW) is want
 
 
 @pytest.mark.parametrize(
-    ("stage1", "stage2", "want"),
+    ("first", "after", "want"),
     [
         (LOOK, REPLY, True),
         ("Well. " + LOOK + " So.", REPLY * 2, True),
@@ -187,8 +191,8 @@ def test_format(stage1, stage2, want):
         ("<think> </think><answer>b</answer>", None, False),
     ],
 )
-def test_the_released_code_s_format(stage1, stage2, want):
-    assert follows_reference(stage1, stage2) is want
+def test_the_released_code_s_format(first, after, want):
+    assert follows_reference(texts(first, after)) is want
 
 
 def test_an_answer_goes_before_a_box():

@@ -86,14 +86,14 @@ def test_pairs_of_files_joined_agree_too(folder, capsys):
 def test_what_rows_hold_arrives(folder, capsys):
     full = row(label="the roof", thoughts=["look", "see"], category="Object color / pattern", choices=["red", "blue"])
     (question,), _, _ = both(folder, lines(full).encode(), capsys)
-    assert (question.text, question.answer, question.level, question.label) == (
+    assert (question.text, question.answer, question.level, question.looks[0].label) == (
         "Which roof?",
         "red",
         "object",
         "the roof",
     )
     assert (question.category, question.choices) == (full["category"], ("red", "blue"))
-    assert (question.thoughts, question.box.corners) == (("look", "see"), (10, 20, 200, 150))
+    assert (question.looks[0].thought, question.thought, question.box.corners) == ("look", "see", (10, 20, 200, 150))
     (question,), _, report = both(folder, lines(row(box=[-5, 20, 501, 150])).encode(), capsys)
     assert question.box.corners == (0, 20, 500, 150)  # cut, and listed in the frame that it was given in
     (problem,) = report["problems"]
@@ -180,7 +180,7 @@ def test_the_folder_of_the_documentation(tmp_path, monkeypatch, capsys):
     assert "no problems" in capsys.readouterr().out
     assert Path("grid.png").is_file()
     barn, city = read_questions("my_questions")
-    assert (barn.box.corners, barn.thoughts[1], city.box) == ((2400, 300, 2520, 380), "its roof is red", None)
+    assert (barn.box.corners, barn.thought, city.box) == ((2400, 300, 2520, 380), "its roof is red", None)
     fields = re.findall(r"^\| `(\w+)` \| (yes|no) \|", page, re.MULTILINE)
     assert {name: needed == "yes" for name, needed in fields} == {name: f.required for name, f in FIELDS.items()}
 

@@ -13,7 +13,7 @@ from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.protocol import follows_protocol, parse_box
-from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.question import Look, Question
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.data_pipeline.rows import RowBuilder, reference_texts
 from zoomearth_jax.errors import UserError
@@ -22,7 +22,7 @@ from zoomearth_jax.model_io import load_rows, resolve
 
 @pytest.fixture(scope="module")
 def rows():
-    return RowBuilder(build_nano_tokenizer(), preset("nano")[1])
+    return RowBuilder(build_nano_tokenizer(), preset("nano")[1], 28)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_integers_are_single_tokens(rows):
 
 @given(st.text(max_size=80))
 def test_any_text_round_trips(text):
-    rows = RowBuilder(build_nano_tokenizer(), preset("nano")[1])
+    rows = RowBuilder(build_nano_tokenizer(), preset("nano")[1], 28)
     assert rows.decode(rows.encode(text)) == text
 
 
@@ -59,14 +59,14 @@ def test_special_tokens_in_a_question_stay_plain_text(rows):
 
 
 def test_slots_and_masks(rows, questions):
-    e = rows.episode
+    layout = rows.layout
     overviews = [rows.overview(q) for q in questions]
     prompts, replies = rows.prompts(questions, overviews), rows.reference_replies(questions, overviews)
-    assert prompts.ids.shape == (12, e.prompt_len)
-    assert replies.ids.shape == (12, e.reply_len)
+    assert prompts.ids.shape == (12, layout.prompt_len)
+    assert replies.ids.shape == (12, layout.reply_len)
     assert ((prompts.ids == rows.image_id).sum(1) == prompts.views.grids.prod(1)).all()  # placeholders = features
-    crop = slice(e.stage1_len, e.stage1_len + e.crop_len)
-    assert ((replies.ids[:, crop] == rows.image_id).sum(1) == replies.crops.grids.prod(1)).all()
+    crop = layout.picture(0)
+    assert ((replies.ids[:, crop] == rows.image_id).sum(1) == replies.pictures.grids.prod(1)).all()
     vision = np.isin(replies.ids, [rows.image_id, rows.look_id, rows.seen_id])
     assert not (vision & replies.target).any()  # vision tokens get no loss
     assert not vision[:, : crop.start].any()
@@ -95,32 +95,35 @@ def test_changing_the_crop_changes_no_trained_id(rows, questions):
         sites = tuple(dataclasses.replace(s, orientation=turned[s.orientation]) for s in q.image.sites)
         changed.append(dataclasses.replace(q, image=dataclasses.replace(q.image, sites=sites)))
     after = rows.reference_replies(changed, overviews)
-    assert (before.crops.pixels != after.crops.pixels).any()
+    assert (before.pictures.pixels != after.pictures.pixels).any()
     for name in ("ids", "valid", "target"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
 def test_a_question_that_does_not_fit_names_the_setting_that_holds_it(rows, questions):
     long = dataclasses.replace(questions[0], text="Which way? " * 20)
-    said = r"question 'Which way\? .*' takes (\d+) tokens for the 48 of prompt_len; shorten it, or --layout.prompt-len \1 holds it"
+    said = r"question 'Which way\? .*' takes (\d+) tokens for the 48 of the prompt; shorten it, or --layout.prompt-len \1 holds it"
     with pytest.raises(UserError, match=said) as caught:
         rows.prompts([long])
     wider = LayoutConfig(prompt_len=int(re.search(r"takes (\d+)", str(caught.value))[1]))
-    assert RowBuilder(rows.tokenizer, wider.of(rows.episode)).prompts([long]).valid.all()
+    assert RowBuilder(rows.tokenizer, wider.of(rows.episode), 28).prompts([long]).valid.all()
+
+
+def with_thoughts(question, before, after):
+    """A question with one look, and other reasoning."""
+    (look,) = question.looks
+    return dataclasses.replace(question, looks=(dataclasses.replace(look, thought=before),), thought=after)
 
 
 def test_a_reference_that_does_not_fit_names_the_setting_that_holds_it(rows, questions):
-    wordy = dataclasses.replace(
-        next(q for q in questions if q.box), thoughts=("the site is red " * 10, "so it is " * 8)
-    )
+    wordy = with_thoughts(next(q for q in questions if q.box), "the site is red " * 10, "so it is " * 8)
     overviews = [rows.overview(wordy)]
-    for slot, flag in (("stage1_len", "--layout.stage1-len"), ("stage2_len", "--layout.stage2-len")):
-        with pytest.raises(
-            UserError, match=rf"tokens for the \d+ of {slot}; shorten it, or {flag} \d+ holds it"
-        ) as caught:
+    for turn in (1, 2):
+        said = rf"tokens for the \d+ of turn {turn}; shorten it, or --layout.turn-lens (\d+) (\d+) holds it"
+        with pytest.raises(UserError, match=said) as caught:
             rows.reference_replies([wordy], overviews)
-        wider = LayoutConfig(**{slot: int(str(caught.value).split()[-3])})
-        rows = RowBuilder(rows.tokenizer, wider.of(rows.episode))
+        wider = LayoutConfig(turn_lens=tuple(map(int, str(caught.value).split()[-4:-2])))
+        rows = RowBuilder(rows.tokenizer, wider.of(rows.episode), 28)
     rows.reference_replies([wordy], overviews)
 
 
@@ -128,20 +131,23 @@ def test_all_rows_are_checked_at_the_start_without_their_pixels(rows, questions)
     """What `check_supervised` names holds every row, and no less does."""
     texts = ["Which way? " * 9, "Où? " * 30, "short", "\u2028\U0001f600" * 12]
     looking = next(q for q in questions if q.box)
-    asked = [dataclasses.replace(looking, text=text, thoughts=(text, text)) for text in texts]
+    asked = [with_thoughts(dataclasses.replace(looking, text=text), text, text) for text in texts]
     with pytest.raises(UserError, match=r"3 of 4 questions don't fit their slots; question .* holds all$") as caught:
         rows.check_supervised(asked)
     with pytest.raises(UserError, match=r"--layout.prompt-len \d+ holds all$"):
         rows.check_prompts(asked)
-    numbers = {name.replace("-", "_"): int(n) for name, n in re.findall(r"--layout\.(\S+) (\d+)", str(caught.value))}
-    assert set(numbers) == {"prompt_len", "stage1_len", "stage2_len"}
-    enough = RowBuilder(rows.tokenizer, LayoutConfig(**numbers).of(rows.episode))
+    flags = r"--layout\.prompt-len (\d+) --layout\.turn-lens (\d+) (\d+)"
+    prompt, *turns = map(int, re.search(flags, str(caught.value)).groups())
+    enough = rows.replaced(prompt_len=prompt, turn_lens=turns)
     enough.check_supervised(asked)
     enough.supervised(asked)
-    for slot in numbers:
-        less = RowBuilder(rows.tokenizer, LayoutConfig(**numbers | {slot: numbers[slot] - 1}).of(rows.episode))
+    for slot, less in (
+        ("the prompt", {"prompt_len": prompt - 1}),
+        ("turn 1", {"turn_lens": (turns[0] - 1, turns[1])}),
+        ("turn 2", {"turn_lens": (turns[0], turns[1] - 1)}),
+    ):
         with pytest.raises(UserError, match=slot):
-            less.supervised(asked)
+            enough.replaced(**less).supervised(asked)
 
 
 @given(st.data())
@@ -155,13 +161,13 @@ def test_what_is_taught_parses_and_its_window_holds_the_box(data):
         corners.append((start, stop if stop > start else min(start + 1e-6, side)))
     (x1, x2), (y1, y2) = corners
     assume(x1 < x2 and y1 < y2)
-    question = Question(None, "q", "a", "object", Box(x1, y1, x2, y2, Frame(width, height)), "roof")
+    question = Question(None, "q", "a", "object", (Look(Box(x1, y1, x2, y2, Frame(width, height)), "roof"),))
     episode = preset("qwen2_5_vl_3b")[1]
-    view = view_size(width, height, episode.view_px, episode.merged_px)
+    view = view_size(width, height, episode.view_px, 28)
     look, _ = reference_texts(question, view)
     box = parse_box(look, view).box
     assert box is not None
-    assert follows_protocol(look, "<think></think><answer>a</answer>", view)
+    assert follows_protocol([look, "<think></think><answer>a</answer>"], view)
     window = crop_window(box.to(question.box.frame), episode.min_window_px)
     slack = 1e-6 * max(width, height)
     assert window.x1 - slack <= (x1 + x2) / 2 <= window.x2 + slack

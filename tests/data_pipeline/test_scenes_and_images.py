@@ -75,12 +75,13 @@ def test_questions_round_trip(scene, tmp_path):
     write_questions(tmp_path / "questions.jsonl", [("ä b.png", q) for q in questions])
     again = read_questions(tmp_path)
     for before, after in zip(questions, again, strict=True):
-        assert (before.text, before.answer, before.level, before.thoughts) == (
+        assert (before.text, before.answer, before.level, before.thought) == (
             after.text,
             after.answer,
             after.level,
-            after.thoughts,
+            after.thought,
         )
+        assert [(a.label, a.thought) for a in after.looks] == [(b.label, b.thought) for b in before.looks]
         assert after.box.corners == pytest.approx(before.box.corners, abs=0.01)
         assert after.box.frame == Frame(512, 512)
 

@@ -95,7 +95,7 @@ def test_nothing_that_transformers_4_does_not_know(chain):
 @given(st.integers(1, 20_000), st.sampled_from([56, 112, 280, 448, 512, 784, 1024]))
 def test_square_images_get_the_size_of_our_overview(side, view_px):
     episode = EpisodeConfig(view_px=view_px, prompt_len=4096)
-    limits = view_images(episode, {})
+    limits = view_images(episode.layout(28), {})
     ours = view_size(side, side, view_px, 28)
     theirs = smart_resize(side, side, 28, limits["min_pixels"], limits["max_pixels"])
     assert theirs == (ours.height, ours.width)

@@ -14,8 +14,8 @@ from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, _assign_images, _row_features
 from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.models.vision import vision_layout
-from zoomearth_jax.rl.decoding import Sampler, grow_cache
 from zoomearth_jax.rl.policy import last_valid
+from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 1e-4  # absolute, fp32

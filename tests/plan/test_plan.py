@@ -22,7 +22,7 @@ from zoomearth_jax.plan import PlanConfig, fit, report
 from zoomearth_jax.plan.steps import Training, count_parameters
 from zoomearth_jax.tpu_flags import set_tpu_flags
 
-STEPS = ("sft", "prefill", "decode", "crop", "grpo")
+STEPS = ("sft", "prefill", "decode", "pictures", "grpo")
 CHIP = Chip("test", 1e12, 2**30, 1e11, 1e10, 4, 1e9, 4)
 
 
@@ -43,7 +43,7 @@ def test_what_json_promises(planned):
     """`chips` and `hbm_bytes`, and of each step memory, FLOPs, seconds and MFU, as numbers."""
     assert isinstance(planned["chips"], int)
     assert isinstance(planned["hbm_bytes"], int | float)
-    assert set(planned["steps"]) == {"sft", "prefill", "decode", "crop", "grpo"}
+    assert set(planned["steps"]) == {"sft", "prefill", "decode", "pictures", "grpo"}
     for row in planned["steps"].values():
         assert isinstance(row["total_bytes"], int)
         assert isinstance(row["fits"], bool)
@@ -81,17 +81,17 @@ def test_seconds_are_those_of_the_bounds(planned):
 
 def test_program_flops_are_near_the_model_flops(planned):
     """Padding aside, which nano's rows have little of: no step does less than it must, nor three times as much."""
-    for name in ("sft", "prefill", "crop", "grpo"):
+    for name in ("sft", "prefill", "pictures", "grpo"):
         row = planned["steps"][name]
         assert 0.95 * row["model_flops"] < row["flops"] < 3 * row["model_flops"], name
 
 
 def test_the_rollout_is_its_parts(planned):
     model, episode = preset("nano")
-    parts = sum(planned["steps"][name]["model_flops"] for name in ("prefill", "decode", "crop"))
-    assert parts == pytest.approx(rollout_flops(model, full_counts(episode, 2, 2)))
+    parts = sum(planned["steps"][name]["model_flops"] for name in ("prefill", "decode", "pictures"))
+    assert parts == pytest.approx(rollout_flops(model, full_counts(episode.layout(28), 2, 2)))
     decode = planned["steps"]["decode"]
-    assert decode["token_seconds"] == decode["seconds"] / (episode.stage1_len + episode.stage2_len - 2)
+    assert decode["token_seconds"] == decode["seconds"] / (sum(episode.turn_lens) - 2)
 
 
 def test_the_text_has_what_the_json_has(planned):
@@ -189,11 +189,11 @@ def test_tpu_flags_leave_what_is_set(monkeypatch):
 def test_bench_plan(monkeypatch):
     programs = bench._programs
     monkeypatch.setattr(
-        bench, "_programs", lambda *args: {k: v for k, v in programs(*args).items() if k in ("look", "sft")}
+        bench, "_programs", lambda *args: {k: v for k, v in programs(*args).items() if k in ("turn1", "sft")}
     )
     monkeypatch.setattr(Training, "grpo", lambda *_: None)
     rows = bench.bench_plan(bench.PlanBenchConfig(models=("nano",), prompts=1, group=2, repeats=1))
-    assert [row["step"] for row in rows] == ["sft", "look"]
+    assert [row["step"] for row in rows] == ["sft", "turn1"]
     for row in rows:
         assert row["ratio"] == row["measured_s"] / row["predicted_s"] > 0
 

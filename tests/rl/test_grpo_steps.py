@@ -30,7 +30,7 @@ def replies(nano):
     replies = nano.rows.reference_replies(asked, [nano.rows.overview(q) for q in asked])
     replies.target[1::2, 5:] = False
     replies.target[3] = False
-    assert {0, 16} <= set(replies.crops.grids.prod(1).tolist())  # with and without a crop
+    assert {0, 16} <= set(replies.pictures.grids.prod(1).tolist())  # with and without a crop
     return nano.rows.prompts(questions), replies
 
 
@@ -39,7 +39,7 @@ def batch(nano, start, replies):
     """The sampler's log-probabilities are off by noise; those of the policy are scored in microbatches."""
     rows = jax.device_put(row_batch(*replies, nano.model.config.vision))
     rng = np.random.default_rng(0)
-    scored = make_scorer(start[0], nano.rows.episode, **settings(nano, accumulate=2))(*start[1][:2], rows)
+    scored = make_scorer(start[0], nano.rows.layout, **settings(nano, accumulate=2))(*start[1][:2], rows)
     sampler = np.asarray(scored) + rng.normal(size=scored.shape).astype(np.float32) * 0.5
     return GRPOBatch(rows, sampler, rng.normal(size=len(sampler)).astype(np.float32), old_logp=scored)
 
@@ -52,7 +52,7 @@ def settings(nano, accumulate=1, **objective):
 
 def stepped(nano, start, batch, **more):
     graph, state = start[0], jax.tree.map(jnp.copy, start[1])  # a step gives its state's memory away
-    step = make_grpo_step(graph, optax.sgd(1.0), nano.rows.episode, **settings(nano, **more))
+    step = make_grpo_step(graph, optax.sgd(1.0), nano.rows.layout, **settings(nano, **more))
     return step(state, None, batch)
 
 
@@ -84,9 +84,10 @@ def test_the_reference_mask_takes_the_crop_s_tokens(nano, start, replies, batch)
 
 
 def test_the_crop_is_what_the_masks_differ_by():
-    episode = preset("nano")[1]
-    all_slots, own = scored_slots(episode, "reference"), scored_slots(episode, "sampled")
-    assert set(all_slots) - set(own) == set(range(episode.stage1_len, episode.stage1_len + episode.crop_len))
+    layout = preset("nano")[1].layout(28)
+    all_slots, own = scored_slots(layout, "reference"), scored_slots(layout, "sampled")
+    crop = layout.picture(0)
+    assert set(all_slots) - set(own) == set(range(crop.start, crop.stop))
 
 
 def test_minibatches_are_whole_groups(batch):

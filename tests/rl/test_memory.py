@@ -14,7 +14,7 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.models.qwen2_5_vl import abstract_model
-from zoomearth_jax.rl.learner import RowBatch, TrainState, make_sft_step, row_batch, written_slots
+from zoomearth_jax.rl.learner import RowBatch, TrainState, make_sft_step, row_batch
 
 ROWS, VOCAB = 256, 65536
 
@@ -37,7 +37,7 @@ def compiled_step(rows, remat="none", *, freeze_vision=False, vocab=597):
     overviews = [rows.overview(q) for q in questions]
     one = row_batch(rows.prompts(questions, overviews), rows.reference_replies(questions, overviews), config.vision)
     batch: RowBatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROWS, *x.shape[1:]), x.dtype), one)
-    return make_sft_step(graph, optimizer, rows.episode).lower(state, batch).compile()
+    return make_sft_step(graph, optimizer, rows.layout).lower(state, batch).compile()
 
 
 def largest_float32(compiled) -> int:
@@ -46,7 +46,7 @@ def largest_float32(compiled) -> int:
 
 
 def test_no_array_of_all_logits(nano):
-    all_logits = ROWS * len(written_slots(nano.rows.episode)) * VOCAB
+    all_logits = ROWS * len(nano.rows.layout.written()) * VOCAB
     compiled = compiled_step(nano.rows, freeze_vision=True, vocab=VOCAB)
     assert largest_float32(compiled) <= all_logits / 2 + ROWS * VOCAB  # two chunks
 

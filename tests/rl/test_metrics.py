@@ -5,23 +5,25 @@ import types
 import numpy as np
 import pytest
 
+from tests.episodes import made_episode
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.question import Look
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import Replies
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
-from zoomearth_jax.rl.rollout import Episode, Trajectories
+from zoomearth_jax.rl.rollout.engine import Trajectories
 
 IMAGE = Frame(100, 50)
-EPISODE = EpisodeConfig(view_px=56, prompt_len=8, stage1_len=3, stage2_len=2)
+LAYOUT = EpisodeConfig(view_px=56, prompt_len=8, turn_lens=(3, 2)).layout(28)
 
 
 def question(box):
-    return Question(types.SimpleNamespace(frame=IMAGE), "?", "yes", "object", box)
+    return Question(types.SimpleNamespace(frame=IMAGE), "?", "yes", "object", (Look(box),) if box else ())
 
 
 def episode(window=None, reason="", answer="yes", truncated=False):
-    return Episode("", None if window is None else "", None, reason, window, answer, truncated)
+    return made_episode("", None if window is None else "", None, reason, window, answer, truncated)
 
 
 @pytest.fixture
@@ -34,11 +36,11 @@ def table():
         episode(),
         episode(reason="absent", answer="no"),
     ]
-    target = np.zeros((4, EPISODE.reply_len), bool)
+    target = np.zeros((4, LAYOUT.reply_len), bool)
     target[:, 0], target[1, :3], target[0, -2:] = True, True, True
-    played = Trajectories(None, Replies(None, None, target, None), None, None, None, episodes, None, None)
+    played = Trajectories(None, Replies(None, None, target, None), None, None, None, episodes, None)
     rewards = {"iou": np.array([0.4, 0, 0, 0]), "total": np.array([1.4, 0, 2.0, 2.0])}
-    return episode_table(questions, played, rewards, np.array([1.0, -1.0, 0.0, 0.0]), EPISODE)
+    return episode_table(questions, played, rewards, np.array([1.0, -1.0, 0.0, 0.0]), LAYOUT)
 
 
 def test_rates_and_means(table):
@@ -56,8 +58,8 @@ def test_rates_and_means(table):
             "truncated": 0.25,
             "tokens": (3 + 3 + 1 + 1) / 4,
             "tokens_max": 3,
-            "stage1_tokens": (1 + 3 + 1 + 1) / 4,
-            "stage2_tokens": 2.0,
+            "turn1_tokens": (1 + 3 + 1 + 1) / 4,
+            "turn2_tokens": 2.0,
             "reward_iou_std": np.std([0.4, 0, 0, 0]),
             "reward_total_std": np.std([1.4, 0, 2, 2]),
             "advantage_std": np.sqrt(0.5),
@@ -70,7 +72,7 @@ def test_rates_and_means(table):
 def test_what_applies_to_no_episode_is_left_out(table):
     kept = {name: values[1:] if name != "reward_total" else values[2:] for name, values in table.items()}
     metrics = rollout_metrics(kept, 2)
-    assert {"crop_area", "stage2_tokens"}.isdisjoint(metrics)
+    assert {"crop_area", "turn2_tokens"}.isdisjoint(metrics)
     assert metrics["zoom_rate"] == 0
 
 

@@ -27,13 +27,13 @@ def fixed(nano):
     questions[3] = dataclasses.replace(questions[3], text="Which?")
     prompts, replies = nano.rows.prompts(questions, overviews), nano.rows.reference_replies(questions, overviews)
     assert {4 * 2, 4 * 3, 16} <= set(prompts.views.grids.prod(1).tolist())
-    assert 0 < (replies.crops.grids.prod(1) == 0).sum() < 7  # some without a crop, some with
+    assert 0 < (replies.pictures.grids.prod(1) == 0).sum() < 7  # some without a crop, some with
     return prompts, replies
 
 
 @pytest.fixture(scope="module")
 def packed(fixed, nano):
-    rows = pack(*fixed, nano.rows.episode.view_tokens, LENGTH)
+    rows = pack(*fixed, nano.rows.layout.view_tokens, LENGTH)
     assert (rows.samples.max(1) >= 2).sum() >= 2
     return rows
 
@@ -42,7 +42,7 @@ def stepped(nano, batch):
     """Metrics and parameters after one step of plain gradient descent, the vision encoder included."""
     graph, state = init_state(load_model("nano").model, optax.sgd(1.0), freeze_vision=False)
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(state.trainable))
-    state, metrics = make_sft_step(graph, optax.sgd(1.0), nano.rows.episode)(state, batch)
+    state, metrics = make_sft_step(graph, optax.sgd(1.0), nano.rows.layout)(state, batch)
     after = jax.tree.map(np.asarray, nnx.to_pure_dict(state.trainable))
     return metrics, jax.tree.map(np.subtract, before, after)
 
@@ -74,7 +74,7 @@ def test_a_sample_sees_nothing_of_its_neighbours(nano, packed):
     other_text = (packed.samples[row] == 1) & (packed.ids[row] != nano.rows.image_id)
     ids = packed.ids.copy()
     ids[row, other_text] = 50
-    first_view = packed.features[row, 0] // nano.rows.episode.view_tokens
+    first_view = packed.features[row, 0] // nano.rows.layout.view_tokens
     got = np.asarray(logprobs(ids, features.at[first_view].set(7.0)))
     mask = packed.target[row]
     np.testing.assert_array_equal(got[own & mask], want[own & mask])
@@ -83,11 +83,11 @@ def test_a_sample_sees_nothing_of_its_neighbours(nano, packed):
 
 def test_batches_of_one_shape_compile_once(nano):
     graph, state = init_state(load_model("nano").model, optax.sgd(1e-3), freeze_vision=True)
-    step = make_sft_step(graph, optax.sgd(1e-3), nano.rows.episode)
+    step = make_sft_step(graph, optax.sgd(1e-3), nano.rows.layout)
     shapes = set()
     for number in range(6):
         rows = nano.rows.supervised(scene_questions("sft", 3, 8 * number, 8, global_share=0.5))
-        packed = pack(*rows, nano.rows.episode.view_tokens, 256)
+        packed = pack(*rows, nano.rows.layout.view_tokens, 256)
         shapes.add((packed.ids.shape, packed.places.shape))
         state, metrics = step(state, packed_batch(packed, nano.model.config.vision))
         assert np.isfinite(float(metrics["loss"]))

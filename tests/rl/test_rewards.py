@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.episodes import made_episode
 from zoomearth_jax.cli import main
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
 from zoomearth_jax.configs.io import from_dict, to_dict
 from zoomearth_jax.configs.reward import SPECS, RewardSpec
 from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, from_annotation
+from zoomearth_jax.data_pipeline.question import Look
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import GRPOConfig
@@ -27,7 +29,7 @@ from zoomearth_jax.rl.rewards import (
     reference_window,
     region_reward,
 )
-from zoomearth_jax.rl.rollout import Episode, Trajectories
+from zoomearth_jax.rl.rollout.engine import Trajectories
 
 PAPER, REFERENCE = SPECS["paper"], SPECS["reference"]
 numbers = st.floats(-100, 20_000, width=32).map(lambda x: round(x * 64) / 64)  # sides that float32 can square
@@ -178,22 +180,22 @@ SAID = THOUGHT + '[{"bbox_2d": [100, 100, 130, 130], "label": "x"}]'
 
 def play(*episodes, box=(800, 800, 1040, 1040), answer="urban"):
     """Rewards by spec of episodes about one question."""
-    question = Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object", Box(*box, IMAGE))
-    played = Trajectories(None, None, None, None, None, list(episodes), [np.zeros((*(504, 504), 3), np.uint8)], None)
+    question = Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object", (Look(Box(*box, IMAGE)),))
+    played = Trajectories(None, None, None, None, None, list(episodes), [np.zeros((*(504, 504), 3), np.uint8)])
     rows = types.SimpleNamespace(view_frame=lambda view: VIEW, episode=EpisodeConfig(min_window_px=512))
     return question, played, lambda spec: episode_rewards(spec, [question], played, rows)
 
 
-def episode(corners=(100, 100, 130, 130), stage1=SAID, stage2=f"{THOUGHT}<answer>rural</answer>", answer="rural"):
+def episode(corners=(100, 100, 130, 130), first=SAID, after=f"{THOUGHT}<answer>rural</answer>", answer="rural"):
     box = corners and Box(*corners, VIEW)
-    if box and stage1 == SAID:
-        stage1 = SAID.replace("100, 100, 130, 130", ", ".join(map(str, corners)))
-    return Episode(stage1, stage2, box, "", box and crop_window(box.to(IMAGE), 512), answer, False)
+    if box and first == SAID:
+        first = SAID.replace("100, 100, 130, 130", ", ".join(map(str, corners)))
+    return made_episode(first, after, box, window=box and crop_window(box.to(IMAGE), 512), answer=answer)
 
 
 def test_the_paper_s_and_the_release_s_numbers():
-    chatty = episode(stage1="Well. " + SAID)  # not the protocol, but all that the release looks for
-    silent = episode(None, stage1="?", stage2=None, answer=None)
+    chatty = episode(first="Well. " + SAID)  # not the protocol, but all that the release looks for
+    silent = episode(None, first="?", after=None, answer=None)
     question, _, scored = play(episode(), chatty, silent)
     box = [x * 4096 / 504 for x in (100, 100, 130, 130)]
     reference = question.box.corners
@@ -250,12 +252,14 @@ ANNOTATION, SIDE = (400, 400, 480, 480), 5000  # in px of the original 1953, 195
 def test_the_release_pays_for_whatever_numbers(text, iou, region):
     """With and without a crop, before an answer, after a template; the numbers of None follow from the rule."""
     frame = Frame(SIDE, SIDE)
-    question = Question(types.SimpleNamespace(frame=frame), "?", "", "object", from_annotation(ANNOTATION, frame))
+    question = Question(
+        types.SimpleNamespace(frame=frame), "?", "", "object", (Look(from_annotation(ANNOTATION, frame)),)
+    )
     named = f'"bbox_2d": [{text}]'
-    stages = (named, f'"bbox_2d": [x1, y1, x2, y2] {named} "bbox_2d": [1, 2, 3, 4]', f"{named}<answer>x</answer>")
+    firsts = (named, f'"bbox_2d": [x1, y1, x2, y2] {named} "bbox_2d": [1, 2, 3, 4]', f"{named}<answer>x</answer>")
     if text == "x1, y1, x2, y2":
-        stages = stages[::2]
-    episodes = [Episode(stage1, stage2, None, "", None, None, False) for stage1 in stages for stage2 in (None, "")]
+        firsts = firsts[::2]
+    episodes = [made_episode(first, after) for first in firsts for after in (None, "")]
     views = [Frame(512, 512)] * len(episodes)
     got = episode_box_rewards(REFERENCE, [question] * len(episodes), episodes, views, EpisodeConfig())
     if None in (iou, region):
@@ -277,9 +281,9 @@ def test_what_the_release_pays_on_random_numbers():
         numbers = [round(x) + float(rng.choice([0, 0, 0, -600, 600]) * (number % 6 != 5)) for x in numbers]
         frame = Frame(side, side)
         asked.append(
-            Question(types.SimpleNamespace(frame=frame), "?", "", "object", from_annotation(annotation, frame))
+            Question(types.SimpleNamespace(frame=frame), "?", "", "object", (Look(from_annotation(annotation, frame)),))
         )
-        episodes.append(Episode(f'"bbox_2d": {numbers}', None, None, "", None, None, False))
+        episodes.append(made_episode(f'"bbox_2d": {numbers}'))
         want.append(released_by_hand(numbers, annotation, side))
     views = [Frame(512, 512)] * len(episodes)
     got = np.stack(episode_box_rewards(REFERENCE, asked, episodes, views, EpisodeConfig()), axis=1)
@@ -320,7 +324,7 @@ def test_own_rewards_count_where_they_apply(own):
         dataclasses.replace(played, replies=target),
         rewards,
         np.zeros(2),
-        types.SimpleNamespace(stage1_len=1),
+        RowLayout(1, (3,), 28, 28),
     )
     metrics = rollout_metrics(table, 2)
     assert metrics["reward_brevity"] == pytest.approx(0.2)  # the mean of what applies

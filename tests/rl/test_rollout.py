@@ -17,10 +17,11 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import learner_rows
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, row_batch, row_logprobs, written_slots
+from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, row_batch, row_logprobs
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import RewardSpec, episode_rewards
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.tools.zoom import Masked
 
 GROUP = 4
 T1 = SamplingConfig(temperature=1.0)
@@ -89,11 +90,11 @@ def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, n
     sampling = SamplingConfig(temperature=temperature)
     played = engine(state.params, questions, jax.random.key(3), sampling=sampling, group=GROUP)
     model = nnx.merge(graph, state.trainable, state.frozen)
-    mask = played.replies.target[:, written_slots(nano.rows.episode)]
+    mask = played.replies.target[:, nano.rows.layout.written()]
     # from the rollout's visual tokens, and from the pixels anew
-    for tokens in ((played.overview_features, played.crop_features), (None, None)):
+    for tokens in ((played.overview_features, played.picture_features), (None, None)):
         batch = row_batch(played.prompts, played.replies, nano.model.config.vision, *tokens)
-        logp, _ = row_logprobs(model, batch, nano.rows.episode, temperature, nano.rows.banned_ids)
+        logp, _ = row_logprobs(model, batch, nano.rows.layout, temperature, nano.rows.banned_ids)
         assert np.abs(np.asarray(logp) - played.logprobs)[mask].max() < 1e-5
     assert (played.logprobs[~mask] == 0).all()
 
@@ -101,13 +102,13 @@ def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, n
 def test_group_shared_prompt_equals_one_prompt_each(tuned, played, nano):
     """Gradients of the grouped batch equal those of a batch that repeats each prompt."""
     graph, state = tuned
-    vision, episode = nano.model.config.vision, nano.rows.episode
+    vision, layout = nano.model.config.vision, nano.rows.layout
     repeated = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), played.prompts)
-    mask = played.replies.target[:, written_slots(episode)]
+    mask = played.replies.target[:, layout.written()]
 
     def loss(trainable, prompts):
         batch = row_batch(prompts, played.replies, vision)
-        logp, _ = row_logprobs(nnx.merge(graph, trainable, state.frozen), batch, episode, 1.0, ())
+        logp, _ = row_logprobs(nnx.merge(graph, trainable, state.frozen), batch, layout, 1.0, ())
         return (logp * mask).sum() / mask.sum()
 
     shared, single = (jax.grad(loss)(state.trainable, prompts) for prompts in (played.prompts, repeated))
@@ -121,11 +122,13 @@ def test_vision_ids_are_never_sampled(played, nano):
 
 
 def test_masked_crop_changes_only_what_follows_it(tuned, engine, questions):
-    shown, masked = (engine(tuned[1].params, questions, jax.random.key(0), mask_crop=mask) for mask in (False, True))
-    assert [e.stage1 for e in shown.episodes] == [e.stage1 for e in masked.episodes]
+    shown, masked = (
+        engine(tuned[1].params, questions, jax.random.key(0), tool=tool) for tool in (None, Masked(engine.tool))
+    )
+    assert [e.texts[0] for e in shown.episodes] == [e.texts[0] for e in masked.episodes]
     zoomed = [i for i, e in enumerate(shown.episodes) if e.zoomed]
     assert zoomed
-    assert all(len(np.unique(masked.crops[i])) == 1 for i in zoomed)
+    assert all(len(np.unique(masked.episodes[i].pictures[0])) == 1 for i in zoomed)
 
 
 def test_an_untrained_model_is_an_outcome_not_an_exception(nano, questions):
@@ -142,14 +145,14 @@ def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
     """One small step makes what was rewarded likelier, against what was not."""
     graph, state = tuned[0], jax.tree.map(jnp.copy, tuned[1])  # a step gives its state's memory away
     optimizer = OptimizerConfig(lr=1e-4, warmup=0, decay=False).build(1)
-    episode = nano.rows.episode
+    layout = nano.rows.layout
     rewards = np.tile([0.0, 1.0, 0.0, 1.0], len(questions))
     rows = learner_rows(played, nano.model.config.vision, freeze_vision=True)
     batch = GRPOBatch(rows, played.logprobs, group_advantages(rewards, GROUP))
     reference = jax.tree.map(jnp.copy, state.trainable)
     objective = ObjectiveConfig(kl_weight=0.1)
     step = make_grpo_step(
-        graph, optimizer, episode, temperature=1.0, banned_ids=nano.rows.banned_ids, objective=objective
+        graph, optimizer, layout, temperature=1.0, banned_ids=nano.rows.banned_ids, objective=objective
     )
     before, frozen_before = (jax.tree.map(np.array, part) for part in (state.trainable, state.frozen))
     after, metrics = step(state, reference, batch)
@@ -159,8 +162,8 @@ def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)  # the policy is still the reference
     assert jax.tree.all(jax.tree.map(np.array_equal, frozen_before, after.frozen))
     model = nnx.merge(graph, after.trainable, after.frozen)
-    logp, _ = row_logprobs(model, batch.rows, episode, 1.0, nano.rows.banned_ids)
-    mask = played.replies.target[:, written_slots(episode)]
+    logp, _ = row_logprobs(model, batch.rows, layout, 1.0, nano.rows.banned_ids)
+    mask = played.replies.target[:, layout.written()]
     gain = ((np.asarray(logp) - played.logprobs) * mask).sum(1) / mask.sum(1)
     assert (batch.advantages * gain).mean() > 0.01
 

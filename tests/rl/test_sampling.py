@@ -11,11 +11,11 @@ from flax import nnx
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.data_pipeline.rows import RowBuilder
-from zoomearth_jax.evaluate import play
+from zoomearth_jax.evaluation.play import play
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.policy import Segment, reply_hidden
-from zoomearth_jax.rl.rollout import RolloutEngine
-from zoomearth_jax.rl.sampling import filtered_logits, mark_seen, row_keys, sample
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.rollout.sampling import filtered_logits, mark_seen, row_keys, sample
 
 T1 = SamplingConfig(temperature=1.0)
 PROBS = [0.2, 0.5, 0.0625, 0.2, 0.0375]  # two are tied
@@ -139,7 +139,7 @@ def questions():
 
 
 def said(episodes) -> list[tuple]:
-    return [(e.stage1, e.stage2, e.answer) for e in episodes]
+    return [(e.texts, e.answer) for e in episodes]
 
 
 def test_an_episode_depends_on_its_question_and_seed_alone(tuned, engine, questions):
@@ -158,35 +158,36 @@ def test_an_episode_depends_on_its_question_and_seed_alone(tuned, engine, questi
 
 def test_evaluation_does_not_depend_on_the_batch_size(tuned, engine, questions):
     key, seven = jax.random.key(2), [*questions, questions[3]]
-    one, other = (play(engine, tuned, seven, key, sampling=T1, mask_crop=False, batch_size=size) for size in (6, 1))
+    one, other = (play(engine, tuned, seven, key, sampling=T1, tool=engine.tool, batch_size=size) for size in (6, 1))
     assert said(one) == said(other)
     assert said(one)[3] != said(one)[6]  # the same question under another seed
 
 
-def drawn_again(model, params, played, key, sampling, banned_ids, stage2_len):
+def drawn_again(model, params, played, key, sampling, banned_ids, layout):
     """Draws every slot of the replies from whole rows, with what is seen counted anew for each: [B, reply_len]."""
     prompts, replies = played.prompts, played.replies
     prompt = Segment(prompts.ids, prompts.valid, played.overview_features, prompts.views.grids[:, None])
-    reply = Segment(replies.ids, replies.valid, played.crop_features, replies.crops.grids[:, None])
+    reply = Segment(replies.ids, replies.valid, played.picture_features, replies.pictures.grids[:, None])
     policy = nnx.merge(nnx.graphdef(model), params)
     logits_BTV = np.asarray(policy.decoder.logits(reply_hidden(policy, prompt, reply)))
     batch, length, vocabulary = logits_BTV.shape
     ids, valid = (np.concatenate([getattr(prompts, n), getattr(replies, n)], axis=1) for n in ("ids", "valid"))
-    stages = row_keys(key, np.arange(batch, dtype=np.uint32))
+    turns = row_keys(key, np.arange(batch, dtype=np.uint32), layout.num_turns)
     draw, drawn = jax.jit(sample, static_argnums=(3, 4)), []
     for slot in range(length):
         before = prompts.ids.shape[1] + slot
         seen = np.zeros((batch, vocabulary), bool)
         for row in range(batch):
             seen[row, ids[row, :before][valid[row, :before]]] = True
-        stage, step = (0, slot) if slot < length - stage2_len else (1, slot - length + stage2_len)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(stages[stage], step)
+        turn = int(slot >= layout.turn(1).start)
+        step = slot - layout.turn(turn).start
+        keys = jax.vmap(jax.random.fold_in, (0, None))(turns[turn], max(step, 0))
         drawn.append(draw(logits_BTV[:, slot], keys, sampling.temperature, banned_ids, sampling, seen)[0])
     return np.stack(drawn, axis=1)
 
 
-def test_filters_in_both_stages_and_no_compilation_for_another_temperature(tuned, engine, questions, nano):
-    """The penalty counts prompt, stage 1, crop and stage 2; each stage has a key; temperatures share their programs."""
+def test_filters_in_both_turns_and_no_compilation_for_another_temperature(tuned, engine, questions, nano):
+    """The penalty counts prompt, turns and pictures; each turn has a key; temperatures share their programs."""
     sampling = SamplingConfig(temperature=1.0, top_k=50, top_p=0.99, repetition_penalty=1.5)
     key, greedy = jax.random.key(0), dataclasses.replace(sampling, temperature=0.0)
     engine(tuned, questions, key, sampling=greedy)
@@ -198,7 +199,7 @@ def test_filters_in_both_stages_and_no_compilation_for_another_temperature(tuned
     assert not compilations
     assert sum(e.zoomed for e in played.episodes) > 1
     rows = nano.rows
-    again = drawn_again(nano.model, tuned, played, key, sampling, rows.banned_ids, rows.episode.stage2_len)
+    again = drawn_again(nano.model, tuned, played, key, sampling, rows.banned_ids, rows.layout)
     assert compilations  # the listener counts
     target = played.replies.target
     np.testing.assert_array_equal(again[target], played.replies.ids[target])
@@ -207,11 +208,11 @@ def test_filters_in_both_stages_and_no_compilation_for_another_temperature(tuned
 def test_any_end_token_stops_a_row(tuned, engine, nano, questions):
     """With </answer> as a third one, answers stop there and looks still at <|im_end|>; it is a target, but not context."""
     (end,) = nano.rows.encode("</answer>")
-    rows = RowBuilder(nano.rows.tokenizer, nano.rows.episode, {"eos_token_id": [end]})
+    rows = RowBuilder(nano.rows.tokenizer, nano.rows.episode, 28, {"eos_token_id": [end]})
     before = engine(tuned, questions, jax.random.key(0)).replies
     after = RolloutEngine(nano.model, rows)(tuned, questions, jax.random.key(0))
     assert any(e.zoomed for e in after.episodes)
-    assert not any(e.truncated or "</answer>" in e.stage1 + (e.stage2 or "") for e in after.episodes)
+    assert not any(e.truncated or "</answer>" in "".join(e.texts) for e in after.episodes)
     assert not (after.replies.valid & (after.replies.ids == end)).any()
     for old, was_written, ids, target in zip(
         before.ids, before.target, after.replies.ids, after.replies.target, strict=True

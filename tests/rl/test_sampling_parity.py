@@ -23,7 +23,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig  # noqa: E402
 from zoomearth_jax.data_pipeline.rows import RowBuilder  # noqa: E402
 from zoomearth_jax.model_io import save_model  # noqa: E402
 from zoomearth_jax.rl.policy import masked_logits  # noqa: E402
-from zoomearth_jax.rl.sampling import filtered_logits, mark_seen  # noqa: E402
+from zoomearth_jax.rl.rollout.sampling import filtered_logits, mark_seen  # noqa: E402
 
 VOCAB, BANNED = 300, (3, 17, 299)
 
@@ -67,7 +67,7 @@ def test_the_filtered_distribution_is_that_of_generate(settings):
 
 
 def test_transformers_reads_the_end_tokens_of_a_saved_model(nano, tmp_path):
-    rows = RowBuilder(nano.rows.tokenizer, nano.rows.episode, {"eos_token_id": [7], "repetition_penalty": 1.05})
+    rows = RowBuilder(nano.rows.tokenizer, nano.rows.episode, 28, {"eos_token_id": [7], "repetition_penalty": 1.05})
     save_model(tmp_path / "saved", nano.model, rows)
     read = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved").generation_config
     assert read.eos_token_id == [rows.stop_id, rows.pad_id, 7]

@@ -1,4 +1,4 @@
-"""Stages in several visits of the host: the same episodes, rows left out once they stop, crops read meanwhile."""
+"""Turns in several visits of the host: the same episodes, rows left out once they stop, crops read meanwhile."""
 
 import dataclasses
 import threading
@@ -18,11 +18,11 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.grpo import GRPOConfig
 from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl import rollout
-from zoomearth_jax.rl.learner import row_batch, row_logprobs, written_slots
+from zoomearth_jax.rl.learner import row_batch, row_logprobs
 from zoomearth_jax.rl.policy import group_places
-from zoomearth_jax.rl.rollout import RolloutEngine
-from zoomearth_jax.rl.scored import play_scored, send_parts
+from zoomearth_jax.rl.rollout import engine as rollout
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 
 GROUP = 4
 T1 = SamplingConfig(temperature=1.0)
@@ -41,7 +41,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def whole(engine, params, questions):
-    """Each stage in one visit."""
+    """Each turn in one visit."""
     return engine(params, questions, KEY, sampling=T1, group=GROUP)
 
 
@@ -50,14 +50,14 @@ def short(nano):
     """An engine that looks at its rows every three tokens and leaves half of them out as soon as it can."""
     engine = RolloutEngine(nano.model, nano.rows, config=RolloutConfig(visit=3))
     engine.events = []
-    for name in ("_narrow", "_more", "_widen"):
-        program = getattr(engine, name)
+    for name in ("narrow", "go_on", "widen"):
+        program = getattr(engine.programs, name)
 
         def told(*args, name=name, program=program, **kwargs):
             engine.events.append(name)
             return program(*args, **kwargs)
 
-        setattr(engine, name, told)
+        setattr(engine.programs, name, told)
     return engine
 
 
@@ -79,7 +79,7 @@ def in_visits(short, params, questions):
 
 def test_visits_and_rows_left_out_change_nothing(in_visits, whole):
     played, events, _ = in_visits
-    assert events.count("_narrow") == events.count("_widen") >= 2
+    assert events.count("narrow") == events.count("widen") >= 2
     np.testing.assert_array_equal(played.replies.ids, whole.replies.ids)
     np.testing.assert_array_equal(played.replies.target, whole.replies.target)
     assert np.abs(played.logprobs - whole.logprobs).max() < 1e-5
@@ -92,18 +92,18 @@ def test_nothing_compiles_once_the_shapes_are_known(in_visits):
 
 def test_crops_are_read_while_other_rows_write_on(in_visits):
     events = in_visits[1]
-    assert "_more" in events[events.index("crop") :]
+    assert "go_on" in events[events.index("crop") :]
 
 
-def test_without_crops_there_is_no_second_stage(nano, questions, monkeypatch):
+def test_without_pictures_there_is_no_second_turn(nano, questions, monkeypatch):
     model = Qwen2_5_VL(nano.model.config, rngs=nnx.Rngs(7))
     engine = RolloutEngine(model, nano.rows)
-    monkeypatch.setattr(engine, "_zoom", None)
+    monkeypatch.setattr(engine.programs, "next_turn", None)
     played = engine(nnx.state(model, nnx.Param), questions, KEY, group=2)
     assert not any(e.zoomed for e in played.episodes)
-    assert played.crop_features.shape == (len(questions) * 2, *played.overview_features.shape[1:])
-    assert not np.asarray(played.crop_features).any()
-    assert not played.replies.target[:, nano.rows.episode.stage1_len :].any()
+    assert played.picture_features.shape == (len(questions) * 2, *played.overview_features.shape[1:])
+    assert not np.asarray(played.picture_features).any()
+    assert not played.replies.target[:, nano.rows.layout.turn_lens[0] :].any()
 
 
 def test_an_oracle_decides_on_crops(nano, questions):
@@ -124,37 +124,36 @@ def test_an_oracle_leaves_valid_boxes_alone(nano, params, whole, questions):
     asked = [q for q in questions for _ in range(GROUP)]
     same = [(a, b) for q, a, b in zip(asked, played.episodes, whole.episodes, strict=True) if q.box and b.zoomed]
     assert same
-    assert all(a.window == b.window and a.stage2 == b.stage2 for a, b in same)
+    assert all(a.window == b.window and a.texts[1:] == b.texts[1:] for a, b in same)
 
 
 def test_retokenised_text_is_what_goes_on(nano, params, whole, questions, monkeypatch):
-    config = RolloutConfig(stage1_ids="retokenised")
+    config = RolloutConfig(turn_ids="retokenised")
     engine = RolloutEngine(nano.model, nano.rows, config=config)
     played = engine(params, questions, KEY, sampling=T1, group=GROUP)
     zoomed = np.array([e.zoomed for e in whole.episodes])
     assert zoomed.any()
     # where the tokenizer writes the text as it was sampled only its stop token goes, though the cache was made anew
-    stage1 = slice(0, nano.rows.episode.stage1_len)
+    first = nano.rows.layout.turn(0)
     valid, stopped = whole.replies.valid, np.isin(whole.replies.ids, nano.rows.stop_ids) & whole.replies.target
     bare = np.where(valid, whole.replies.ids, nano.rows.pad_id)
-    same = zoomed & (played.replies.ids[:, stage1] == bare[:, stage1]).all(axis=1)
+    same = zoomed & (played.replies.ids[:, first] == bare[:, first]).all(axis=1)
     assert same.sum() > 2
-    np.testing.assert_array_equal(played.replies.ids[same, stage1.stop :], whole.replies.ids[same, stage1.stop :])
+    np.testing.assert_array_equal(played.replies.ids[same, first.stop :], whole.replies.ids[same, first.stop :])
     np.testing.assert_array_equal(played.replies.valid[same], valid[same])
-    trained, sampled = (x.replies.target[:, stage1] for x in (played, whole))
-    assert stopped[same][:, stage1].any()
-    np.testing.assert_array_equal(trained[same], (sampled & ~stopped[:, stage1])[same])
+    trained, sampled = (x.replies.target[:, first] for x in (played, whole))
+    assert stopped[same][:, first].any()
+    np.testing.assert_array_equal(trained[same], (sampled & ~stopped[:, first])[same])
     np.testing.assert_array_equal(trained[~zoomed], sampled[~zoomed])
     assert np.abs(played.logprobs - whole.logprobs)[same].max() < 1e-5
-    # with another text in its place stage 2 reads that
+    # with another text in its place the second turn reads that
     monkeypatch.setattr(engine, "rows", other := nano_rows_that_say(nano.rows, "<think>no</think>"))
     changed = engine(params, questions, KEY, sampling=T1, group=GROUP)
     said = nano.rows.encode("<think>no</think>")
     assert changed.replies.ids[zoomed][:, : len(said)].tolist() == [said] * zoomed.sum()
-    assert (changed.replies.target[zoomed][:, stage1].sum(axis=1) == len(said)).all()
+    assert (changed.replies.target[zoomed][:, first].sum(axis=1) == len(said)).all()
     assert other is engine.rows
-    stage2 = nano.rows.episode.stage1_len
-    assert np.abs(changed.logprobs - whole.logprobs)[zoomed][:, stage2:].max() > 1e-3
+    assert np.abs(changed.logprobs - whole.logprobs)[zoomed][:, first.stop :].max() > 1e-3
 
 
 def nano_rows_that_say(rows, text):
@@ -172,11 +171,11 @@ def nano_rows_that_say(rows, text):
 
 def test_retokenised_ids_need_the_released_mask():
     with pytest.raises(UserError, match="mask reference"):
-        GRPOConfig(rollout=RolloutConfig(stage1_ids="retokenised"))
+        GRPOConfig(rollout=RolloutConfig(turn_ids="retokenised"))
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("crop_gate", "me"), ("stage1_ids", "x"), ("crop", "x"), ("batches", 0), ("visit", 0)]
+    ("field", "value"), [("crop_gate", "me"), ("turn_ids", "x"), ("crop", "x"), ("batches", 0), ("visit", 0)]
 )
 def test_settings_are_checked(field, value):
     with pytest.raises(UserError, match=field):
@@ -208,7 +207,7 @@ def test_parts_play_the_same_episodes_and_are_scored_meanwhile(engine, params, q
     np.testing.assert_array_equal(played.replies.ids, whole.replies.ids)
     assert played.episodes == whole.episodes
     zoomed = [e.zoomed for e in whole.episodes]
-    assert np.abs(np.asarray(played.crop_features) - np.asarray(whole.crop_features))[zoomed].max() < 1e-5
+    assert np.abs(np.asarray(played.picture_features) - np.asarray(whole.picture_features))[zoomed].max() < 1e-5
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -216,16 +215,16 @@ def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
     """The same log-probabilities and gradients from as many rows as the fullest question fills."""
     model = load_model("nano-grpo", ComputeConfig(remat=remat)).model
     graph, params = nnx.split(model)
-    tokens = whole.overview_features, whole.crop_features
-    target = whole.replies.target[:, written_slots(nano.rows.episode)]
+    tokens = whole.overview_features, whole.picture_features
+    target = whole.replies.target[:, nano.rows.layout.written()]
 
     def loss(params, batch):
-        logp, entropy = row_logprobs(nnx.merge(graph, params), batch, nano.rows.episode, 1.0, nano.rows.banned_ids)
+        logp, entropy = row_logprobs(nnx.merge(graph, params), batch, nano.rows.layout, 1.0, nano.rows.banned_ids)
         return ((logp + 0.1 * entropy) * target).sum() / target.sum(), logp * target
 
     every, some = (row_batch(whole.prompts, whole.replies, model.config.vision, *tokens, parts=p) for p in (0, 16))
     need = whole.prompts.valid.sum(1) + whole.replies.valid.sum(1).reshape(len(whole.prompts.ids), -1).sum(1)
-    slots = nano.rows.episode.prompt_len + GROUP * nano.rows.episode.reply_len
+    slots = nano.rows.layout.prompt_len + GROUP * nano.rows.layout.reply_len
     unit = -(-slots // 16)
     assert every.places is None
     assert some.places.kept_NR.shape[1] == -(-need.max() // unit) * unit < slots
@@ -245,4 +244,4 @@ def test_full_rows_have_nothing_to_leave_out():
 
 
 def test_rows_stay_on_their_devices():
-    assert result(start("rl/stages_on_mesh.py", 8)) == "ok"
+    assert result(start("rl/rows_on_mesh.py", 8)) == "ok"

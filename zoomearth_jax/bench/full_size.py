@@ -23,7 +23,7 @@ from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.model_io import copy_side_files, load_model, resolve
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,8 @@ def _measure(directory: Path, config: FullSizeConfig) -> list[dict]:
         params = nnx.state(loaded.model, nnx.Param)
         size = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9
         rows[0] |= {"parameters_gb": size, "over_gb": peak_gb() - before - size}
-        stages = {"stage1_len": config.tokens, "stage2_len": config.tokens}
-        loaded.rows.episode = dataclasses.replace(loaded.rows.episode, **stages)
-        engine, questions = RolloutEngine(loaded.model, loaded.rows), scene_questions("test", 0, 0, 1, 0.0)
+        rows_of = loaded.rows.replaced(turn_lens=(config.tokens, config.tokens))
+        engine, questions = RolloutEngine(loaded.model, rows_of), scene_questions("test", 0, 0, 1, 0.0)
         for what in ("first answer, with compilation", "answer"):
             played = timed(what, lambda: engine(params, questions, jax.random.key(0)))
             rows[-1]["tokens"] = int(played.replies.target.sum())

@@ -39,8 +39,8 @@ from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, reference_policy
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import episode_rewards
-from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
-from zoomearth_jax.rl.scored import play_scored, send_parts
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
+from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 
 VARIANTS = ("released", "fair")
 QUESTIONS = {"nano": 16, "100m": 4}  # a step
@@ -94,7 +94,7 @@ class Ours:
         self._reference = reference_policy(self._state, "float32")
         self._engine = RolloutEngine(loaded.model, self.rows)
         how = {"temperature": 1.0, "banned_ids": self.rows.banned_ids, "objective": OBJECTIVE}
-        self._step = make_grpo_step(graph, optimizer, self.rows.episode, **how)
+        self._step = make_grpo_step(graph, optimizer, self.rows.layout, **how)
 
     def play(self, questions: Sequence[Question], seed: int) -> tuple[Trajectories, np.ndarray]:
         """The episodes and their advantages."""

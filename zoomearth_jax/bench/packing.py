@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.model import ModelConfig
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.packing import pack
@@ -68,17 +68,17 @@ def bench_packing(config: PackingConfig) -> list[dict]:
 
     Tokens are those that exist; padding is the share of slots without one; loss_gap is relative.
     """
-    model_config, episode = _sizes(config)
-    fixed = lrs_gro_rows(config.samples, config.seed, model_config, episode)
+    model_config, layout = _sizes(config)
+    fixed = lrs_gro_rows(config.samples, config.seed, model_config, layout)
     tokens = int(sum(part.valid.sum() for part in fixed))
     slots = sum(part.valid.size for part in fixed)
     model = Qwen2_5_VL(model_config, compute=config.compute, rngs=nnx.Rngs(0))
     optimizer = optax.sgd(0.0)  # the same loss again and again
     graph, state = init_state(model, optimizer, freeze_vision=True)
-    step = make_sft_step(graph, optimizer, episode)
+    step = make_sft_step(graph, optimizer, layout)
     rows = []
     for pack_len in config.pack_len:
-        packed = pack(*fixed, episode.view_tokens, pack_len)
+        packed = pack(*fixed, layout.view_tokens, pack_len)
         batches = [row_batch(*fixed, model_config.vision), packed_batch(packed, model_config.vision)]
         state, seconds, losses = _alternate(step, state, jax.device_put(batches), config.repeats)
         rows.append(
@@ -97,8 +97,8 @@ def bench_packing(config: PackingConfig) -> list[dict]:
     return rows
 
 
-def _sizes(config: PackingConfig) -> tuple[ModelConfig, EpisodeConfig]:
-    """The nano model with a decoder of the 3B's proportions (at the default width, its layer), and the 3B's episode.
+def _sizes(config: PackingConfig) -> tuple[ModelConfig, RowLayout]:
+    """The nano model with a decoder of the 3B's proportions (at the default width, its layer), and the 3B's row.
 
     Attention's share of the work depends on width and length alike, so a narrow model would tell of the wrong trade.
     """
@@ -112,12 +112,11 @@ def _sizes(config: PackingConfig) -> tuple[ModelConfig, EpisodeConfig]:
         num_kv_heads=max(1, config.width // HEAD_DIM // 8),
         mrope_section=(16, 24, 24),
     )
-    return dataclasses.replace(
-        model, text=text, vision=dataclasses.replace(model.vision, out_dim=config.width)
-    ), episode
+    model = dataclasses.replace(model, text=text, vision=dataclasses.replace(model.vision, out_dim=config.width))
+    return model, episode.layout(model.vision.merged_px)
 
 
-def lrs_gro_rows(samples: int, seed: int, model: ModelConfig, episode: EpisodeConfig) -> tuple[Prompts, Replies]:
+def lrs_gro_rows(samples: int, seed: int, model: ModelConfig, layout: RowLayout) -> tuple[Prompts, Replies]:
     """Fixed rows of random ids and blank views with LRS-GRO's lengths."""
     rng = np.random.default_rng(seed)
     quantiles = np.linspace(0, 1, len(QUESTION_TOKENS))
@@ -126,23 +125,23 @@ def lrs_gro_rows(samples: int, seed: int, model: ModelConfig, episode: EpisodeCo
         for values in (QUESTION_TOKENS, CROP_TOKENS)
     )
     zooms, thoughts = rng.random(samples) >= NO_CROP, np.array(THOUGHT_TOKENS)[rng.integers(0, 3, samples)]
-    side = episode.view_side // episode.merged_px
-    pixels = np.full((samples, episode.view_side, episode.view_side, 3), 128, np.uint8)
+    side = layout.view_side // layout.merged_px
+    pixels = np.full((samples, layout.view_side, layout.view_side, 3), 128, np.uint8)
     overviews = Views(pixels, np.full((samples, 2), side, np.int32))
     heights = np.maximum(1, np.round(crops / side)).astype(np.int32) * zooms
     windows = Views(pixels, np.stack([heights, side * zooms], 1).astype(np.int32))
-    prompt_tokens = questions + TEMPLATE_TOKENS + episode.view_tokens + 2
+    prompt_tokens = questions + TEMPLATE_TOKENS + layout.view_tokens + 2
     first = thoughts[:, 0] + np.where(zooms, LOOK_TOKENS, ANSWER_TOKENS)
     second = (thoughts[:, 1] + ANSWER_TOKENS) * zooms
-    prompts = _text(rng, prompt_tokens, episode.prompt_len, model)
-    prompts[0][:, : episode.view_tokens] = model.image_token_id
-    stages = [_text(rng, n, room, model) for n, room in ((first, episode.stage1_len), (second, episode.stage2_len))]
-    slot, ends = np.arange(episode.crop_len), windows.grids.prod(-1)[:, None]
+    prompts = _text(rng, prompt_tokens, layout.prompt_len, model)
+    prompts[0][:, : layout.view_tokens] = model.image_token_id
+    turns = [_text(rng, n, room, model) for n, room in zip((first, second), layout.turn_lens, strict=True)]
+    slot, ends = np.arange(layout.picture_len), windows.grids.prod(-1)[:, None]
     crop = np.where((slot > 0) & (slot <= ends), model.image_token_id, model.vision_start_id)
     seen = (slot < ends + 2) & (ends > 0)
-    ids = np.concatenate([stages[0][0], crop, stages[1][0]], axis=1).astype(np.int32)
-    target = np.concatenate([stages[0][1], np.zeros_like(seen), stages[1][1]], axis=1)
-    valid = np.concatenate([_without_stop(stages[0][1]), seen, _without_stop(stages[1][1])], axis=1)
+    ids = np.concatenate([turns[0][0], crop, turns[1][0]], axis=1).astype(np.int32)
+    target = np.concatenate([turns[0][1], np.zeros_like(seen), turns[1][1]], axis=1)
+    valid = np.concatenate([_without_stop(turns[0][1]), seen, _without_stop(turns[1][1])], axis=1)
     return Prompts(*prompts, overviews), Replies(ids, valid, target, windows)
 
 
@@ -154,7 +153,7 @@ def _text(rng, lengths, room: int, model: ModelConfig):
 
 
 def _without_stop(target):
-    """All but the last token of each stage."""
+    """All but the last token of each turn."""
     return target & np.pad(target[:, 1:], ((0, 0), (0, 1)))
 
 

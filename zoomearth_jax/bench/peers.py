@@ -28,9 +28,9 @@ from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.vision import pixel_values, vision_layout
-from zoomearth_jax.rl.decoding import Sampler, grow_cache
 from zoomearth_jax.rl.policy import last_valid, token_logprobs
-from zoomearth_jax.rl.sampling import row_keys
+from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache
+from zoomearth_jax.rl.rollout.sampling import row_keys
 
 LEAST_SECONDS = 2.0  # short runs take more turns than asked for, until both have had this long together
 

@@ -54,11 +54,7 @@ def bench_plan(config: PlanBenchConfig) -> list[dict]:
     known = chip(devices[0].device_kind) or measured_chip(devices, config.compute.dtype)
     rows = []
     for name in config.models:
-        episode = (
-            preset("nano")[1]
-            if name == "nano"
-            else EpisodeConfig(112, 112, prompt_len=64, stage1_len=48, stage2_len=32)
-        )
+        episode = preset("nano")[1] if name == "nano" else EpisodeConfig(112, 112, prompt_len=64, turn_lens=(48, 32))
         training = Training(CASES[name]().config, episode, config.compute, make_mesh((len(devices), 1, 1)))
         programs, network = _programs(training, config, len(devices)), Network(known, devices)
         measured = _measured(programs, config.repeats)
@@ -80,12 +76,16 @@ def _row(model: str, step: str, predicted: float, measured: float) -> dict:
 
 def _programs(training: Training, config: PlanBenchConfig, devices: int) -> dict[str, tuple[Program, int]]:
     """Programs with the trips of their loops over tokens."""
-    prompts, episode = config.prompts * devices, training.episode
-    look, zoom = training.rollout(prompts, config.group)
+    prompts = config.prompts * devices
+    turns = {
+        f"turn{k + 1}": (program, length - 1)
+        for k, (program, length) in enumerate(
+            zip(training.rollout(prompts, config.group), training.layout.turn_lens, strict=True)
+        )
+    }
     return {
         "sft": (training.sft(prompts * config.group), 1),
-        "look": (look, episode.stage1_len - 1),
-        "zoom": (zoom, episode.stage2_len - 1),
+        **turns,
         "grpo": (training.grpo(prompts, config.group), 1),
     }
 

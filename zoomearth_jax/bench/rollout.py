@@ -21,9 +21,9 @@ from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.flops import RowCounts, forward_flops
 from zoomearth_jax.model_io import load_model
-from zoomearth_jax.rl.decoding import append_crops, prefill, reread
 from zoomearth_jax.rl.policy import device_images
-from zoomearth_jax.rl.rollout import RolloutEngine, Trajectories
+from zoomearth_jax.rl.rollout.decoding import append_pictures, prefill, reread
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
 
 T1 = SamplingConfig(temperature=1.0)
 SLOTS = 256  # of the long stage: as many as LRS-GRO's longest reasoning before a crop takes
@@ -104,12 +104,12 @@ class _Bench:
             np.broadcast_to(past, np.shape(tokens)), np.asarray(tokens), np.full(len(tokens), scored), *grids
         )
         whole, before = forward_flops(self.model.config, counts), counts._replace(reply_B=0 * counts.reply_B)
-        empty = before._replace(scored_B=0 * counts.scored_B, overview_N2=none, crop_B2=none)
+        empty = before._replace(scored_B=0 * counts.scored_B, overview_N2=none, picture_BP2=none)
         return sum(whole) - sum(forward_flops(self.model.config, empty))
 
     def prompts(self) -> dict:
         """Each prompt once, its cache repeated, against each once a sample."""
-        group, episode, prompts = self.group, self.rows.episode, self.played.prompts
+        group, prompts = self.group, self.played.prompts
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), prompts)
         shared, single = (
             jax.device_put((p.ids, p.valid, device_images(p.views, self.model.config.vision)))
@@ -119,7 +119,7 @@ class _Bench:
         alone = self.engine(self.params, each, self.key, sampling=T1)
         tokens, grids = prompts.valid.sum(1), prompts.views.grids
         once = self._flops(tokens, overviews=[grids])
-        slots = episode.stage1_len
+        slots = self.rows.layout.turn_lens[0]
         return self._row(
             "prompts once a group",
             lambda: self._prefill(self.params, *shared, group=group, slots=slots),
@@ -129,41 +129,41 @@ class _Bench:
         )
 
     def crops(self) -> dict:
-        """Crops on the caches of stage 1, against the whole row computed anew for stage 2."""
-        engine, rows, episode, played = self.engine, self.rows, self.rows.episode, self.played
+        """Crops on the caches of the first turn, against the whole row computed anew for the second."""
+        engine, rows, layout, played = self.engine, self.rows, self.rows.layout, self.played
         group, replies = self.group, played.replies
-        vision, stage1 = self.model.config.vision, slice(0, episode.stage1_len)
+        vision, first, (length, after_len) = self.model.config.vision, layout.turn(0), layout.turn_lens
         look = engine.send(played.prompts)
         keys = jax.random.split(self.key, len(replies.ids))
         how = {"temperature": 1.0, "filters": T1.filters}
-        _, cache, stage = engine._look(self.params, *look.on_devices, keys, group=group, **how)
-        written = rows.replies(_ids(stage), [[]] * len(replies.ids), rows.views([None] * len(replies.ids)))
-        own = jax.device_put((written.ids[:, stage1], written.valid[:, stage1]))
+        _, cache, stage = engine.programs.first_turn(self.params, *look.on_devices, keys, group=group, **how)
+        written = rows.replies([[ids] for ids in _ids(stage)], rows.views([None] * len(replies.ids)))
+        own = jax.device_put((written.ids[:, first], written.valid[:, first]))
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), played.prompts)
         single = jax.device_put((repeated.ids, repeated.valid, device_images(repeated.views, vision)))
-        crop = *rows.crop_slots(replies.crops.grids), device_images(replies.crops, vision)
-        active = replies.crops.grids.prod(-1) > 0
-        crop, slots = jax.device_put(crop), (episode.prompt_len + episode.stage1_len, episode.stage2_len)
+        crop = *rows.picture_slots(replies.pictures.grids), device_images(replies.pictures, vision)
+        active = replies.pictures.grids.prod(-1) > 0
+        crop = jax.device_put(crop)
 
         @jax.jit
         def after(params, cache, stage):
-            return append_crops(nnx.merge(self.graph, params), cache, *crop, stage.position_B, *slots)[1:]
+            return append_pictures(nnx.merge(self.graph, params), cache, *crop, stage.position_B, after_len)[1:]
 
         @jax.jit
         def anew(params, stage):
             model = nnx.merge(self.graph, params)
-            _, _, cache, _ = prefill(model, *single, group=1, slots=episode.stage1_len)
+            _, _, cache, _ = prefill(model, *single, group=1, slots=length)
             cache, next_B = reread(model, cache, stage, *own)
-            return cache, append_crops(model, cache, *crop, next_B, *slots)[1:]
+            return cache, append_pictures(model, cache, *crop, next_B, after_len)[1:]
 
         stopped = stage._replace(alive_B=jnp.zeros_like(stage.alive_B))
         zoom = [
-            engine._zoom(self.params, c, s, o, *crop, active, keys, **how)[2]
+            engine.programs.next_turn(self.params, c, s, o, *crop, active, keys, length=after_len, **how)[2]
             for c, s, o in ((cache, stage, None), (anew(self.params, stage)[0], stopped, own))
         ]
-        tokens = np.where(active, replies.crops.grids.prod(-1) + 2, 0)
-        before = np.repeat(played.prompts.valid.sum(1), group) + written.valid[:, stage1].sum(1)
-        grids, overviews = replies.crops.grids, np.repeat(played.prompts.views.grids, group, axis=0)
+        tokens = np.where(active, replies.pictures.grids.prod(-1) + 2, 0)
+        before = np.repeat(played.prompts.valid.sum(1), group) + written.valid[:, first].sum(1)
+        grids, overviews = replies.pictures.grids, np.repeat(played.prompts.views.grids, group, axis=0)
         flops = self._flops(tokens, before, crops=[grids]), self._flops(before + tokens, crops=[grids, overviews])
         same = (np.asarray(zoom[0].ids_BT) == np.asarray(zoom[1].ids_BT))[active]
         gap = np.abs(np.asarray(zoom[0].logps_BT) - np.asarray(zoom[1].logps_BT))[active][same]
@@ -176,11 +176,11 @@ class _Bench:
         )
 
     def stopped(self) -> dict:
-        """A long stage whose rows stop anywhere, with and without those that have stopped."""
+        """A long turn whose rows stop anywhere, with and without those that have stopped."""
         vocabulary = len(self.rows.tokenizer)
         ends = range(vocabulary - vocabulary // MEAN_TOKENS, vocabulary)  # drawn about once in MEAN_TOKENS tokens
-        layout = dataclasses.replace(self.rows.episode, stage1_len=SLOTS)
-        rows = RowBuilder(self.rows.tokenizer, layout, {"eos_token_id": list(ends)})
+        episode = dataclasses.replace(self.rows.episode, turn_lens=(SLOTS, *self.rows.episode.turn_lens[1:]))
+        rows = RowBuilder(self.rows.tokenizer, episode, self.rows.layout.merged_px, {"eos_token_id": list(ends)})
         params = jax.tree.map(lambda x: x * 0 if x.ndim > 1 else x, self.params)  # every token is as likely
         engines = [RolloutEngine(self.model, rows, config=RolloutConfig(visit=visit)) for visit in (VISIT, SLOTS)]
 

@@ -14,14 +14,17 @@ import numpy as np
 from zoomearth_jax.bench.loader import HeldFile, WholeFile
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
-from zoomearth_jax.data_pipeline.protocol import parse_answer, parse_box, wants_crop
+from zoomearth_jax.data_pipeline.protocol import parse_answer
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.models.hf import read_config
 from zoomearth_jax.models.vision import pixel_values
+from zoomearth_jax.rl.episode import Episode, Turn
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards import episode_rewards
-from zoomearth_jax.rl.rollout import Episode, Trajectories
+from zoomearth_jax.rl.rollout.engine import Trajectories
+from zoomearth_jax.tools.tool import View
+from zoomearth_jax.tools.zoom import Zoom
 
 
 @dataclasses.dataclass
@@ -48,6 +51,7 @@ class TorchGRPO:
         logging.disable_progress_bar()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._torch, self._rows, self._group, self._objective, self._reward = torch, rows, group, objective, reward
+        self._zoom = Zoom(rows)
         self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
         self._model.model.visual.requires_grad_(False)
         self._vision = read_config(Path(directory)).vision
@@ -78,16 +82,16 @@ class TorchGRPO:
         episodes = [
             self._looked(q, view, look, new)
             for (q, view, _), look, new in zip(
-                asked, looks, self._generate(looks, rows.episode.stage1_len), strict=True
+                asked, looks, self._generate(looks, rows.layout.turn_lens[0]), strict=True
             )
         ]
-        zooms = [i for i, episode in enumerate(episodes) if episode.window is not None]
+        zooms = [i for i, episode in enumerate(episodes) if episode.zoomed]
         batches = [[i] for i in zooms] if self._released else [zooms] if zooms else []
         for batch in batches:
-            for i, new in zip(batch, self._generate([looks[i] for i in batch], rows.episode.stage2_len), strict=True):
+            for i, new in zip(batch, self._generate([looks[i] for i in batch], rows.layout.turn_lens[1]), strict=True):
                 _add_text(looks[i], new, rows.stop_ids)
                 text = rows.decode(new)
-                episodes[i] = dataclasses.replace(episodes[i], stage2=text, answer=parse_answer(text))
+                episodes[i] = Episode((*episodes[i].turns, Turn(text)), parse_answer(text), False)
         played = SimpleNamespace(episodes=episodes, overviews=overviews)
         rewards = episode_rewards(self._reward, questions, played, rows)
         return looks, np.asarray(group_advantages(rewards["total"], self._group, self._objective.advantage))
@@ -99,35 +103,36 @@ class TorchGRPO:
         return [dataclasses.replace(q, image=image) for q, image in zip(questions, images, strict=True)]
 
     def _looked(self, question: Question, view: np.ndarray, look: Row, new: list[int]) -> Episode:
-        """The episode after stage 1; the crop, if there is one, is added to its sequence."""
+        """The episode after its first turn; the crop, if there is one, is added to its sequence."""
         rows = self._rows
         _add_text(look, new, rows.stop_ids)
-        text = rows.decode(new)
-        parsed = parse_box(text, rows.view_frame(view))
-        window = None
-        if parsed.box is not None and wants_crop(text):
-            window = rows.window(parsed.box, question.image.frame)
-            self._add_crop(look, rows.crop(question.image, window))
-        return Episode(text, None, parsed.box, parsed.reason, window, parse_answer(text), False)
+        text, crop = rows.decode(new), None
+        asked = self._zoom.request(text, View(question, rows.view_frame(view)))
+        if isinstance(asked, str):
+            return Episode((Turn(text, None, asked),), parse_answer(text), False)
+        if asked.wanted:
+            crop = self._zoom.run(question.image, asked)
+            self._add_crop(look, crop)
+        return Episode((Turn(text, asked, "", crop),), parse_answer(text), False)
 
     def _add_crop(self, look: Row, crop: np.ndarray) -> None:
-        ids, valid = self._rows.crop_slots(self._rows.views([crop]).grids)
+        ids, valid = self._rows.picture_slots(self._rows.views([crop]).grids)
         look.ids += ids[valid].tolist()
         look.pictures.append(crop)
 
     def sequences_of(self, played: Trajectories, questions: Sequence[Question]) -> list[Row]:
         """Episodes that our engine played."""
-        rows, episode, sequences = self._rows, self._rows.episode, []
-        crop_end = episode.stage1_len + episode.crop_len
+        rows, layout, sequences = self._rows, self._rows.layout, []
         for i, (ids, target) in enumerate(zip(played.replies.ids, played.replies.target, strict=True)):
             prompt = i // self._group
             look = Row(
                 played.prompts.ids[prompt][played.prompts.valid[prompt]].tolist(), [played.overviews[prompt]], []
             )
-            _add_text(look, ids[: episode.stage1_len][target[: episode.stage1_len]].tolist(), rows.stop_ids)
-            if played.crops[i] is not None:
-                self._add_crop(look, played.crops[i])
-                _add_text(look, ids[crop_end:][target[crop_end:]].tolist(), rows.stop_ids)
+            for k, turn in enumerate(played.episodes[i].turns):
+                slots = layout.turn(k)
+                _add_text(look, ids[slots][target[slots]].tolist(), rows.stop_ids)
+                if turn.picture is not None:
+                    self._add_crop(look, turn.picture)
             sequences.append(look)
         return sequences
 

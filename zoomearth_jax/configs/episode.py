@@ -1,19 +1,89 @@
-"""What an episode looks like: the views, the row's slots and the words of the prompt."""
+"""How an episode is played, and the slots of its row.
+
+An episode is a list of turns: the policy writes, is shown a picture, writes again, until it answers. Its row is
+`[prompt | turn 1 | picture 1 | turn 2 | … | turn K]`, each slot of a fixed length. `RowLayout` is the only place that knows
+where each slot begins.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from zoomearth_jax.configs.io import from_dict, read_json
 from zoomearth_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class EpisodeConfig:
-    """Fixed slots `[prompt | stage 1 | crop | stage 2]` of a row, and the views in it.
+class RowLayout:
+    """Slots of a row with K turns. What follows the prompt is the reply, and offsets are those within the reply.
 
-    The defaults hold LRS-GRO in Qwen's vocabulary: prompts of up to 436 tokens, and the longest of its sample replies, 251
-    before and 147 after a crop, 556 without one.
+    Attributes:
+        prompt_len: slots for the prompt with the overview's tokens.
+        turn_lens: slots for what the policy writes in each turn, with its stop token; K numbers.
+        view_side: side in px of the canvas that holds any view, a multiple of merged_px.
+        merged_px: side in px of the square that one visual token covers.
+    """
+
+    prompt_len: int
+    turn_lens: tuple[int, ...]
+    view_side: int
+    merged_px: int
+
+    @property
+    def num_turns(self) -> int:
+        """K."""
+        return len(self.turn_lens)
+
+    @property
+    def num_pictures(self) -> int:
+        """K - 1: a picture follows each turn but the last."""
+        return len(self.turn_lens) - 1
+
+    @property
+    def view_tokens(self) -> int:
+        """Most visual tokens that a view has (324 at 512 px)."""
+        return (self.view_side // self.merged_px) ** 2
+
+    @property
+    def picture_len(self) -> int:
+        """Slots for a picture with its start and end tokens."""
+        return self.view_tokens + 2
+
+    @property
+    def reply_len(self) -> int:
+        """Slots after the prompt."""
+        return sum(self.turn_lens) + self.num_pictures * self.picture_len
+
+    @property
+    def written_len(self) -> int:
+        """Slots that the policy writes, those of all turns."""
+        return sum(self.turn_lens)
+
+    def turn(self, k: int) -> slice:
+        """Slots of turn k, counted from 0, within the reply."""
+        begin = sum(self.turn_lens[:k]) + k * self.picture_len
+        return slice(begin, begin + self.turn_lens[k])
+
+    def picture(self, k: int) -> slice:
+        """Slots of the picture after turn k within the reply."""
+        begin = self.turn(k).stop
+        return slice(begin, begin + self.picture_len)
+
+    def written(self) -> np.ndarray:
+        """Indices within the reply of the slots that the policy writes, int [written_len]."""
+        return np.concatenate([np.arange(self.turn(k).start, self.turn(k).stop) for k in range(self.num_turns)])
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeConfig:
+    """How an episode is played: views, turns, and the words of the prompt. It is saved as `episode.json` beside a model.
+
+    The defaults are the paper's two turns. They hold LRS-GRO in Qwen's vocabulary: prompts of up to 436 tokens, and the
+    longest of its sample replies, 251 before and 147 after a crop, 556 without one.
 
     Attributes:
         view_px: longest side of the overview and of a crop as the model sees them.
@@ -22,9 +92,8 @@ class EpisodeConfig:
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
             the centre, which cuts long boxes.
         prompt_len: slots for the prompt with the overview's tokens.
-        stage1_len: slots for what the policy says before the crop, with its stop token.
-        stage2_len: slots for what it says after the crop, with its stop token.
-        merged_px: side of the square that one visual token covers.
+        turn_lens: slots for what the policy writes in each turn, with its stop token. Their number is that of the turns: one
+            more than the pictures that an episode may ask for.
         system: the system message; none if empty.
         instruction: appended to every question.
     """
@@ -33,43 +102,58 @@ class EpisodeConfig:
     min_window_px: int = 512
     crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
-    stage1_len: int = 640
-    stage2_len: int = 256
-    merged_px: int = 28
+    turn_lens: tuple[int, ...] = (640, 256)
     system: str = ""
     instruction: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "turn_lens", tuple(self.turn_lens))
         for field in dataclasses.fields(self):
             if field.type == "int" and getattr(self, field.name) <= 0:
                 raise UserError(f"episode config: {field.name} must be positive, not {getattr(self, field.name)}")
+        if not self.turn_lens or min(self.turn_lens) <= 0:
+            raise UserError(
+                f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
+            )
         if self.crop not in ("grow", "reference"):
             raise UserError(f"episode config: crop must be grow or reference, not {self.crop!r}")
-        if self.prompt_len <= self.view_tokens:
+
+    def layout(self, merged_px: int) -> RowLayout:
+        """The slots of its rows.
+
+        Args:
+            merged_px: side in px of the square that one visual token of the model covers.
+
+        Raises:
+            UserError: the prompt's slot has no room for a question beside the overview.
+        """
+        layout = RowLayout(self.prompt_len, self.turn_lens, self.view_px // merged_px * merged_px, merged_px)
+        if self.prompt_len <= layout.view_tokens:
             raise UserError(
-                f"episode config: prompt_len ({self.prompt_len}) must exceed the {self.view_tokens} tokens of an overview of "
-                f"{self.view_px} px; {layout_flags(prompt_len=self.view_tokens + 128)} leaves 128 for the question"
+                f"episode config: prompt_len ({self.prompt_len}) must exceed the {layout.view_tokens} tokens of an overview "
+                f"of {self.view_px} px; {layout_flags(prompt_len=layout.view_tokens + 128)} leaves 128 for the question"
             )
+        return layout
 
-    @property
-    def view_side(self) -> int:
-        """Side in px of the canvas that holds any view: view_px rounded down to whole tokens."""
-        return self.view_px // self.merged_px * self.merged_px
 
-    @property
-    def view_tokens(self) -> int:
-        """Most visual tokens a view has (324 at 512 px)."""
-        return (self.view_side // self.merged_px) ** 2
+EPISODE = "episode.json"  # beside a model's weights
 
-    @property
-    def crop_len(self) -> int:
-        """Slots for a crop with its start and end tokens."""
-        return self.view_tokens + 2
 
-    @property
-    def reply_len(self) -> int:
-        """Slots after the prompt."""
-        return self.stage1_len + self.crop_len + self.stage2_len
+def read_episode(directory: Path) -> EpisodeConfig | None:
+    """The episode of a model directory; None without an episode.json, as of published checkpoints.
+
+    Raises:
+        UserError: a broken file, or one of a version whose rows had two stages.
+    """
+    file = Path(directory) / EPISODE
+    saved = read_json(file, {})
+    if old := {"stage1_len", "stage2_len"} & saved.keys():
+        lens = [saved.get("stage1_len", 640), saved.get("stage2_len", 256)]
+        raise UserError(
+            f'{file}: {" and ".join(sorted(old))} are of an older version; put "turn_lens": {lens} in their place, and leave '
+            "merged_px out"
+        )
+    return from_dict(EpisodeConfig, saved, str(file)) if saved else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +163,12 @@ class LayoutConfig:
     Attributes:
         view_px: longest side of the overview and of a crop as the model sees them.
         prompt_len: slots for the prompt with the overview's tokens.
-        stage1_len: slots for what is said before the crop.
-        stage2_len: slots for what is said after the crop.
+        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on.
     """
 
     view_px: int | None = None
     prompt_len: int | None = None
-    stage1_len: int | None = None
-    stage2_len: int | None = None
+    turn_lens: tuple[int, ...] | None = None
 
     def of(self, episode: EpisodeConfig) -> EpisodeConfig:
         """The episode with these changes.
@@ -97,6 +179,10 @@ class LayoutConfig:
         return dataclasses.replace(episode, **{k: v for k, v in dataclasses.asdict(self).items() if v is not None})
 
 
-def layout_flags(**slots: int) -> str:
+def layout_flags(**slots: int | tuple[int, ...]) -> str:
     """The arguments that set slots of an episode, as they are typed: `--layout.prompt-len 61`."""
-    return " ".join(f"--layout.{name.replace('_', '-')} {number}" for name, number in slots.items())
+
+    def words(value) -> str:
+        return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    return " ".join(f"--layout.{name.replace('_', '-')} {words(value)}" for name, value in slots.items())

@@ -31,7 +31,7 @@ def nano() -> tuple[ModelConfig, EpisodeConfig]:
         image_token_id=5,
         video_token_id=6,
     )
-    return model, EpisodeConfig(view_px=112, min_window_px=112, prompt_len=48, stage1_len=20, stage2_len=12)
+    return model, EpisodeConfig(view_px=112, min_window_px=112, prompt_len=48, turn_lens=(20, 12))
 
 
 def _published(text: TextConfig, vision_mlp_dim: int) -> tuple[ModelConfig, EpisodeConfig]:

@@ -13,19 +13,22 @@ class RolloutConfig:
     """How GRPO plays its episodes. The defaults are the paper's; `reference` and the like are the released code's ways.
 
     Attributes:
+        tool: what a turn's text can ask for: `zoom`, or another that is registered in `zoomearth_jax/tools`.
         crop_gate: who decides on a crop: the `model`, by naming a valid box, or an `oracle`: questions with a reference box
             get one in any case, of the whole image where no valid box is named, and others never.
-        stage1_ids: what stage 2 and the update read of stage 1: the ids as `sampled`, or its text up to an answer, `retokenised`,
-            without a stop token. Nobody sampled these, so the objective's mask must be `reference`.
+        turn_ids: what later turns and the update read of a turn that was followed by a picture: the ids as `sampled`, or its text
+            up to an answer, `retokenised`, without a stop token. Nobody sampled these, so the objective's mask must be
+            `reference`.
         crop: the window of a box, see `EpisodeConfig`; `model` keeps what the model was fine-tuned with.
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
-        visit: tokens a row between two looks of the host, which then starts to read crops and leaves out rows that stopped.
+        visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
     """
 
+    tool: str = "zoom"
     crop_gate: Literal["model", "oracle"] = "model"
-    stage1_ids: Literal["sampled", "retokenised"] = "sampled"
+    turn_ids: Literal["sampled", "retokenised"] = "sampled"
     crop: Literal["model", "grow", "reference"] = "model"
     mask_crop: bool = False
     batches: int = 1

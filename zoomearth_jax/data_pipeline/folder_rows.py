@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from zoomearth_jax.data_pipeline.boxes import ANNOTATION_PX, Box, Frame, clamped, from_annotation
 from zoomearth_jax.data_pipeline.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.question import Look, Question
 from zoomearth_jax.data_pipeline.records import one_line
 from zoomearth_jax.errors import BrokenImage, UserError
 
@@ -23,16 +23,29 @@ _NORMALISED = 16  # px; in an image of this longest side or more a box with all 
 
 
 @dataclasses.dataclass(frozen=True)
+class GivenLook:
+    """A look as a file has it.
+
+    Attributes:
+        corners: x1, y1, x2, y2 in px of the original or, of LRS-GRO, of the annotators' picture.
+        label, thought: as of `Look`.
+    """
+
+    corners: tuple[float, ...]
+    label: str = ""
+    thought: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a folder, its texts cleaned, before its image is looked at.
 
     Attributes:
         where: file and line.
         image: the image's name in the folder.
-        text, answer, level, label, thoughts, category, choices: as of `Question`.
-        given: x1, y1, x2, y2 as the file has them, in px of the original or, of LRS-GRO, of the annotators' picture.
+        text, answer, level, looks, thought, category, choices: as of `Question`.
         released: whether it is one of LRS-GRO's, whose noise leaves a row out where it is a fault in a folder of one's own.
-        looks: whether the reference reply looks at the box.
+        needs_looks: whether the reference takes the looks that are given.
         scale: longest side of the image / 1024, as LRS-GRO has it.
         notes: what is odd about it, without consequence.
     """
@@ -42,13 +55,12 @@ class Row:
     text: str
     answer: str
     level: str
-    given: tuple[float, ...] = ()
-    label: str = ""
-    thoughts: tuple[str, str] = ("", "")
+    looks: tuple[GivenLook, ...] = ()
+    thought: str = ""
     category: str = ""
     choices: tuple[str, ...] = ()
     released: bool = False
-    looks: bool = True
+    needs_looks: bool = True
     scale: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -57,14 +69,18 @@ class Row:
         """(image, question): what identifies a row across files."""
         return self.image, self.text
 
-    def box(self, image: Frame) -> Box | None:
-        """Its box in px of the image, not yet cut at the border."""
-        if not self.given:
-            return None
-        return from_annotation(self.given, image) if self.released else Box(*map(float, self.given), image)
+    @property
+    def reasoned(self) -> bool:
+        """Whether reasoning begins the reference."""
+        return bool(self.looks[0].thought if self.looks and self.needs_looks else self.thought)
+
+    def box(self, look: GivenLook, image: Frame) -> Box:
+        """The box of one of its looks in px of the image, not yet cut at the border."""
+        return from_annotation(look.corners, image) if self.released else Box(*map(float, look.corners), image)
 
     def __str__(self) -> str:
-        return f"{self.image[:200]}: {self.text[:70]}" + (f" {list(self.given)}" if self.given else "")
+        boxes = "".join(f" {list(look.corners)}" for look in self.looks)
+        return f"{self.image[:200]}: {self.text[:70]}{boxes}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +168,7 @@ def judge(
         seen: wraps the rows as they are gone through, for a progress bar.
     """
     problems, taken, reported = list(faults), [], set()
-    dropped = drop_unreasoned and any(row.thoughts[0] for row in rows)
+    dropped = drop_unreasoned and any(row.reasoned for row in rows)
     for row in seen(rows):
         image = images[row.image]
         if isinstance(image, tuple):
@@ -161,7 +177,7 @@ def judge(
                 problems.append(Problem(image[0], image[1], row.where, image[2]))
             continue
         found = row_problems(row, image)
-        if dropped and not row.thoughts[0]:
+        if dropped and not row.reasoned:
             found.append(Problem("reasoning is missing", "left out", row.where, str(row)))
         problems += found
         if all(problem.effect == "noted" for problem in found):
@@ -174,10 +190,10 @@ def judge(
 
 
 def to_question(row: Row, image: ImageSource) -> Question:
-    """The question of a row that is taken: its box in px of the image, cut at the border; none where nobody looks."""
-    box = row.box(image.frame)
-    box = clamped(box) if box and row.looks else None
-    return Question(image, row.text, row.answer, row.level, box, row.label, row.thoughts, row.category, row.choices)
+    """The question of a row that is taken: its boxes in px of the image, cut at the border; none where nobody looks."""
+    given = row.looks if row.needs_looks else ()
+    looks = tuple(Look(clamped(row.box(look, image.frame)), look.label, look.thought) for look in given)
+    return Question(image, row.text, row.answer, row.level, looks, row.thought, row.category, row.choices)
 
 
 def row_problems(row: Row, image: ImageSource) -> list[Problem]:
@@ -188,10 +204,10 @@ def row_problems(row: Row, image: ImageSource) -> list[Problem]:
         found.append(("answer is empty", broken))
     elif _holds_marks(row):
         found.append(("thoughts, label or answer hold marks of the reply (<think>, <answer>, bbox_2d, braces)", broken))
-    if fault := box_fault(row, image.frame):
-        without_harm = fault == PARTLY or not row.looks
+    for fault in [fault for look in row.looks if (fault := box_fault(row, look, image.frame))]:
+        without_harm = fault == PARTLY or not row.needs_looks
         found.append((fault, "refused" if fault == NORMALISED else "noted" if without_harm else broken))
-    if row.scale and row.given and abs(row.scale * ANNOTATION_PX - max(image.frame.width, image.frame.height)) > 1:
+    if row.scale and row.looks and abs(row.scale * ANNOTATION_PX - max(image.frame.width, image.frame.height)) > 1:
         found.append(("scale isn't the image's longest side / 1024", "noted"))
     if row.choices and row.answer not in row.choices:
         found.append(("answer is none of the choices", "noted"))
@@ -201,28 +217,29 @@ def row_problems(row: Row, image: ImageSource) -> list[Problem]:
 
 def _holds_marks(row: Row) -> bool:
     """Whether what fine-tuning would teach could not be read back as it was meant."""
-    texts = (*row.thoughts, row.answer, row.label)
-    return any(map(_MARKS.search, texts)) or bool(row.given and row.looks and re.search("[{}]", row.label))
+    texts = [row.thought, row.answer] + [text for look in row.looks for text in (look.thought, look.label)]
+    return any(map(_MARKS.search, texts)) or (
+        row.needs_looks and any(re.search("[{}]", look.label) for look in row.looks)
+    )
 
 
 DEGENERATE, OUTSIDE, PARTLY = "box is degenerate", "box is outside the image", "box is partly outside the image"
 NORMALISED = "box is normalised; corners are in px"
 
 
-def box_fault(row: Row, image: Frame) -> str:
-    """What is wrong with a row's box: one of the kinds above, or nothing. A box partly outside is cut at the border.
+def box_fault(row: Row, look: GivenLook, image: Frame) -> str:
+    """What is wrong with the box of one of a row's looks: one of the kinds above, or nothing.
+
+    A box partly outside is cut at the border.
 
     The annotators' picture of LRS-GRO has its shorter side rounded up to whole px.
     """
-    box = row.box(image)
-    if box is None:
-        return ""
-    x1, y1, x2, y2 = row.given
+    x1, y1, x2, y2 = look.corners
     if x1 >= x2 or y1 >= y2:
         return DEGENERATE
-    if max(map(abs, row.given)) <= 1 and max(image.width, image.height) >= _NORMALISED:
+    if max(map(abs, look.corners)) <= 1 and max(image.width, image.height) >= _NORMALISED:
         return NORMALISED
-    if clamped(box) is None:
+    if clamped(row.box(look, image)) is None:
         return OUTSIDE
     factor = ANNOTATION_PX / max(image.width, image.height) if row.released else 1
     width, height = (math.ceil(side * factor) for side in (image.width, image.height))

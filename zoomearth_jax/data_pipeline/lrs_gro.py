@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
-from zoomearth_jax.data_pipeline.folder_rows import Row
+from zoomearth_jax.data_pipeline.folder_rows import GivenLook, Row
 from zoomearth_jax.data_pipeline.records import Field, read_fields, short
 
 SPLITS = ("sft", "rl", "test")
@@ -176,7 +176,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 def thoughts(row: LrsGroRow) -> tuple[str, str]:
-    """A row's reasoning before and after the crop, as it goes between <think> and </think>; all in the first without a crop.
+    """A row's reasoning before and after the crop, as it goes between <think> and </think>; all in the last without a crop.
 
     As in the released code, the description of the whole image comes first. The JSON box goes: its numbers are of the 1024 px
     frame, the policy sees another one, and the protocol writes the box after the thought in that frame. So the text's last
@@ -184,7 +184,7 @@ def thoughts(row: LrsGroRow) -> tuple[str, str]:
     """
     before, after = ((row.overview, row.stage_1_reasoning), (row.stage_2_reasoning,))
     if not row.needs_crop:
-        before, after = before + after, ()
+        before, after = (), before + after
     return tuple(
         " ".join(_TAGS.sub("", _JSON_BOX.sub("", text)).strip() for text in part if text) for part in (before, after)
     )
@@ -197,18 +197,18 @@ def to_row(row: LrsGroRow, where: str) -> Row:
         where: file and line.
     """
     row = normalise(row)
+    before, thought = thoughts(row)
     return Row(
         where=where,
         image=row.image_name,
         text=row.question,
         answer=row.ground_truth,
         level=row.level,
-        given=row.bbox,
-        label=row.label or "",
-        thoughts=thoughts(row),
+        looks=(GivenLook(row.bbox, row.label or "", before),) if row.bbox else (),
+        thought=thought,
         category=row.category,
         released=True,
-        looks=row.needs_crop,
+        needs_looks=row.needs_crop,
         scale=row.scale,
         notes=tuple(_notes(row)),
     )

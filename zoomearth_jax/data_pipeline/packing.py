@@ -1,6 +1,6 @@
 """Packed rows: several samples behind each other, without the gaps of the fixed layout; of NumPy alone.
 
-Only what later tokens see stands in a packed row: prompt with overview, stage 1, crop, stage 2. Stop tokens are targets of the
+Only what later tokens see stands in a packed row: prompt with overview, turns, pictures. Stop tokens are targets of the
 token before them. A batch is packed by itself, so its step is as random-access, and its loss the same, as with fixed rows.
 """
 
@@ -26,8 +26,8 @@ class PackedRows(NamedTuple):
         places: int32 [R, T], tokens that predict a target.
         targets, target: the ids written next, int32 [R, T], and where there is one, bool.
         features: int32 [R, L], for each placeholder of a row in order the number of its visual token among those of all views.
-        grids: merged grids of each row's views in order, int32 [R, 2 N, 2]; 0 x 0 where there are fewer.
-        views: overviews, then crops, [2 N]; 0 x 0 where there is no crop.
+        grids: merged grids of each row's views in order, int32 [R, K N, 2]; 0 x 0 where there are fewer.
+        views: overviews, then the K - 1 pictures of each sample, [K N]; 0 x 0 where there is none.
     """
 
     ids: np.ndarray
@@ -66,7 +66,7 @@ def pack(prompts: Prompts, replies: Replies, view_tokens: int, pack_len: int, ro
     """Packs a batch of fixed rows.
 
     Args:
-        view_tokens: visual tokens that the model gives for each view, `EpisodeConfig.view_tokens`.
+        view_tokens: visual tokens that the model gives for each view, `RowLayout.view_tokens`.
         pack_len: tokens of a packed row.
         rows_multiple: over how many devices rows must divide.
 
@@ -75,13 +75,14 @@ def pack(prompts: Prompts, replies: Replies, view_tokens: int, pack_len: int, ro
         ValueError: a token that would have to predict two.
     """
     ids, valid, target = (np.concatenate(pair, axis=1) for pair in _whole_rows(prompts, replies))
-    views = Views(*(np.concatenate(pair) for pair in zip(prompts.views, replies.crops, strict=True)))
+    views = Views(*(np.concatenate(pair) for pair in zip(prompts.views, replies.pictures, strict=True)))
+    turns = len(views.grids) // len(ids)
     plan = first_fit(valid.sum(1).tolist(), pack_len)
     step = _round_up(max(1, len(ids) // SHAPES), rows_multiple)
     rows, slots = _round_up(len(plan), step), max(1, pack_len // SHAPES)
     most = max(int(target[samples].sum()) for samples in plan)
     width = min(pack_len, _round_up(most, slots))
-    shapes = ((pack_len,), (pack_len,), (width,), (width,), (width,), (pack_len,), (2 * len(ids), 2))
+    shapes = ((pack_len,), (pack_len,), (width,), (width,), (width,), (pack_len,), (len(views.grids), 2))
     types = [bool if name == "target" else np.int32 for name in PackedRows._fields]
     packed = PackedRows(*(np.zeros((rows, *shape), kind) for shape, kind in zip(shapes, types, strict=False)), views)
     for row, samples in enumerate(plan):
@@ -93,7 +94,8 @@ def pack(prompts: Prompts, replies: Replies, view_tokens: int, pack_len: int, ro
             packed.places[row, done:targets] = begin + _predicting(valid[i], target[i], i)
             packed.targets[row, done:targets] = ids[i, target[i]]
             packed.target[row, done:targets] = True
-            for image, view in ((2 * number, i), (2 * number + 1, len(ids) + i)):
+            own = [i, *range(len(ids) + i * (turns - 1), len(ids) + (i + 1) * (turns - 1))]
+            for image, view in enumerate(own, number * turns):
                 packed.grids[row, image] = views.grids[view]
                 tokens = int(views.grids[view].prod())
                 packed.features[row, seen : seen + tokens] = view * view_tokens + np.arange(tokens)

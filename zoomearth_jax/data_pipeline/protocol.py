@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from zoomearth_jax.data_pipeline.boxes import Box, Frame
 
@@ -36,13 +36,13 @@ class ParsedBox:
 
 
 def render_look(thought: str, box: Box, label: str) -> str:
-    """Stage 1 when a crop is needed; the box in px of the view. Tags within the texts are left out, so that it parses back."""
+    """A turn that asks for a crop; the box in px of the view. Tags within the texts are left out, so that it parses back."""
     corners = [round(c) for c in box.corners]
     return f"<think>{_untagged(thought)}</think>" + json.dumps([{"bbox_2d": corners, "label": _untagged(label)}])
 
 
 def render_answer(thought: str, answer: str) -> str:
-    """The reply after the crop, or at once; without tags within the texts."""
+    """The turn that answers; without tags within the texts."""
     return f"<think>{_untagged(thought)}</think><answer>{_untagged(answer)}</answer>"
 
 
@@ -101,38 +101,37 @@ def parse_answer(text: str) -> str | None:
 
 
 def wants_crop(text: str) -> bool:
-    """Whether a first reply asks for a crop: it names a box and doesn't answer."""
+    """Whether a turn asks for a crop: it names a box and doesn't answer."""
     return _corners(text) is not None and parse_answer(text) is None
 
 
-def follows_protocol(stage1: str, stage2: str | None, view: Frame) -> bool:
+def follows_protocol(texts: Sequence[str], view: Frame) -> bool:
     """Whether an episode has the right format throughout (paper: r_pattern).
 
     Args:
-        stage2: the text after the crop; None if there was no crop.
+        texts: of its turns: the last one answers, each one before names a box.
     """
-    if stage2 is None:
-        return _REPLY.fullmatch(stage1) is not None
-    well_formed = _LOOK.fullmatch(stage1) is not None and parse_box(stage1, view).box is not None
-    return well_formed and _REPLY.fullmatch(stage2) is not None
+    looks = all(_LOOK.fullmatch(text) is not None and parse_box(text, view).box is not None for text in texts[:-1])
+    return looks and _REPLY.fullmatch(texts[-1]) is not None
 
 
-def follows_reference(stage1: str, stage2: str | None) -> bool:
-    """Whether an episode has the parts that the released code looks for: thoughts and an answer that aren't empty, and with a
-    crop a list of numbers, however many, as the box; what else is written doesn't count.
+def follows_reference(texts: Sequence[str]) -> bool:
+    """Whether an episode has the parts that the released code looks for: thoughts and an answer that aren't empty, and before
+    a crop a list of numbers, however many, as the box; what else is written doesn't count.
 
     Args:
-        stage2: the text after the crop; None if there was no crop.
+        texts: of its turns.
     """
 
     def has(text: str, tag: str) -> bool:
         found = re.search(rf"<{tag}\s*>(.*?)</{tag}\s*>", text, re.DOTALL)
         return found is not None and bool(found[1].strip())
 
-    answers = has(stage1 if stage2 is None else stage2, "answer")
-    if stage2 is None:
-        return answers and has(stage1, "think")
-    return answers and has(stage1, "think") and has(stage2, "think") and bool(released_numbers(stage1))
+    return (
+        has(texts[-1], "answer")
+        and all(has(text, "think") for text in texts)
+        and all(map(released_numbers, texts[:-1]))
+    )
 
 
 def released_numbers(text: str) -> list[float]:

@@ -11,6 +11,21 @@ LEVELS = ("global", "region", "object")
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+    """A closer look that the reference takes.
+
+    Attributes:
+        box: in px of the original.
+        label: what the box shows.
+        thought: the reasoning before it; for fine-tuning.
+    """
+
+    box: Box
+    label: str = ""
+    thought: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Question:
     """One question.
 
@@ -18,9 +33,8 @@ class Question:
         image: what is looked at.
         text, answer: as a person writes them.
         level: global, region or object, as in LRS-GRO.
-        box: the reference box in px of the original; None where the overview is enough.
-        label: what the box shows.
-        thoughts: reasoning before the crop (or before the answer), and after the crop; for fine-tuning.
+        looks: the reference's looks, in order; none where the overview is enough.
+        thought: the reasoning before the answer; for fine-tuning.
         category: the kind of question, in any words.
         choices: the answers to choose from; none where any may be given.
     """
@@ -29,11 +43,15 @@ class Question:
     text: str
     answer: str
     level: str
-    box: Box | None = None
-    label: str = ""
-    thoughts: tuple[str, str] = ("", "")
+    looks: tuple[Look, ...] = ()
+    thought: str = ""
     category: str = ""
     choices: tuple[str, ...] = ()
+
+    @property
+    def box(self) -> Box | None:
+        """The reference box, that of the last look, in px of the original; None where the overview is enough."""
+        return self.looks[-1].box if self.looks else None
 
     @property
     def asked(self) -> str:

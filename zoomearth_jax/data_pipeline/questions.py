@@ -20,7 +20,7 @@ from zoomearth_jax.data_pipeline.lrs_gro_files import WHERE_FROM, Read, find_all
 from zoomearth_jax.data_pipeline.own_rows import NAME, read_own_rows
 from zoomearth_jax.data_pipeline.own_rows import write_questions as write_questions
 from zoomearth_jax.data_pipeline.question import LEVELS as LEVELS
-from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.question import Look, Question
 from zoomearth_jax.data_pipeline.records import refuse
 from zoomearth_jax.data_pipeline.scenes import Scene, Site, random_scene
 from zoomearth_jax.errors import UserError
@@ -35,23 +35,20 @@ def site_question(scene: Scene, site: Site) -> Question:
         text=f"Which way do the stripes of the {site.color} site run?",
         answer=site.orientation,
         level="object",
-        box=scene.box(site),
-        label=f"{site.color} site",
-        thoughts=(f"find the {site.color} site", f"the stripes are {site.orientation}"),
+        looks=(Look(scene.box(site), f"{site.color} site", f"find the {site.color} site"),),
+        thought=f"the stripes are {site.orientation}",
     )
 
 
 def count_question(scene: Scene) -> Question:
     """Global level: the overview is enough."""
     count = str(len(scene.sites))
-    return Question(scene, "How many sites are there?", count, "global", thoughts=(f"there are {count} sites", ""))
+    return Question(scene, "How many sites are there?", count, "global", thought=f"there are {count} sites")
 
 
 def season_question(scene: Scene) -> Question:
     """Global level: the overview is enough."""
-    return Question(
-        scene, "Which season is it?", scene.season, "global", thoughts=(f"it looks like {scene.season}", "")
-    )
+    return Question(scene, "Which season is it?", scene.season, "global", thought=f"it looks like {scene.season}")
 
 
 # Streams of independent scenes: (stream, seed, index) seeds one question, so no question of one split is in another.

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.configs.io import from_dict, read_json
+from zoomearth_jax.configs.episode import RowLayout, read_episode
+from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.data_pipeline.processor import FIXED, ImageConfig
 
 IMAGES, VIDEOS, PROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
@@ -53,7 +53,7 @@ def _images(kept: Mapping[str, Any], limits: Mapping[str, int]) -> dict[str, Any
     return _published(IMAGES, settings | limits)
 
 
-def view_images(episode: EpisodeConfig, kept: Mapping[str, Any]) -> dict[str, Any]:
+def view_images(layout: RowLayout, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by which HF's processor gives a square image the size of our overview.
 
     Qwen's processor limits the area, we limit the longer side; so an oblong image gets more tokens from it than from us, but
@@ -62,8 +62,8 @@ def view_images(episode: EpisodeConfig, kept: Mapping[str, Any]) -> dict[str, An
     Args:
         kept: other settings of preprocessor_config.json, from the checkpoint that training began with.
     """
-    token = episode.merged_px**2
-    return _images(kept, {"min_pixels": 4 * token, "max_pixels": (episode.view_tokens + 1) * token - 1})
+    token = layout.merged_px**2
+    return _images(kept, {"min_pixels": 4 * token, "max_pixels": (layout.view_tokens + 1) * token - 1})
 
 
 def complete(directory: Path) -> None:
@@ -77,8 +77,9 @@ def complete(directory: Path) -> None:
     directory = Path(directory)
     processors = read_processors(directory)
     if IMAGES not in processors:
-        saved, where = read_json(directory / "episode.json", {}), str(directory / "episode.json")
-        processors[IMAGES] = view_images(from_dict(EpisodeConfig, saved, where), {}) if saved else _images({}, {})
+        episode = read_episode(directory)
+        layout = episode and episode.layout(ImageConfig().merged_px)
+        processors[IMAGES] = view_images(layout, {}) if layout else _images({}, {})
     for name, settings in processors.items():
         _write(directory / name, settings)
     if PROCESSOR not in processors:

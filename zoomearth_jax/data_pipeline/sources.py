@@ -49,7 +49,7 @@ class Source:
         if isinstance(self.questions, SceneQuestions):
             said = repr(self.questions)
         else:
-            said = "\n".join(repr((q.asked, q.answer, q.level, q.box, q.label, q.thoughts)) for q in self.questions)
+            said = "\n".join(repr((q.asked, q.answer, q.level, q.looks, q.thought)) for q in self.questions)
         return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -151,7 +151,7 @@ def cast_kernels(params, dtype, gather: bool = False):
     return jax.tree.map(one, params, is_leaf=_is_variable)
 
 
-def batch_stretch(mesh: Mesh | None) -> tuple[int, int]:
+def process_share(mesh: Mesh | None) -> tuple[int, int]:
     """(which, of how many) equal stretches of a batch's rows this process makes and holds.
 
     Processes that differ only along tensor hold the same rows.
@@ -180,7 +180,7 @@ def shard_batch(batch, mesh: Mesh | None):
     if mesh is None:
         return jax.device_put(batch)
     single = jax.process_count() == 1
-    stretches = 1 if single else batch_stretch(mesh)[1]
+    stretches = 1 if single else process_share(mesh)[1]
 
     def put(x):
         if isinstance(x, jax.Array):

@@ -12,6 +12,7 @@ import jax
 
 from zoomearth_jax.chips import GIB, chip
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.plan.fit import fastest
 from zoomearth_jax.plan.measure import measured_chip
@@ -35,6 +36,7 @@ class PlanConfig:
         group: episodes a question.
         batch_size: samples a fine-tuning step; prompts x group by default.
         accumulate: microbatches of a step.
+        layout: slots other than the preset's own, such as `--layout.turn-lens 640 256 256` for two pictures.
         compute: number types, attention backend, and what the backward pass recomputes.
         gather: see the training verbs' `--mesh.gather`.
         freeze_vision: keep the vision encoder as it is.
@@ -55,6 +57,7 @@ class PlanConfig:
     group: int = 4
     batch_size: int = 0
     accumulate: int = 1
+    layout: LayoutConfig = LayoutConfig()
     compute: ComputeConfig = ComputeConfig(dtype="bfloat16", remat="full")
     gather: bool = True
     freeze_vision: bool = True

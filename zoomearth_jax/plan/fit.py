@@ -77,10 +77,11 @@ def _tried(candidate: Candidate, report: dict, fits: bool, seconds: float | None
 def candidates(config, devices, known: Chip) -> list[Candidate]:
     """All settings that divide the work, those first that look fastest."""
     model, episode = preset(config.preset)
+    layout = config.layout.of(episode).layout(model.vision.merged_px)
     chips, slices = len(devices), num_slices(devices)
     parameters = count_parameters(model)
-    flops = max(step_flops(name, config, _Sizes(model, episode)) for name in ("sft", "grpo"))
-    tokens = max(config.samples, config.prompts * config.group) * (episode.prompt_len + episode.reply_len)
+    flops = max(step_flops(name, config, _Sizes(model, layout)) for name in ("sft", "grpo"))
+    tokens = max(config.samples, config.prompts * config.group) * (layout.prompt_len + layout.reply_len)
     out = []
     for fsdp, tensor, parts, remat in itertools.product(_powers(chips), _powers(8), _powers(16), RECOMPUTED):
         data = chips // (fsdp * tensor)
@@ -102,7 +103,7 @@ def candidates(config, devices, known: Chip) -> list[Candidate]:
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
     model: object
-    episode: object
+    layout: object
 
 
 def _powers(largest: int) -> list[int]:

@@ -8,6 +8,7 @@ import re
 import time
 
 import jax
+import numpy as np
 
 from zoomearth_jax.chips import Chip
 from zoomearth_jax.configs.mesh import MeshConfig
@@ -54,7 +55,7 @@ def report_of(config, devices, known: Chip) -> dict:
         "remat": config.compute.remat,
         "attention": config.compute.attention,
         "fill": config.fill,
-        "steps": {name: steps[name] for name in ("sft", "prefill", "decode", "crop", "grpo") if name in steps},
+        "steps": {name: steps[name] for name in ("sft", "prefill", "decode", "pictures", "grpo") if name in steps},
         "assumptions": assumptions(config, known),
         "versions": versions(),
     }
@@ -62,6 +63,7 @@ def report_of(config, devices, known: Chip) -> dict:
 
 def _training(config, devices) -> Training:
     model, episode = preset(config.preset)
+    episode = config.layout.of(episode)
     sizes = config.mesh or MeshConfig().shape(len(devices), count_parameters(model), num_slices(devices))
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise UserError(f"--mesh {' '.join(map(str, sizes))}: that is not the {len(devices)} devices of the topology")
@@ -92,31 +94,37 @@ def _plan_grpo(config, training: Training, network: Network) -> dict:
 
 
 def _plan_rollout(config, training: Training, network: Network) -> dict:
-    """Two programs, each a stretch of work and a loop over tokens: prefill and crop are these without their loops."""
-    episode = training.episode
-    look, zoom = (program.compiled for program in training.rollout(config.prompts, config.group))
+    """One program per turn, each some work and a loop over tokens: prefill is the first without its loop, pictures the others."""
+    turns = [program.compiled for program in training.rollout(config.prompts, config.group)]
     cache = training.cache_bytes(config.prompts * config.group)
     held = {"reference": config.kl, "resident": True, "cache": cache}
-    rows = {"prefill": _memory(look, training, **held), "crop": _memory(zoom, training, **held)}
-    rows["decode"] = max(rows.values(), key=lambda row: row["total_bytes"])
-    failed = _unreadable(look) or _unreadable(zoom)
+    names = ["prefill", *["pictures"] * (len(turns) - 1)]
+    memory = [_memory(compiled, training, **held) for compiled in turns]
+    rows = {name: _largest(row for row, own in zip(memory, names, strict=True) if own == name) for name in names}
+    rows["decode"] = _largest(memory)
+    failed = next(filter(None, map(_unreadable, turns)), None)
     if failed:
         return {name: row | failed for name, row in rows.items()}
-    tokens = [episode.stage1_len - 1, episode.stage2_len - 1]
-    costs = {True: {}, False: {}}
+    tokens = [length - 1 for length in training.layout.turn_lens]
+    costs = {cycles: {name: Cost() for name in rows} for cycles in (True, False)}
     for cycles, parts in costs.items():
-        parts["decode"] = Cost()
-        for name, compiled, trips in zip(("prefill", "crop"), (look, zoom), tokens, strict=True):
+        for name, compiled, trips in zip(names, turns, tokens, strict=True):
             whole, loop = play(compiled, training, network, cycles, trips)
             parts["decode"].add(loop)
-            whole.add(loop, -1.0)
-            parts[name] = whole
+            parts[name].add(whole)
+            parts[name].add(loop, -1.0)
     rows = {
-        name: rows[name] | _cost_row(costs[False][name], costs[True][name]) for name in ("prefill", "decode", "crop")
+        name: rows[name] | _cost_row(costs[False][name], costs[True][name])
+        for name in ("prefill", "decode", "pictures")
+        if name in rows
     }
     rows["decode"]["tokens"] = sum(tokens)
     rows["decode"]["token_seconds"] = rows["decode"]["seconds"] / sum(tokens)
     return rows
+
+
+def _largest(rows) -> dict:
+    return max(rows, key=lambda row: row["total_bytes"])
 
 
 _PROGRAMS = {"sft": _plan_sft, "rollout": _plan_rollout, "grpo": _plan_grpo}
@@ -210,25 +218,25 @@ def _finished(name: str, row: dict, config, training: Training, known: Chip) -> 
 
 def step_flops(name: str, config, training: Training) -> float:
     """Model FLOPs (see `zoomearth_jax.flops`) of a row of the report over all chips, every slot filled."""
-    model, episode = training.model, training.episode
+    model, layout = training.model, training.layout
     if name == "sft":
-        return sft_flops(model, full_counts(episode, config.samples), freeze_vision=config.freeze_vision)
-    counts = full_counts(episode, config.prompts, config.group)
+        return sft_flops(model, full_counts(layout, config.samples), freeze_vision=config.freeze_vision)
+    counts = full_counts(layout, config.prompts, config.group)
     if name == "grpo":
         return grpo_flops(model, counts, freeze_vision=config.freeze_vision, kl=config.kl)
 
-    def forward(reply: int, scored: int, crops: bool) -> float:
-        nothing = counts.reply_B * 0
+    def forward(reply: int, scored: int, pictures: int) -> float:
+        nothing, seen = counts.reply_B * 0, np.arange(layout.num_pictures)[:, None] < pictures
         part: RowCounts = counts._replace(
-            reply_B=nothing + reply, scored_B=nothing + scored, crop_B2=counts.crop_B2 * int(crops)
+            reply_B=nothing + reply, scored_B=nothing + scored, picture_BP2=counts.picture_BP2 * seen
         )
         return sum(forward_flops(model, part))
 
-    prefill = forward(0, 0, False)
-    before = forward(episode.stage1_len, 0, False)
-    crop = forward(episode.stage1_len + episode.crop_len, 0, True) - before
-    whole = forward(episode.reply_len, episode.stage1_len + episode.stage2_len, True)
-    return {"prefill": prefill, "crop": crop, "decode": whole - prefill - crop}[name]
+    prefill = forward(0, 0, 0)
+    slots = [layout.picture(k) for k in range(layout.num_pictures)]
+    pictures = sum(forward(own.stop, 0, k + 1) - forward(own.start, 0, k) for k, own in enumerate(slots))
+    whole = forward(layout.reply_len, layout.written_len, layout.num_pictures)
+    return {"prefill": prefill, "pictures": pictures, "decode": whole - prefill - pictures}[name]
 
 
 def assumptions(config, known: Chip) -> list[str]:

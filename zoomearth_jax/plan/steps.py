@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,25 +14,25 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Compiled
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
 from zoomearth_jax.configs.model import ModelConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
-from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
-from zoomearth_jax.data_pipeline.rows import Prompts, Replies, Views
+from zoomearth_jax.data_pipeline.rows import TokenIds, Views
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from zoomearth_jax.models.sharding import param_shardings, partition_spec
 from zoomearth_jax.rl.learner import (
     GRPOBatch,
+    RowBatch,
     TrainState,
     init_state,
     make_grpo_step,
     make_sft_step,
     reference_policy,
-    row_batch,
 )
-from zoomearth_jax.rl.rollout import RolloutEngine
+from zoomearth_jax.rl.policy import Images, device_images
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms
 
 
 class Program(NamedTuple):
@@ -78,6 +77,11 @@ class Training:
     accumulate: int = 1
     kl: bool = True
 
+    @property
+    def layout(self) -> RowLayout:
+        """The slots of the rows."""
+        return self.episode.layout(self.model.vision.merged_px)
+
     def init(self) -> tuple[Any, TrainState]:
         """The model's structure, and its state as shapes with shardings."""
         optimizer = OptimizerConfig().build(1000)
@@ -95,46 +99,43 @@ class Training:
     def sft(self, batch_size: int) -> Program:
         """The fine-tuning step."""
         graph, state = self.init()
-        step = make_sft_step(graph, OptimizerConfig().build(1000), self.episode, self.accumulate)
+        step = make_sft_step(graph, OptimizerConfig().build(1000), self.layout, self.accumulate)
         return self._compile(step, state, self._row_batch(batch_size, 1))
 
-    def rollout(self, prompts: int, group: int) -> tuple[Program, Program]:
-        """The rollout's two parts: look (overviews, prefill, stage 1) and zoom (crops, stage 2), each with the weights' cast."""
+    def rollout(self, prompts: int, group: int) -> list[Program]:
+        """The rollout's turns, each with the weights' cast: overviews, prefill and the first; pictures and each after it."""
         _, state = self.init()
-        rows, filters = prompts * group, SamplingConfig(temperature=1.0)
-        episode = self.episode
-        whole = RolloutConfig(visit=max(episode.stage1_len, episode.stage2_len))  # each stage in one visit
-        engine = RolloutEngine(
-            abstract_model(self.model, self.compute), self._row_builder(), self.mesh, self.gather, whole
-        )
+        rows, filters, layout = prompts * group, SamplingConfig(temperature=1.0), self.layout
+        model, visit = abstract_model(self.model, self.compute), max(layout.turn_lens)  # each turn in one visit
+        programs = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
 
-        @functools.partial(jax.jit, static_argnames="filters")
-        def look_program(params, *args, filters):
-            return engine._look(engine._cast(params), *args, group=group, filters=filters)
+        @jax.jit
+        def first(params, *args):
+            return programs.first_turn(programs.cast(params), *args, group=group, filters=filters)
 
-        @functools.partial(jax.jit, static_argnames="filters")
-        def zoom_program(params, *args, filters):
-            return engine._zoom(engine._cast(params), *args, filters=filters)
+        @functools.partial(jax.jit, static_argnames="length")
+        def following(params, *args, length):
+            return programs.next_turn(programs.cast(params), *args, length=length, filters=filters)
 
-        look_args = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
-        look = self._compile(look_program, *look_args, filters=filters)
-        shapes = jax.eval_shape(functools.partial(look_program, filters=filters), *look_args)
-        _, cache, stage = placed(shapes, look.compiled.output_shardings)
-        length = episode.crop_len
-        crop_ids, crop_valid, zooms = (
-            self._on_rows(jax.ShapeDtypeStruct(shape, dtype))
-            for shape, dtype in (((rows, length), jnp.int32), ((rows, length), bool), ((rows,), bool))
-        )
-        zoom_args = (state.params, cache, stage, None, crop_ids, crop_valid, batch.crops, zooms, keys, 1.0)
-        return look, self._compile(zoom_program, *zoom_args, filters=filters)
+        args = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
+        turns, shapes = [self._compile(first, *args)], jax.eval_shape(first, *args)
+        slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
+        ids, valid = (self._on_rows(jax.ShapeDtypeStruct(slots, dtype)) for dtype in dtypes)
+        active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows)
+        for length in layout.turn_lens[1:]:
+            _, cache, writing = placed(shapes, turns[-1].compiled.output_shardings)
+            args = (state.params, cache, writing, None, ids, valid, picture, active, keys, 1.0)
+            turns.append(self._compile(following, *args, length=length))
+            shapes = jax.eval_shape(functools.partial(following, length=length), *args)
+        return turns
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
         graph, state = self.init()
         tokens = self.freeze_vision
-        rows, written = prompts * group, self.episode.stage1_len + self.episode.stage2_len
+        rows, written = prompts * group, self.layout.written_len
         batch = GRPOBatch(
             self._row_batch(prompts, group, tokens),
             self._on_rows(jax.ShapeDtypeStruct((rows, written), jnp.float32)),
@@ -144,9 +145,9 @@ class Training:
         step = make_grpo_step(
             graph,
             OptimizerConfig().build(1000),
-            self.episode,
+            self.layout,
             temperature=1.0,
-            banned_ids=self._row_builder().banned_ids,
+            banned_ids=self._tokens().banned_ids,
             objective=ObjectiveConfig(kl_weight=0.04 if self.kl else 0.0),
             accumulate=self.accumulate,
         )
@@ -159,8 +160,8 @@ class Training:
 
     def cache_bytes(self, rows: int) -> int:
         """Of the keys and values of all slots of a rollout's rows, on one chip."""
-        text, episode = self.model.text, self.episode
-        shape = (text.num_layers, rows, text.num_kv_heads, episode.prompt_len + episode.reply_len, text.head_dim)
+        text, layout = self.model.text, self.layout
+        shape = (text.num_layers, rows, text.num_kv_heads, layout.prompt_len + layout.reply_len, text.head_dim)
         spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
         return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
 
@@ -168,11 +169,11 @@ class Training:
         with jax.set_mesh(self.mesh):
             return Program(function.lower(*args, **static).compile(), args)
 
-    def _row_builder(self):
-        """What the programs need of a `RowBuilder`; banned tokens are the stops, so that rows run to the ends of their slots."""
+    def _tokens(self) -> TokenIds:
+        """Special ids; the stops are banned, so that rows run to the ends of their slots."""
         model = self.model
         banned = (model.vision_start_id, model.vision_end_id, model.image_token_id, model.video_token_id)
-        return SimpleNamespace(episode=self.episode, stop_ids=banned[:2], banned_ids=banned, pad_id=model.bos_id)
+        return TokenIds(model.bos_id, banned[:2], banned)
 
     def _on_rows(self, x) -> jax.ShapeDtypeStruct:
         """A shape whose first dimension lies along data and fsdp."""
@@ -180,25 +181,42 @@ class Training:
         dtype = x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jax.dtypes.canonicalize_dtype(x.dtype)
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=NamedSharding(self.mesh, spec))
 
+    def _views(self, count: int) -> Images:
+        """Pictures of full size as the verbs send them, one a row."""
+        side, vision = self.layout.view_side, self.model.vision
+        view = Views(np.zeros((1, side, side, 3), np.uint8), np.full((1, 2), side // self.layout.merged_px))
+        return self._repeated(count, device_images(view, vision))
+
+    def _repeated(self, count: int, tree):
+        """The shapes of a tree of one row with so many."""
+        return jax.tree.map(lambda x: self._on_rows(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)), tree)
+
     def _row_batch(self, prompts: int, group: int, tokens: bool = False):
         """Rows as the verbs send them; `tokens`: visual tokens in place of pictures."""
-        episode = self.episode
-        side = episode.view_side
-        view = Views(np.zeros((1, side, side, 3), np.uint8), np.full((1, 2), side // episode.merged_px))
-        prompt = Prompts(*np.zeros((2, 1, episode.prompt_len), np.int32), view)
-        reply = Replies(*np.zeros((3, 1, episode.reply_len), np.int32), view)
-        features = np.zeros((1, episode.view_tokens, self.model.text.width), jnp.dtype(self.compute.dtype))
-        batch = row_batch(prompt, reply, self.model.vision, *([features] * 2 if tokens else []))
+        layout, replies = self.layout, prompts * group
+        pictures = replies * layout.num_pictures
+        features = jax.ShapeDtypeStruct((1, layout.view_tokens, self.model.text.width), self.compute.dtype)
 
-        def rows(count, tree):
-            return jax.tree.map(lambda x: self._on_rows(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)), tree)
+        def slots(count: int, length: int, dtype):
+            return self._repeated(count, jax.ShapeDtypeStruct((1, length), dtype))
 
-        batch = batch._replace(
-            prompt_valid=batch.prompt_valid.astype(bool),
-            reply_valid=batch.reply_valid.astype(bool),
-            target=batch.target.astype(bool),
+        def grids(count: int, views: int):
+            return self._repeated(count, jax.ShapeDtypeStruct((1, views, 2), jnp.int32))
+
+        def views(count: int):
+            return self._repeated(count, features) if tokens else self._views(count)
+
+        return RowBatch(
+            slots(prompts, layout.prompt_len, jnp.int32),
+            slots(prompts, layout.prompt_len, bool),
+            views(prompts),
+            grids(prompts, 1),
+            slots(replies, layout.reply_len, jnp.int32),
+            slots(replies, layout.reply_len, bool),
+            slots(replies, layout.reply_len, bool),
+            views(pictures) if pictures else None,
+            grids(replies, layout.num_pictures) if pictures else None,
         )
-        return type(batch)(*rows(prompts, batch[:4]), *rows(prompts * group, batch[4:]))
 
 
 def count_parameters(model: ModelConfig) -> int:

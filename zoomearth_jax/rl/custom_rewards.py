@@ -14,7 +14,7 @@ import numpy as np
 from zoomearth_jax.configs.reward import RewardSpec, custom_name
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.rl.rollout import Episode
+from zoomearth_jax.rl.episode import Episode
 
 
 @functools.cache

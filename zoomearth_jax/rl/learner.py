@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.model import VisionConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.data_pipeline.packing import PackedRows
@@ -23,7 +23,15 @@ from zoomearth_jax.models.lora import has_lora
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import cast_kernels, constrain, constrain_params, param_shardings
 from zoomearth_jax.rl.objective import grpo_loss, row_weights
-from zoomearth_jax.rl.policy import Images, Segment, device_images, group_places, packed_logprobs, reply_logprobs
+from zoomearth_jax.rl.policy import (
+    Images,
+    Segment,
+    device_images,
+    group_places,
+    packed_logprobs,
+    reply_logprobs,
+    row_features,
+)
 
 
 class TrainState(NamedTuple):
@@ -41,7 +49,8 @@ class TrainState(NamedTuple):
 
 
 class RowBatch(NamedTuple):
-    """Rows on the device: N prompts, N x G replies. Images come as pixels, or as visual tokens that are final.
+    """Rows on the device: N prompts, N x G replies with K - 1 pictures each. Images come as pixels, or as visual tokens that are
+    final; those of a reply one after the other, [N x G x (K - 1), ...]. Without pictures (K = 1) both fields are None.
 
     places: of the slots that exist, to compute no others (see `group_places`).
     """
@@ -53,8 +62,8 @@ class RowBatch(NamedTuple):
     reply_ids: jax.Array
     reply_valid: jax.Array
     target: jax.Array
-    crops: Images | jax.Array
-    crop_grids: jax.Array
+    pictures: Images | jax.Array | None
+    picture_grids: jax.Array | None
     places: Places | None = None
 
 
@@ -88,10 +97,13 @@ class GRPOBatch(NamedTuple):
 
 
 def row_batch(
-    prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, crops=None, parts: int = 0
+    prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, pictures=None, parts: int = 0
 ) -> RowBatch:
-    """Rows from NumPy arrays; `overviews` and `crops` are visual tokens to use instead of the pixels, `parts` as of
+    """Rows from NumPy arrays; `overviews` and `pictures` are visual tokens to use instead of the pixels, `parts` as of
     `group_places` (0: every slot is computed)."""
+    grids, shown = replies.grids, replies.grids.shape[1] > 0
+    if shown and pictures is None:
+        pictures = device_images(replies.pictures, config)
     return RowBatch(
         prompts.ids,
         prompts.valid,
@@ -100,8 +112,8 @@ def row_batch(
         replies.ids,
         replies.valid,
         replies.target,
-        device_images(replies.crops, config) if crops is None else crops,
-        replies.crops.grids[:, None],
+        pictures if shown else None,
+        grids if shown else None,
         group_places(prompts.valid, replies.valid, parts) if parts else None,
     )
 
@@ -109,12 +121,6 @@ def row_batch(
 def packed_batch(rows: PackedRows, config: VisionConfig) -> PackedBatch:
     """Packed rows from NumPy arrays."""
     return PackedBatch(*rows[:-1], device_images(rows.views, config))
-
-
-def written_slots(episode: EpisodeConfig) -> np.ndarray:
-    """The reply's slots that the policy writes: stage 1 and stage 2, not the crop."""
-    stage2 = episode.stage1_len + episode.crop_len
-    return np.concatenate([np.arange(episode.stage1_len), np.arange(stage2, episode.reply_len)])
 
 
 def init_state(
@@ -163,17 +169,20 @@ def _features(model, images: Images | jax.Array):
     return model.encode_views(images.pixels, images.layout) if isinstance(images, Images) else images
 
 
-def scored_slots(episode: EpisodeConfig, mask: str) -> np.ndarray:
+def scored_slots(layout: RowLayout, mask: str) -> np.ndarray:
     """The reply's slots that have tokens of the loss: see `ObjectiveConfig.mask`."""
-    return np.arange(episode.reply_len) if mask == "reference" else written_slots(episode)
+    return np.arange(layout.reply_len) if mask == "reference" else layout.written()
 
 
-def row_logprobs(model, batch: RowBatch, episode: EpisodeConfig, temperature: float, banned_ids, mask: str = "sampled"):
+def row_logprobs(model, batch: RowBatch, layout: RowLayout, temperature: float, banned_ids, mask: str = "sampled"):
     """Log-probabilities and entropies at the scored slots, [N x G, slots] each; see `ObjectiveConfig.mask`."""
     prompt = Segment(batch.prompt_ids, batch.prompt_valid, _features(model, batch.overviews), batch.overview_grids)
-    reply = Segment(batch.reply_ids, batch.reply_valid, _features(model, batch.crops), batch.crop_grids)
-    banned_ids = () if mask == "reference" else banned_ids  # the crop's ids are among them
-    return reply_logprobs(model, prompt, reply, scored_slots(episode, mask), temperature, banned_ids, batch.places)
+    pictures = batch.pictures
+    if pictures is not None:
+        pictures = row_features(_features(model, pictures), batch.picture_grids)
+    reply = Segment(batch.reply_ids, batch.reply_valid, pictures, batch.picture_grids)
+    banned_ids = () if mask == "reference" else banned_ids  # the pictures' ids are among them
+    return reply_logprobs(model, prompt, reply, scored_slots(layout, mask), temperature, banned_ids, batch.places)
 
 
 def split_batch(batch, rows: int, parts: int):
@@ -224,14 +233,14 @@ def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, 
     return TrainState(*constrain_params((trainable, state.frozen, opt_state, step))), metrics
 
 
-def make_sft_step(graph, optimizer, episode: EpisodeConfig, accumulate: int = 1) -> Callable:
+def make_sft_step(graph, optimizer, layout: RowLayout, accumulate: int = 1) -> Callable:
     """step(state, RowBatch or PackedBatch) -> (state, metrics): mean cross-entropy over the target tokens, the full
     vocabulary at T = 1. Both forms of the same samples give the same loss.
 
     Args:
         accumulate: microbatches that a batch is cut into, one after the other; packed rows are not cut.
     """
-    slots = written_slots(episode)
+    slots = layout.written()
 
     def step(state: TrainState, batch: RowBatch | PackedBatch):
         packed = isinstance(batch, PackedBatch)
@@ -242,7 +251,7 @@ def make_sft_step(graph, optimizer, episode: EpisodeConfig, accumulate: int = 1)
             if packed:
                 mask, (logp, entropy) = micro.target, packed_logprobs(model, micro, _features(model, micro.views))
             else:
-                mask, (logp, entropy) = micro.target[:, slots], row_logprobs(model, micro, episode, 1.0, ())
+                mask, (logp, entropy) = micro.target[:, slots], row_logprobs(model, micro, layout, 1.0, ())
             loss = -(logp * mask).sum() / count
             return loss, {"loss": loss, "entropy": (entropy * mask).sum() / count}
 
@@ -252,7 +261,7 @@ def make_sft_step(graph, optimizer, episode: EpisodeConfig, accumulate: int = 1)
 
 
 def make_scorer(
-    graph, episode: EpisodeConfig, *, temperature: float, banned_ids, objective: ObjectiveConfig, accumulate: int = 1
+    graph, layout: RowLayout, *, temperature: float, banned_ids, objective: ObjectiveConfig, accumulate: int = 1
 ) -> Callable:
     """score(trainable, frozen, RowBatch) -> log-probabilities [N x G, scored slots], as `make_grpo_step` computes them."""
 
@@ -261,7 +270,7 @@ def make_scorer(
         model = nnx.merge(graph, trainable, frozen)
 
         def one(micro):
-            return row_logprobs(model, micro, episode, temperature, banned_ids, objective.mask)[0]
+            return row_logprobs(model, micro, layout, temperature, banned_ids, objective.mask)[0]
 
         logp = jax.lax.map(one, split_batch(rows, count, accumulate))
         logp = logp.reshape(accumulate, count // accumulate, replies // count, -1).swapaxes(0, 1).reshape(replies, -1)
@@ -273,7 +282,7 @@ def make_scorer(
 def make_grpo_step(
     graph,
     optimizer,
-    episode: EpisodeConfig,
+    layout: RowLayout,
     *,
     temperature: float,
     banned_ids,
@@ -289,8 +298,8 @@ def make_grpo_step(
     Args:
         accumulate: microbatches that a batch is cut into, whole groups each, one after the other.
     """
-    slots = scored_slots(episode, objective.mask)
-    written = np.flatnonzero(np.isin(slots, written_slots(episode)))
+    slots = scored_slots(layout, objective.mask)
+    written = np.flatnonzero(np.isin(slots, layout.written()))
 
     def step(state: TrainState, ref_trainable, batch: GRPOBatch):
         count = batch.rows.target[:, slots].sum()
@@ -300,7 +309,7 @@ def make_grpo_step(
 
         def logprobs(trainable, rows):
             model = nnx.merge(graph, trainable, state.frozen)
-            return row_logprobs(model, rows, episode, temperature, banned_ids, objective.mask)
+            return row_logprobs(model, rows, layout, temperature, banned_ids, objective.mask)
 
         def loss_fn(trainable, weighted):
             micro, weights = weighted

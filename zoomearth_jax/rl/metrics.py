@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.objective import disagreeing
-from zoomearth_jax.rl.rollout import Episode, Trajectories
+from zoomearth_jax.rl.rollout.engine import Trajectories
 
 SPREAD = ("reward_", "advantage")  # how the names of what has a logged standard deviation begin
 
@@ -20,7 +21,7 @@ def episode_table(
     played: Trajectories,
     rewards: Mapping[str, np.ndarray],
     advantages: np.ndarray,
-    episode: EpisodeConfig,
+    layout: RowLayout,
 ) -> dict[str, np.ndarray]:
     """One number an episode, float32 [N x G] each; NaN where it doesn't apply."""
     group = len(played.episodes) // len(questions)
@@ -28,20 +29,28 @@ def episode_table(
     episodes, target = played.episodes, played.replies.target
     has_reference = np.array([q.box is not None for q in asked])
     zoomed = np.array([e.zoomed for e in episodes])
-    table = {f"reward_{name}": values for name, values in rewards.items()} | {
-        "advantage": advantages,
-        "zoom_rate": zoomed,
-        "has_reference": has_reference,
-        "iou": np.where(has_reference, rewards["iou"], np.nan),
-        "crop_area": [_share(e) for e in episodes],
-        "parse_failure": [e.box_reason not in ("", "absent") for e in episodes],
-        "no_answer": [e.answer is None for e in episodes],
-        "truncated": [e.truncated for e in episodes],
-        "tokens": target.sum(axis=1),
-        "stage1_tokens": target[:, : episode.stage1_len].sum(axis=1),
-        "stage2_tokens": np.where(zoomed, target[:, episode.stage1_len :].sum(axis=1), np.nan),
-    }
+    table = (
+        {f"reward_{name}": values for name, values in rewards.items()}
+        | {
+            "advantage": advantages,
+            "zoom_rate": zoomed,
+            "has_reference": has_reference,
+            "iou": np.where(has_reference, rewards["iou"], np.nan),
+            "crop_area": [_share(e) for e in episodes],
+            "parse_failure": [e.box_reason not in ("", "absent") for e in episodes],
+            "no_answer": [e.answer is None for e in episodes],
+            "truncated": [e.truncated for e in episodes],
+            "tokens": target.sum(axis=1),
+        }
+        | {f"turn{k + 1}_tokens": _tokens(target[:, layout.turn(k)]) for k in range(layout.num_turns)}
+    )
     return {name: np.asarray(values, np.float32) for name, values in table.items()}
+
+
+def _tokens(target_BT: np.ndarray) -> np.ndarray:
+    """Tokens that each episode wrote in a turn; NaN where it had none."""
+    count_B = target_BT.sum(axis=1)
+    return np.where(count_B > 0, count_B, np.nan)
 
 
 def _share(episode: Episode) -> float:

@@ -21,7 +21,7 @@ LOGITS_BUDGET = 2**28  # a gigabyte of float32; smaller chunks would add up the 
 
 
 class Images(NamedTuple):
-    """One picture a row, as the device takes it: uint8 pixels [B, side, side, 3], its layout, merged grids [B, 1, 2]."""
+    """Pictures as the device takes them: uint8 pixels [I, side, side, 3], their layout, merged grids [I, 1, 2]."""
 
     pixels: jax.Array
     layout: VisionLayout
@@ -29,7 +29,8 @@ class Images(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A segment of each row: ids and valid [B, T], visual tokens [B, M, D] and merged grids [B, 1, 2] (None without)."""
+    """A segment of each row: ids and valid [B, T]; of its P pictures visual tokens in order of their placeholders [B, P x M, D],
+    and merged grids [B, P, 2] (None without pictures)."""
 
     ids: jax.Array
     valid: jax.Array
@@ -43,6 +44,25 @@ def device_images(views: Views, config: VisionConfig) -> Images:
     budget = (side // config.patch_size) ** 2
     layout = vision_layout(views.grids * config.merge_size, config, budget, num_windows(side, config))
     return Images(views.pixels, layout, views.grids[:, None])
+
+
+def row_features(features_IMD, grids_BP2):
+    """Visual tokens of each row in order of its placeholders, [B, P x M, D].
+
+    Args:
+        features_IMD: of the P pictures of each row one after the other, I = B x P; those past a picture's own are anything.
+        grids_BP2: their merged grids.
+    """
+    (rows, pictures), tokens = grids_BP2.shape[:2], features_IMD.shape[1]
+    features_BFD = features_IMD.reshape(rows, pictures * tokens, -1)
+    if pictures == 1:
+        return features_BFD
+    ends_BP = jnp.cumsum(grids_BP2.prod(-1), axis=1)
+    rank_F = jnp.arange(pictures * tokens)
+    picture_BF = (rank_F[:, None] >= ends_BP[:, None]).sum(-1).clip(0, pictures - 1)
+    before_BF = jnp.take_along_axis(jnp.pad(ends_BP, ((0, 0), (1, 0))), picture_BF, axis=1)
+    index_BF = (picture_BF * tokens + rank_F - before_BF).clip(0, pictures * tokens - 1)
+    return take_rows(features_BFD, index_BF)
 
 
 def repeat_rows(tree, times: int):

@@ -23,7 +23,8 @@ from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import RowBuilder
 from zoomearth_jax.rl.answers import answer_scores
 from zoomearth_jax.rl.custom_rewards import custom_rewards
-from zoomearth_jax.rl.rollout import Episode, Trajectories
+from zoomearth_jax.rl.episode import Episode
+from zoomearth_jax.rl.rollout.engine import Trajectories
 
 FAR = 1e18  # px; squares of what is nearer stay finite in float32
 REFERENCE_PX = 512  # of the released code's windows
@@ -138,22 +139,22 @@ def episode_box_rewards(
     asked: Sequence[Question],
     episodes: Sequence[Episode],
     views: Sequence[Frame],
-    layout: EpisodeConfig,
+    episode: EpisodeConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
     """IoU and region rewards of episodes, float32 [B] each.
 
     Args:
         asked: each episode's question.
         views: the frame of each episode's overview.
-        layout: how a reference box becomes its window.
+        episode: how a reference box becomes its window.
     """
     side = np.array([max(q.image.frame.width, q.image.frame.height) for q in asked], np.float32)
     if spec.iou == "reference":
-        numbers = [released_numbers(e.stage1) for e in episodes]
+        numbers = [released_numbers(e.texts[0]) for e in episodes]
         predicted, reference, applies = _released_arrays(asked, numbers, views)
     else:
         predicted, reference, applies = box_arrays(asked, [e.box if e.zoomed else None for e in episodes])
-    windows = window_arrays(asked, episodes, layout)[:2] if spec.iou == "window" else None
+    windows = window_arrays(asked, episodes, episode)[:2] if spec.iou == "window" else None
     iou, region = map(np.array, box_rewards(spec, predicted, reference, applies, side, windows))
     if spec.iou == "reference":
         for i in np.flatnonzero(applies):  # the release compares the numbers before it converts their frames
@@ -177,11 +178,11 @@ def _annotated(question: Question) -> list[float]:
     return [float(round(corner * ANNOTATION_PX / side)) for corner in question.box.corners]
 
 
-def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], layout: EpisodeConfig):
+def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], episode: EpisodeConfig):
     """As `box_arrays`, of the windows that were read and those that the reference boxes would have given."""
     predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
     for i in np.flatnonzero(applies):
-        reference[i] = crop_window(questions[i].box, layout.min_window_px, layout.crop).corners
+        reference[i] = crop_window(questions[i].box, episode.min_window_px, episode.crop).corners
     return predicted, reference, applies
 
 
@@ -192,8 +193,8 @@ def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.
         views: the frame of each episode's overview.
     """
     if spec.pattern == "reference":
-        return np.array([follows_reference(e.stage1, e.stage2) for e in episodes], np.float32)
-    return np.array([follows_protocol(e.stage1, e.stage2, v) for e, v in zip(episodes, views, strict=True)], np.float32)
+        return np.array([follows_reference(e.texts) for e in episodes], np.float32)
+    return np.array([follows_protocol(e.texts, v) for e, v in zip(episodes, views, strict=True)], np.float32)
 
 
 def episode_rewards(

@@ -9,7 +9,7 @@ import numpy as np
 
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.sharding import make_mesh, shard_batch
-from zoomearth_jax.rl.decoding import Stage, narrow, widen
+from zoomearth_jax.rl.rollout.decoding import Writing, narrow, widen
 
 ROWS, SLOTS, TOKENS, FIRST = 64, 12, 4, 6
 rng = np.random.default_rng(0)
@@ -24,24 +24,24 @@ with jax.set_mesh(mesh):
     position, ids = np.arange(ROWS), rng.integers(0, 9, (ROWS, TOKENS))
     rows = shard_batch((np.arange(ROWS), position, position, ids, ids * 0.5, ids > 4, alive), mesh)
     keys = jax.device_put(keys, rows[0].sharding)
-    stage = Stage(rows[0], jnp.int32(FIRST), jnp.int32(1), *rows[1:], jnp.int32(4), keys, None)
+    writing = Writing(rows[0], jnp.int32(FIRST), jnp.int32(1), *rows[1:], jnp.int32(4), keys, None)
     k = rng.standard_normal((2, ROWS, 2, SLOTS, 3)).astype(np.float32)
     spec = jax.sharding.PartitionSpec(None, ("data", "fsdp"))
     k, v = (jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x in (k, -k))
     cache = KVCache(k, v, shard_batch(np.ones((ROWS, SLOTS), bool), mesh))
-    small = jax.jit(narrow, static_argnames="rows").lower(cache, stage, rows=32).compile()
+    small = jax.jit(narrow, static_argnames="rows").lower(cache, writing, rows=32).compile()
     moved = {"narrow": small.as_text()}
-    small_cache, part, places = small(cache, stage)
+    small_cache, part, places = small(cache, writing)
     assert sorted(np.asarray(part.row_B)[np.asarray(part.alive_B)]) == np.flatnonzero(alive).tolist()
     taken = np.asarray(part.row_B)
     np.testing.assert_array_equal(small_cache.k, np.asarray(k)[:, taken])
     np.testing.assert_array_equal(part.ids_BT, ids[taken])
-    # rows that go on write: their stage's slots change, and all that is theirs comes back
+    # rows that go on write: their turn's slots change, and all that is theirs comes back
     part = part._replace(ids_BT=part.ids_BT + 100, position_B=part.position_B + 1)
     written = KVCache(small_cache.k.at[..., FIRST : FIRST + TOKENS, :].add(1.0), small_cache.v, small_cache.valid_BS)
-    wide = jax.jit(widen).lower(cache, stage, written, part, places).compile()
+    wide = jax.jit(widen).lower(cache, writing, written, part, places).compile()
     moved["widen"] = wide.as_text()
-    whole, after = wide(cache, stage, written, part, places)
+    whole, after = wide(cache, writing, written, part, places)
     expected = np.array(k)
     expected[:, taken, :, FIRST : FIRST + TOKENS] += 1
     np.testing.assert_array_equal(whole.k, expected)

@@ -1,6 +1,7 @@
-"""The device's side of a rollout: prompts and crops into caches, and stages of sampled tokens, some tokens a call.
+"""The device's side of a rollout: prompts and pictures into caches, and turns of sampled tokens, some tokens per call.
 
-A stage is written in visits: between two of them the host sees which rows have stopped, and leaves these out (`narrow`).
+A turn is written in visits: between two of them the host sees which rows have stopped, and leaves these out (`narrow`). The
+cache grows by turn: its last slots are always those of the turn that is being written.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.rows import TokenIds
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
 from zoomearth_jax.models.sharding import constrain, row_shards
 from zoomearth_jax.rl.policy import Images, last_valid, repeat_cache, repeat_rows
-from zoomearth_jax.rl.sampling import mark_seen, sample
+from zoomearth_jax.rl.rollout.sampling import mark_seen, sample
 
 
-class Stage(NamedTuple):
-    """B rows that write one of their two stages, at most T tokens each.
+class Writing(NamedTuple):
+    """B rows that write a turn, at most T tokens each.
 
     Attributes:
         row_B: which of the batch's rows each is.
-        first: the cache's slot of the stage's first token. step: tokens that a row has written which didn't stop.
+        first: the cache's slot of the turn's first token. step: tokens that a row has written which didn't stop.
         start_B: position of the first token. position_B: that of the last one written.
         ids_BT, logps_BT, written_BT: tokens, their log-probabilities, and which of them exist (stop tokens included).
         alive_B: rows that go on. most_alive: of them on one device, on the fullest.
@@ -80,48 +81,48 @@ def prefill(model: Qwen2_5_VL, ids, valid, images: Images, group: int, slots: in
     return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_N, group)
 
 
-def append_crops(model: Qwen2_5_VL, cache: KVCache, ids, valid, images: Images, start_B, offset: int, slots: int):
-    """Encodes crops and appends them to their rows' caches, at `offset`, with `slots` empty slots after them.
+def append_pictures(model: Qwen2_5_VL, cache: KVCache, ids, valid, images: Images, start_B, slots: int):
+    """Encodes pictures and appends them to their rows' caches, with `slots` empty slots after them.
 
     Args:
-        ids, valid: crop slots [B, crop_len]; rows without a crop have no valid token.
-        start_B: position of the crop's first token.
+        ids, valid: picture slots [B, picture_len]; rows without a picture have no valid token.
+        start_B: position of the picture's first token.
 
     Returns:
         visual tokens [B, M, D], the state that predicts the next token, the cache, and that token's position.
     """
-    features = model.encode_views(images.pixels, images.layout)
+    features, offset = model.encode_views(images.pixels, images.layout), cache.k.shape[3]
     hidden, own, next_B = model.segment(ids, valid, features, images.grids, start_B, cache)
     cache = _append(grow_cache(cache, ids.shape[1] + slots), own, offset)
     return features, last_valid(hidden, valid), cache, next_B
 
 
 class Sampler(NamedTuple):
-    """How tokens are drawn: what a `RowBuilder` says of them, the temperature, which may be traced, and the filters."""
+    """How tokens are drawn: the special ids, the temperature, which may be traced, and the filters."""
 
-    rows: RowBuilder
+    tokens: TokenIds
     temperature: jax.Array | float
     filters: SamplingConfig = SamplingConfig()
 
     def begin(
-        self, model: Qwen2_5_VL, hidden_BD, first: int, length: int, start_B, alive_B, keys_B, seen_BV=None
-    ) -> Stage:
-        """Draws the first token of a stage.
+        self, model: Qwen2_5_VL, hidden_BD, cache: KVCache, length: int, start_B, alive_B, keys_B, seen_BV=None
+    ) -> Writing:
+        """Draws the first token of a turn.
 
         Args:
             hidden_BD: the state that predicts it.
-            first: its slot in the cache. length: T.
+            cache: its last `length` slots (T) are the turn's.
             alive_B: rows that write at all.
-            start_B, keys_B, seen_BV: see `Stage`.
+            start_B, keys_B, seen_BV: see `Writing`.
         """
         batch = len(hidden_BD)
-        stage = Stage(
+        writing = Writing(
             row_B=jnp.arange(batch),
-            first=jnp.int32(first),
+            first=jnp.int32(cache.k.shape[3] - length),
             step=jnp.int32(0),
             start_B=start_B,
             position_B=start_B,
-            ids_BT=jnp.full((batch, length), self.rows.pad_id, jnp.int32),
+            ids_BT=jnp.full((batch, length), self.tokens.pad_id, jnp.int32),
             logps_BT=jnp.zeros((batch, length)),
             written_BT=jnp.zeros((batch, length), bool),
             alive_B=alive_B,
@@ -129,104 +130,104 @@ class Sampler(NamedTuple):
             keys_B=keys_B,
             seen_BV=seen_BV,
         )
-        return _counted(self._draw(model, hidden_BD, stage, start_B))
+        return _counted(self._draw(model, hidden_BD, writing, start_B))
 
-    def _draw(self, model, hidden_BD, stage: Stage, position_B) -> Stage:
+    def _draw(self, model, hidden_BD, writing: Writing, position_B) -> Writing:
         """One more token of every row that goes on."""
-        step, alive_B = stage.step, stage.alive_B
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(stage.keys_B, step)
+        step, alive_B = writing.step, writing.alive_B
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(writing.keys_B, step)
         logits_BV = model.decoder.logits(hidden_BD)
         token_B, logp_B = sample(
-            logits_BV, step_keys_B, self.temperature, self.rows.banned_ids, self.filters, stage.seen_BV
+            logits_BV, step_keys_B, self.temperature, self.tokens.banned_ids, self.filters, writing.seen_BV
         )
-        going_B = alive_B & ~jnp.isin(token_B, jnp.array(self.rows.stop_ids))
-        return stage._replace(
+        going_B = alive_B & ~jnp.isin(token_B, jnp.array(self.tokens.stop_ids))
+        return writing._replace(
             step=step + 1,
             position_B=position_B,
-            ids_BT=stage.ids_BT.at[:, step].set(jnp.where(alive_B, token_B, self.rows.pad_id)),
-            logps_BT=stage.logps_BT.at[:, step].set(jnp.where(alive_B, logp_B, 0.0)),
-            written_BT=stage.written_BT.at[:, step].set(alive_B),
+            ids_BT=writing.ids_BT.at[:, step].set(jnp.where(alive_B, token_B, self.tokens.pad_id)),
+            logps_BT=writing.logps_BT.at[:, step].set(jnp.where(alive_B, logp_B, 0.0)),
+            written_BT=writing.written_BT.at[:, step].set(alive_B),
             alive_B=going_B,
-            seen_BV=mark_seen(stage.seen_BV, token_B[:, None], going_B[:, None]),
+            seen_BV=mark_seen(writing.seen_BV, token_B[:, None], going_B[:, None]),
         )
 
-    def go_on(self, model: Qwen2_5_VL, cache: KVCache, stage: Stage, tokens: int) -> tuple[KVCache, Stage]:
-        """Up to `tokens` more a row, until every row has stopped or its stage is full; the last one stays out of the cache."""
-        until = jnp.minimum(stage.step + tokens, stage.ids_BT.shape[1])
+    def go_on(self, model: Qwen2_5_VL, cache: KVCache, writing: Writing, tokens: int) -> tuple[KVCache, Writing]:
+        """Up to `tokens` more a row, until every row has stopped or its slots are full; the last one stays out of the cache."""
+        until = jnp.minimum(writing.step + tokens, writing.ids_BT.shape[1])
 
         def going(loop):
             return (loop[1].step < until) & loop[1].alive_B.any()
 
         def body(loop):
-            cache, stage = loop
-            hidden, cache, next_B = _read_last(model, cache, stage)
-            return cache, self._draw(model, hidden[:, 0], stage, next_B)
+            cache, writing = loop
+            hidden, cache, next_B = _read_last(model, cache, writing)
+            return cache, self._draw(model, hidden[:, 0], writing, next_B)
 
-        cache, stage = jax.lax.while_loop(going, body, (cache, stage))
-        return cache, _counted(stage)
+        cache, writing = jax.lax.while_loop(going, body, (cache, writing))
+        return cache, _counted(writing)
 
 
-def _read_last(model: Qwen2_5_VL, cache: KVCache, stage: Stage):
+def _read_last(model: Qwen2_5_VL, cache: KVCache, writing: Writing):
     """Runs the last token of the rows that go on: its state, the cache with it, and the position after it."""
-    last_B1 = jax.lax.dynamic_slice_in_dim(stage.ids_BT, stage.step - 1, 1, axis=1)
-    hidden, own, next_B = model.segment(last_B1, stage.alive_B[:, None], start_B=stage.position_B, past=cache)
-    return hidden, _append(cache, own, stage.first + stage.step - 1), next_B
+    last_B1 = jax.lax.dynamic_slice_in_dim(writing.ids_BT, writing.step - 1, 1, axis=1)
+    hidden, own, next_B = model.segment(last_B1, writing.alive_B[:, None], start_B=writing.position_B, past=cache)
+    return hidden, _append(cache, own, writing.first + writing.step - 1), next_B
 
 
-def close(model: Qwen2_5_VL, cache: KVCache, stage: Stage) -> tuple[KVCache, jax.Array]:
-    """The cache with the last token of rows that filled their stage, and the position [B] after every row's stage."""
-    _, cache, next_B = _read_last(model, cache, stage)
+def close(model: Qwen2_5_VL, cache: KVCache, writing: Writing) -> tuple[KVCache, jax.Array]:
+    """The cache with the last token of rows that filled their slots, and the position [B] after every row's turn."""
+    _, cache, next_B = _read_last(model, cache, writing)
     return cache, next_B
 
 
-def reread(model: Qwen2_5_VL, cache: KVCache, stage: Stage, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
-    """As `close`, with other tokens in place of those that a first stage wrote."""
-    prompt = cache.k.shape[3] - stage.ids_BT.shape[1]
+def reread(model: Qwen2_5_VL, cache: KVCache, writing: Writing, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
+    """As `close`, with other tokens in place of those that were sampled."""
+    prompt = cache.k.shape[3] - writing.ids_BT.shape[1]
     past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.valid_BS[:, :prompt])
-    _, own, next_B = model.segment(ids_BT, valid_BT, start_B=stage.start_B, past=past)
+    _, own, next_B = model.segment(ids_BT, valid_BT, start_B=writing.start_B, past=past)
     return _append(cache, own, prompt), next_B
 
 
-def _counted(stage: Stage) -> Stage:
-    """The stage as it leaves a program that wrote tokens."""
-    alive = stage.alive_B.reshape(row_shards(len(stage.alive_B)), -1).sum(axis=1).max()
-    return _laid_out(stage)._replace(most_alive=constrain(alive), step=constrain(stage.step))
+def _counted(writing: Writing) -> Writing:
+    """What leaves a program that wrote tokens."""
+    alive = writing.alive_B.reshape(row_shards(len(writing.alive_B)), -1).sum(axis=1).max()
+    return _laid_out(writing)._replace(most_alive=constrain(alive), step=constrain(writing.step))
 
 
-def _laid_out(stage: Stage) -> Stage:
+def _laid_out(writing: Writing) -> Writing:
     """What the host reads lies with its rows, so that each process finds its own."""
-    read = {name: getattr(stage, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
-    return stage._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
+    read = {name: getattr(writing, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
+    return writing._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
 
 
-def narrow(cache: KVCache, stage: Stage, rows: int) -> tuple[KVCache, Stage, jax.Array]:
+def narrow(cache: KVCache, writing: Writing, rows: int) -> tuple[KVCache, Writing, jax.Array]:
     """The first `rows` rows of those that go on, each on the device it is on, filled up with others.
 
     Returns:
-        their cache and stage, and their places [shards, rows / shards] among the rows of their device.
+        their cache and writing, and their places [shards, rows / shards] among the rows of their device.
     """
-    shards = row_shards(len(stage.alive_B))
-    order = jnp.argsort(~stage.alive_B.reshape(shards, -1), axis=1, stable=True)
+    shards = row_shards(len(writing.alive_B))
+    order = jnp.argsort(~writing.alive_B.reshape(shards, -1), axis=1, stable=True)
     places = order[:, : rows // shards]
     cache = KVCache(*(_pin(_pick(x, places, 1)) for x in (cache.k, cache.v)), _pick(cache.valid_BS, places))
-    return cache, _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, stage)), places
+    return cache, _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, writing)), places
 
 
-def widen(cache: KVCache | None, stage: Stage, small_cache: KVCache | None, small: Stage, places):
-    """Puts rows back that `narrow` took out; of the cache the stage's own slots, if there is one to go on with."""
-    stage = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, stage, small)
-    stage = _laid_out(stage)
+def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, small: Writing, places):
+    """Puts rows back that `narrow` took out; of the cache the turn's own slots, if there is one to go on with."""
+    writing = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, writing, small)
+    writing = _laid_out(writing)
     if cache is None:
-        return None, stage
+        return None, writing
 
     def slots(x, axis):
-        return jax.lax.dynamic_slice_in_dim(x, stage.first, stage.ids_BT.shape[1], axis)
+        return jax.lax.dynamic_slice_in_dim(x, writing.first, writing.ids_BT.shape[1], axis)
 
     k, v = (
         _put(slots(x, 3), slots(new, 3), places, 1) for x, new in ((cache.k, small_cache.k), (cache.v, small_cache.v))
     )
     valid = _put(slots(cache.valid_BS, 1), slots(small_cache.valid_BS, 1), places)
-    return _append(cache, KVCache(k, v, valid), stage.first), stage
+    return _append(cache, KVCache(k, v, valid), writing.first), writing
 
 
 def _split(x, shards: int, axis: int):

@@ -11,8 +11,8 @@ import numpy as np
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions import Question
 from zoomearth_jax.data_pipeline.rows import Prompts
-from zoomearth_jax.models.sharding import batch_stretch
-from zoomearth_jax.rl.rollout import Look, RolloutEngine, Trajectories, join
+from zoomearth_jax.models.sharding import process_share
+from zoomearth_jax.rl.rollout.engine import Look, RolloutEngine, Trajectories, join
 
 Score = Callable[[Sequence[Question], Trajectories], dict[str, np.ndarray]]
 
@@ -44,7 +44,7 @@ def play_scored(
         all episodes, and all rewards.
     """
     weights, count = engine.weights(params), len(questions) // len(looks)
-    first, played, scores = batch_stretch(engine.mesh)[0] * len(questions), [], []
+    first, played, scores = process_share(engine.mesh)[0] * len(questions), [], []
     with ThreadPoolExecutor(1, thread_name_prefix="score") as scorer:
         for part, look in enumerate(looks):
             begin = part * count

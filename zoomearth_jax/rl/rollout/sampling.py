@@ -5,6 +5,8 @@ Each row draws from a key of its own, so that a sample depends neither on the ot
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -12,12 +14,11 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.rl.policy import masked_logits
 
 
-@jax.jit
-def row_keys(key, seeds_B):
-    """A key [B] for each row in each of the two stages, from the call's key and the row's seed alone."""
+@functools.partial(jax.jit, static_argnames="turns")
+def row_keys(key, seeds_B, turns: int):
+    """Keys [turns, B], one for each turn of each row, from the call's key and the row's seed only."""
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, seeds_B)
-    keys_2B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
-    return keys_2B[0], keys_2B[1]
+    return jax.vmap(lambda key: jax.random.split(key, turns), out_axes=1)(keys_B)
 
 
 def mark_seen(seen_BV, ids_BT, valid_BT):

@@ -1,0 +1,1 @@
+"""The rollout: prompts and pictures into caches, sampled turns, tools."""

@@ -1,0 +1,113 @@
+"""The compiled programs of a rollout, one set for each batch shape."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoomearth_jax.configs.episode import RowLayout
+from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.rows import TokenIds
+from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.sharding import cast_kernels
+from zoomearth_jax.rl.policy import Images, repeat_rows
+from zoomearth_jax.rl.rollout.decoding import (
+    Sampler,
+    Writing,
+    append_pictures,
+    close,
+    narrow,
+    prefill,
+    reread,
+    widen,
+)
+from zoomearth_jax.rl.rollout.sampling import mark_seen
+
+
+class RolloutPrograms:
+    """What the devices run: `first_turn`, then `next_turn` for each turn after it, both with the first tokens of their turn;
+    `go_on` for more tokens; `narrow` and `widen` to leave rows out that have stopped."""
+
+    def __init__(
+        self,
+        model: Qwen2_5_VL,
+        layout: RowLayout,
+        tokens: TokenIds,
+        mesh: Mesh | None = None,
+        gather: bool = False,
+        visit: int = 32,
+    ):
+        """Takes the model's structure; parameters come with each call.
+
+        Args:
+            mesh, gather: see `RolloutEngine`.
+            visit: see `RolloutConfig`.
+        """
+        self._layout, self._tokens, self._mesh, self._gather, self._visit = layout, tokens, mesh, gather, visit
+        self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
+        options = {"compiler_options": model.compute.compiler_options}
+        self.first_turn = jax.jit(self._first_turn, static_argnames=("group", "filters"), **options)
+        self.next_turn = jax.jit(self._next_turn, static_argnames=("length", "filters"), **options)
+        self.go_on = jax.jit(self._go_on, static_argnames="filters", donate_argnames="cache", **options)
+        self.cast = jax.jit(self._cast)
+        self.narrow = jax.jit(narrow, static_argnames="rows")
+        self.widen = jax.jit(widen)
+
+    def _cast(self, params):
+        return cast_kernels(params, self._dtype, self._gather)
+
+    def weights(self, params):
+        """What the programs run on: the parameters themselves, or once per rollout in the compute type and gathered, where
+        that makes a difference."""
+        whole = self._mesh is None or not self._gather or self._mesh.shape["fsdp"] == 1
+        wide = any(x.dtype.itemsize > jnp.dtype(self._dtype).itemsize for x in jax.tree.leaves(params))
+        return params if whole and not wide else self.cast(params)
+
+    def _first_turn(self, weights, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig):
+        """(visual tokens of the overviews, cache, the turn's first tokens) of `group` samples of each prompt."""
+        model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
+        length = self._layout.turn_lens[0]
+        features, hidden, cache, start = prefill(model, ids, valid, images, group, length)
+        seen = None
+        if filters.repetition_penalty != 1:
+            nothing = jnp.zeros((len(ids), model.config.text.vocab_size), bool)
+            seen = repeat_rows(mark_seen(nothing, ids, valid), group)
+        active = jnp.ones(hidden.shape[:1], bool)
+        writing = sampler.begin(model, hidden, cache, length, start, active, keys, seen)
+        return features, *sampler.go_on(model, cache, writing, self._visit)
+
+    def _go_on(self, weights, cache, writing: Writing, temperature, filters: SamplingConfig):
+        sampler = Sampler(self._tokens, temperature, filters)
+        return sampler.go_on(nnx.merge(self._graph, weights), cache, writing, self._visit)
+
+    def _next_turn(
+        self,
+        weights,
+        cache,
+        written: Writing,
+        own,
+        ids,
+        valid,
+        images: Images,
+        active,
+        keys,
+        temperature,
+        length: int,
+        filters: SamplingConfig,
+    ):
+        """As `_first_turn`, of the next turn of rows that were shown a picture.
+
+        Args:
+            written: the turn before.
+            own: ids and valid to read in place of what was written; None for what was written.
+            ids, valid, images: picture slots and pictures. active: rows that have one.
+            length: slots of the turn.
+        """
+        model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
+        cache, next_B = close(model, cache, written) if own is None else reread(model, cache, written, *own)
+        features, hidden, cache, next_B = append_pictures(model, cache, ids, valid, images, next_B, length)
+        seen = mark_seen(written.seen_BV, ids, valid)
+        writing = sampler.begin(model, hidden, cache, length, next_B, active, keys, seen)
+        return features, *sampler.go_on(model, cache, writing, self._visit)

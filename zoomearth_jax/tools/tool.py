@@ -1,0 +1,59 @@
+"""What a tool is: it reads a request out of a turn's text, and makes a picture of the image for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from zoomearth_jax.data_pipeline.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images import ImageSource
+from zoomearth_jax.data_pipeline.question import Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a turn's text asks for.
+
+    Attributes:
+        wanted: whether the tool is to run. A text may name a box and answer at once: then nothing more is shown.
+        box: the area that the text names, in px of the view; None where it names none.
+        window: the area of the original that the picture shows, in px of it; None where it shows no part of it.
+        reason: what is wrong with the text where the tool runs all the same.
+    """
+
+    wanted: bool
+    box: Box | None = None
+    window: Box | None = None
+    reason: str = ""
+
+
+class View(NamedTuple):
+    """What a text is read against.
+
+    Attributes:
+        question: the question with its image.
+        frame: of the overview, whose px boxes are written in.
+        earlier: the requests of earlier turns, all of which were served.
+    """
+
+    question: Question
+    frame: Frame
+    earlier: tuple[Request, ...] = ()
+
+
+class Tool(Protocol):
+    """What the rollout needs of a tool. Both methods are called from threads."""
+
+    def request(self, text: str, view: View) -> Request | str:
+        """What a text asks for, or why it asks for nothing that the tool could do; whatever a text says, it never raises."""
+        ...
+
+    def run(self, image: ImageSource, request: Request) -> np.ndarray:
+        """The picture, uint8 [h, w, 3], sides in multiples of a visual token and at most those of the view's canvas.
+
+        Raises:
+            UserError: the image can't be read.
+        """
+        ...
