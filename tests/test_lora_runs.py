@@ -58,6 +58,7 @@ def assert_same(a, b):
     assert all(np.array_equal(a[path][...], b[path][...]) for path in a)
 
 
+@pytest.mark.slow
 def test_three_steps_move_the_adapters_alone():
     model, rows = load_model("nano")
     add_lora(model, LORA, nnx.Rngs(0))

@@ -72,7 +72,8 @@ def losses(config):
     return [{name: x for name, x in row.items() if not name.startswith("perf/")} for row in rows]
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_seeded_run_repeats_itself_exactly(stage, request, folder):
     config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
     again = dataclasses.replace(config, out=folder / f"{stage}_again")

@@ -200,6 +200,7 @@ def test_decoder_trains_the_same_with_splash():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=TOLERANCE), got, want)
 
 
+@pytest.mark.slow
 def test_meshes_change_nothing():
     assert result(start("models/attention_on_meshes.py", 8)) == [[8, 1, 1], [2, 2, 2], [2, 1, 4]]
 
