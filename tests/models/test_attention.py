@@ -181,6 +181,7 @@ def test_kernels_lower_for_a_tpu_that_is_not_here(length, slots):
     assert text.count("tpu_custom_call") == 3
 
 
+@pytest.mark.slow
 def test_decoder_trains_the_same_with_splash():
     config, valid = dataclasses.replace(nano()[0].text, num_layers=2), validity("gappy", 1, 128)
     positions = jnp.broadcast_to(jnp.arange(128), (3, 1, 128))

@@ -185,6 +185,7 @@ def drawn_again(model, params, played, key, sampling, banned_ids, stage2_len):
     return np.stack(drawn, axis=1)
 
 
+@pytest.mark.slow
 def test_filters_in_both_stages_and_no_compilation_for_another_temperature(tuned, engine, questions, nano):
     """The penalty counts prompt, stage 1, crop and stage 2; each stage has a key; temperatures share their programs."""
     sampling = SamplingConfig(temperature=1.0, top_k=50, top_p=0.99, repetition_penalty=1.5)
