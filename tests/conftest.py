@@ -7,7 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # half the seconds of compiling, which most tests consist of; `make parity` and `make slow` compile as users do
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1",
+)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers and the tests' own processes inherit it
     _PROGRAMS = tempfile.TemporaryDirectory(prefix="zoomearth-tests-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ZOOMEARTH_CACHE"] = _PROGRAMS.name

@@ -89,6 +89,7 @@ def test_benchmarks_against_torch_say_how_to_get_it(name, monkeypatch, capsys):
     assert "pip install torch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_full_size_measures_loading_and_answers(capsys):
     assert main(["bench", "full-size", "--preset", "nano", "--tokens", "4", "--json"]) == 0
     load, first, again = json.loads(capsys.readouterr().out)

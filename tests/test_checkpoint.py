@@ -221,6 +221,7 @@ def test_any_step_can_be_exported(model_run, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_of_4_devices_save_and_fewer_restore(tmp_path):
     """Onto two processes, which both pass over a step that one of them can't read, onto 2 devices and onto 1."""
     where = address()

@@ -58,6 +58,7 @@ def assert_same(a, b):
     assert all(np.array_equal(a[path][...], b[path][...]) for path in a)
 
 
+@pytest.mark.slow
 def test_three_steps_move_the_adapters_alone():
     model, rows = load_model("nano")
     add_lora(model, LORA, nnx.Rngs(0))
@@ -77,6 +78,7 @@ def test_three_steps_move_the_adapters_alone():
     assert not any(np.array_equal(x[...], before[0][path][...]) for path, x in flat(state.trainable).items())
 
 
+@pytest.mark.slow
 def test_fine_tuning_lowers_the_loss(sft_run):
     losses = [row["loss"] for row in rows_of(sft_run)]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
@@ -94,6 +96,7 @@ def test_resume_is_bit_exact(sft_run, folder):
         sft(dataclasses.replace(cut, resume=True, lora=LoRAConfig(rank=4)))
 
 
+@pytest.mark.slow
 def test_a_run_loads_merged(sft_run):
     model = load_model(sft_run.out).model
     assert not has_lora(model)

@@ -133,6 +133,7 @@ def test_replays_that_cannot_be_loaded(tmp_path):
         load_replay(path, {"x": np.ones(1)})
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_can_be_replayed(tmp_path, capsys):
     """A first step of absurd size makes the second one's loss NaN; its batch and the state before it give that NaN again."""
     out = tmp_path / "run"

@@ -51,6 +51,7 @@ def members(group):
     return {int(pid): int(parent) for pid, parent, own, stat in found if int(own) == group and not stat.startswith("Z")}
 
 
+@pytest.mark.slow
 def test_a_terminated_process_group_saves_exits_0_and_goes_on_bit_equal(tmp_path):
     """The whole group gets the signal, twice, as a scheduler may send it; its data workers go on until the end."""
     process = start(tmp_path, "--workers", "1")
@@ -76,6 +77,7 @@ def test_a_terminated_process_group_saves_exits_0_and_goes_on_bit_equal(tmp_path
     assert last_arrays(tmp_path) == last_arrays(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_rollout_in_flight_is_played_again_and_updates_are_finished(tmp_path, monkeypatch, capsys):
     """With two updates a rollout: between rollout and updates, and between the updates."""
     config = GRPOConfig(model="nano-grpo", out=tmp_path / "cut", steps=3, prompts=2, group=2, updates=2)

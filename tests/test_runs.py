@@ -72,7 +72,8 @@ def losses(config):
     return [{name: x for name, x in row.items() if not name.startswith("perf/")} for row in rows]
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_seeded_run_repeats_itself_exactly(stage, request, folder):
     config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
     again = dataclasses.replace(config, out=folder / f"{stage}_again")
@@ -84,7 +85,7 @@ def test_a_seeded_run_repeats_itself_exactly(stage, request, folder):
     assert losses(other)[0]["entropy"] != losses(config)[0]["entropy"]
 
 
-@pytest.mark.parametrize(("stage", "workers"), [("sft", 2), ("grpo", 0)])
+@pytest.mark.parametrize(("stage", "workers"), [pytest.param("sft", 2, marks=pytest.mark.slow), ("grpo", 0)])
 def test_resume_is_bit_exact(stage, workers, request, folder):
     """On another number of workers too."""
     config, run = request.getfixturevalue(f"{stage}_run"), {"sft": sft, "grpo": grpo}[stage]
@@ -97,6 +98,7 @@ def test_resume_is_bit_exact(stage, workers, request, folder):
     assert_same(params(out), params(config.out))
 
 
+@pytest.mark.slow
 def test_packed_rows_train_as_fixed_ones_do(sft_run, folder):
     config = dataclasses.replace(sft_run, out=folder / "sft_packed", pack_len=160)
     sft(config)

@@ -181,6 +181,7 @@ def test_kernels_lower_for_a_tpu_that_is_not_here(length, slots):
     assert text.count("tpu_custom_call") == 3
 
 
+@pytest.mark.slow
 def test_decoder_trains_the_same_with_splash():
     config, valid = dataclasses.replace(nano()[0].text, num_layers=2), validity("gappy", 1, 128)
     positions = jnp.broadcast_to(jnp.arange(128), (3, 1, 128))
@@ -200,6 +201,7 @@ def test_decoder_trains_the_same_with_splash():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=TOLERANCE), got, want)
 
 
+@pytest.mark.slow
 def test_meshes_change_nothing():
     assert result(start("models/attention_on_meshes.py", 8)) == [[8, 1, 1], [2, 2, 2], [2, 1, 4]]
 

@@ -51,7 +51,8 @@ def test_no_array_of_all_logits(nano):
     assert largest_float32(compiled) <= all_logits / 2 + ROWS * VOCAB  # two chunks
 
 
-@pytest.mark.parametrize("policy", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize("policy", ["dots", "full"])
+@pytest.mark.slow
 def test_remat_saves_memory(nano, policy):
     keep, recompute = (compiled_step(nano.rows, name) for name in ("none", policy))
     assert recompute.memory_analysis().temp_size_in_bytes < 0.8 * keep.memory_analysis().temp_size_in_bytes

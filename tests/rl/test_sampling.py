@@ -186,6 +186,7 @@ def drawn_again(model, params, played, key, sampling, banned_ids, layout):
     return np.stack(drawn, axis=1)
 
 
+@pytest.mark.slow
 def test_filters_in_both_turns_and_no_compilation_for_another_temperature(tuned, engine, questions, nano):
     """The penalty counts prompt, turns and pictures; each turn has a key; temperatures share their programs."""
     sampling = SamplingConfig(temperature=1.0, top_k=50, top_p=0.99, repetition_penalty=1.5)
