@@ -216,8 +216,10 @@ def _run(args: list[str], interrupts: Interrupts | None) -> None:
         if args[:1] != ["plan"]:  # programs for chips that aren't here can't be read back
             _cache_programs()
     config = _parse(args, verbs)
-    if interrupts and hasattr(config, "resume"):
-        interrupts.hint = lambda: _resume_hint(config.out)
+    if interrupts:
+        interrupts.at_work = True
+        if hasattr(config, "resume"):
+            interrupts.hint = lambda: _resume_hint(config.out)
     next(function for kind, function in verbs.values() if isinstance(config, kind))(config)
 
 

@@ -48,17 +48,19 @@ def hush_late_writes() -> None:
 
 
 class Interrupts:
-    """Ctrl-C ends the command within `GRACE` seconds, whatever it is doing; a second one ends it at once.
+    """Ctrl-C ends the command within `GRACE` seconds, whatever it is doing; a second one, or one before it works, at once.
 
-    The main thread gets a KeyboardInterrupt, as usual. But it may be waiting for a compilation or a step, where Python
-    delivers none, or for threads that wait in turn, or the exception is lost in a callback. So a thread of its own counts
-    the seconds. A sudden end does no harm: files come by renames, a step's checkpoint appears whole, and data workers end
-    with their parent.
+    While modules are imported nothing raises: some compiled ones break where an exception comes between. Then the main
+    thread gets a KeyboardInterrupt, as usual. But it may be waiting for a compilation or a step, where Python delivers
+    none, or for threads that wait in turn, or the exception is lost in a callback. So a thread of its own counts the
+    seconds. A sudden end does no harm: files come by renames, a step's checkpoint appears whole, and data workers end with
+    their parent.
     """
 
     def __init__(self):
-        """Takes SIGINT over, from the main thread. `hint`, what to say beside, can be set later."""
-        self.hint, self.noted = lambda: "", False
+        """Takes SIGINT over, from the main thread. `hint`, what to say beside, can be set later, and `at_work` is to be set
+        once everything is imported."""
+        self.hint, self.noted, self.at_work = lambda: "", False, False
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -67,6 +69,8 @@ class Interrupts:
 
     def _raise(self, *_) -> None:
         self._note()
+        if not self.at_work:
+            self.end()
         raise KeyboardInterrupt
 
     def _note(self) -> None:
@@ -79,6 +83,8 @@ class Interrupts:
         while True:
             if signal.SIGINT in os.read(self._read, 1):
                 self._note()
+                if not self.at_work:
+                    self.end()
                 threading.Thread(target=self._end_soon, daemon=True).start()
                 break
         while signal.SIGINT not in os.read(self._read, 1):
