@@ -291,9 +291,9 @@ class RowBuilder:
     def check_supervised(self, questions: Sequence[Question]) -> None:
         """As `check_prompts`, of prompts and references."""
 
-        for question in questions:
-            if len(question.looks) > self.layout.num_pictures:
-                raise UserError(self._too_many(question))
+        most = max(questions, key=lambda question: len(question.looks), default=None)
+        if most and len(most.looks) > self.layout.num_pictures:
+            raise UserError(self._too_many(most))
         self._check(questions, reference_texts)
 
     def _check(self, questions: Sequence[Question], replies: Callable[[Question, Frame], Sequence[str]]) -> None:
