@@ -154,7 +154,7 @@ def draw_grid(pictures: Sequence[tuple[Question, np.ndarray]]) -> Image.Image:
         picture = with_boxes(overview, [(question.box, "predicted")], _CELL)
         picture.thumbnail((_CELL, _CELL))
         grid.paste(picture, (x, y))
-        label = f" [{question.label}]" if question.label else ""
+        label = "".join(f" [{look.label}]" for look in question.looks if look.label)
         text = f"{question.level}{label}: {question.text} {question.answer}"
         caption = "\n".join(textwrap.wrap(text, 56, max_lines=_LINES, placeholder=" ..."))
         draw.multiline_text((x + 4, y + _CELL + 4), caption, (0, 0, 0), font=font, spacing=3)

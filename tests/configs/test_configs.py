@@ -156,7 +156,7 @@ def test_the_paper_s_runs():
 
 def test_3b_episode_has_324_tokens_a_view():
     config, episode = preset("qwen2_5_vl_3b")
-    assert episode.view_tokens == 324
+    assert episode.layout(config.vision.merged_px).view_tokens == 324
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(abstract_model(config)))
 
 
@@ -183,7 +183,7 @@ def test_yaml_round_trip(tmp_path):
     [
         (lambda: dataclasses.replace(preset("nano")[0], text=TextConfig(num_heads=3)), "num_heads"),
         (
-            lambda: EpisodeConfig(view_px=512, prompt_len=300),
+            lambda: EpisodeConfig(view_px=512, prompt_len=300).layout(28),
             r"exceed the 324 tokens .* --layout.prompt-len 452",
         ),
         (lambda: GRPOConfig(group=1), "group must be at least 2"),

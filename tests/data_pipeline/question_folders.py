@@ -43,6 +43,16 @@ def good() -> dict[str, tuple[bytes, int]]:
             lines(row(label="roof", thoughts=["a", "b"], category="Color", choices=["red", "blue"])).encode(),
             1,
         ),
+        "a chain of looks": (
+            lines(
+                row(
+                    box=None,
+                    looks=[{"box": [0, 0, 250, 150]}, {"box": [10, 20, 30, 40], "label": "roof", "thought": "look"}],
+                )
+            ).encode(),
+            1,
+        ),
+        "no looks": (lines(row(looks=[])).encode(), 1),
         "box of real numbers": (lines(row(box=[0.25, 1e1, 99.5, 300.0])).encode(), 1),
         "box partly outside": (lines(row(box=[-5, 20, 501, 301])).encode(), 1),
         "box under a px": (lines(row(box=[10.1, 20.1, 10.2, 20.2])).encode(), 1),
@@ -83,7 +93,6 @@ def bad() -> dict[str, tuple[bytes, str]]:
         "Answer": "answer",
         "ground_truth": "answer",
         "type": "level",
-        "thought": "thoughts",
         "lable": "label",
         "choice": "choices",
         "catagory": "category",
@@ -115,6 +124,24 @@ def bad() -> dict[str, tuple[bytes, str]]:
         cases[f"box {box}"[:60]] = (row(box=list(box)), f"line 1: box is {fault}")
     for value in ("ab", ["a"], ["a", "b", "c"], ["a", None], [1, 2], {"a": 1, "b": 2}):
         cases[f"thoughts {value}"] = (row(thoughts=value), "field 'thoughts' must be a list of two texts")
+    look = {"box": [10, 20, 200, 150], "label": "roof", "thought": "look"}
+    cases["thought without looks"] = (row(thought="see"), "field 'thought' goes with 'looks'; did you mean 'thoughts'?")
+    cases["looks and a box"] = (row(looks=[look], box=[1, 2, 3, 4]), "field 'looks' doesn't go with 'box', 'label'")
+    cases["looks and thoughts"] = (
+        row(box=None, looks=[look], thoughts=["a", "b"]),
+        "field 'looks' doesn't go with 'box'",
+    )
+    for value in ("look", {"box": [1, 2, 3, 4]}, [[1, 2, 3, 4]], [None]):
+        cases[f"looks {value}"] = (row(box=None, looks=value), "field 'looks' must be a list of objects")
+    for change, fault in (
+        ({"box": None}, "look 2: field 'box' is null"),
+        ({"box": []}, "look 2: field 'box' must not be empty"),
+        ({"bbox": [1, 2, 3, 4]}, "look 2: unknown field \"bbox\"; did you mean 'box'?"),
+        ({"thought": 3}, "look 2: field 'thought' must be a text, not 3"),
+        ({"box": [600, 20, 700, 150]}, "box is outside the image"),
+        ({"label": "{roof}"}, "hold marks of the reply"),
+    ):
+        cases[f"a second look with {change}"] = (row(box=None, looks=[look, look | change]), fault)
     for value in ("red", [1, 2], [None]):
         cases[f"choices {value}"] = (row(choices=value), "field 'choices' must be a list of texts")
     cases["label 3"] = (row(label=3), "field 'label' must be a text, not 3")

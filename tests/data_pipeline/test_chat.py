@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.real_tokenizer import CHAT_TEMPLATE, SPECIAL, write_tokenizer
+from zoomearth_jax.configs.model import to_hf_config
 from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.data_pipeline.chat import Chat, load_tokenizer
 from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
@@ -58,6 +59,7 @@ def rendered(tokenizer, messages, generate=True):
 def directory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(to_hf_config(preset("qwen2_5_vl_3b")[0])))
     return folder
 
 
@@ -218,4 +220,4 @@ def test_rows_refuse_a_template_that_puts_images_elsewhere(directory):
     tokenizer = load_tokenizer(directory)
     tokenizer.chat_template = CHAT_TEMPLATE.replace("<|vision_start|>", "")
     with pytest.raises(UserError, match="doesn't put an image between vision marks"):
-        RowBuilder(tokenizer, preset("nano")[1])
+        RowBuilder(tokenizer, preset("nano")[1], 28)

@@ -61,7 +61,7 @@ def test_rendered_looks_parse_back(box, thought, label):
     assert parse_box(text, VIEW).box == box
     assert released_numbers(text) == list(box.corners)
     assert wants_crop(text)
-    assert follows_reference(text, "<think>a</think><answer>b</answer>") == bool(parse_thought(text))
+    assert follows_reference([text, "<think>a</think><answer>b</answer>"]) == bool(parse_thought(text))
 
 
 @given(texts, texts)
@@ -71,7 +71,7 @@ def test_rendered_answers_parse_back(thought, answer):
     if "<" not in answer:
         assert parse_answer(text) == answer.strip()
     assert not wants_crop(text)
-    assert follows_protocol(text, None, VIEW)
+    assert follows_protocol([text], VIEW)
 
 
 def parse_thought(text):
@@ -84,7 +84,7 @@ def test_any_text_parses_to_a_value_or_a_reason(text, other):
     assert (parsed.box is None) == bool(parsed.reason)
     assert all(isinstance(number, float) for number in released_numbers(text))
     parse_answer(text), wants_crop(text), follows_protocol([text, other], VIEW), follows_protocol([text], VIEW)
-    follows_reference(text, other), follows_reference(text, None)
+    follows_reference([text, other]), follows_reference([text])
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_sites_keep_apart_and_splits_differ():
     assert first == again
     assert first[0].image != other[0].image
     assert scene_questions("test", 0, 0, 5)[3:] == first  # independent of the start
-    assert set(COLORS) >= {first[0].label.split()[0]}
+    assert set(COLORS) >= {first[0].looks[0].label.split()[0]}
 
 
 def test_questions_round_trip(scene, tmp_path):

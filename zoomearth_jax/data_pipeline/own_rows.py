@@ -87,8 +87,10 @@ def _with_looks(values: dict) -> tuple[dict, list[str]]:
     box, label, (before, after) = values.pop("box", ()), values.pop("label", ""), values.pop("thoughts", ("", ""))
     given, faults, looks = values.pop("looks", ()), [], []
     if not given:
+        if "thought" in values:
+            faults.append("field 'thought' goes with 'looks'; did you mean 'thoughts'?")
         looks = [GivenLook(box, label, before)] if box else []
-        values.setdefault("thought", after if box else before or after)
+        values["thought"] = after if box else before or after
     elif box or label or before or after:
         faults.append(
             "field 'looks' doesn't go with 'box', 'label' and 'thoughts', which are for one look; use 'thought'"
