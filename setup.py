@@ -52,11 +52,11 @@ setup(
     packages=find_packages(include=["zoomearth_jax", "zoomearth_jax.*"]),
     package_data={
         "zoomearth_jax": [
-            "configs/runs/*.yaml",
+            "configs/recipes/*.yaml",
             "models/nano*/*",
-            "rl/wordnet.npz",
-            "rl/LICENSE.wordnet",
-            "report.html.j2",
+            "rl/rewards/wordnet.npz",
+            "rl/rewards/LICENSE.wordnet",
+            "reports/report.html.j2",
         ]
     },
     install_requires=CORE,

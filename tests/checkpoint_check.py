@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from zoomearth_jax.rl.state import TrainState
 
-from zoomearth_jax.checkpoint import Checkpoints, about_run
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.models.sharding import make_mesh
-from zoomearth_jax.rl.learner import TrainState
+from zoomearth_jax.runs.checkpoints import Checkpoints, about_run
 
 
 def state(mesh, value):

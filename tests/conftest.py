@@ -20,8 +20,8 @@ import pytest
 from flax import nnx
 from hypothesis import settings
 
-from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.models import load_model
 
 
 @pytest.fixture(scope="session")

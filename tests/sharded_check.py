@@ -10,12 +10,13 @@ import sys
 import jax
 import numpy as np
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import row_batch
 
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.model_io import load_model, resolve
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.sharding import make_mesh, shard_batch
-from zoomearth_jax.rl.learner import row_batch, row_logprobs
+from zoomearth_jax.rl.steps import row_logprobs
+from zoomearth_jax.runs.models import load_model, resolve
 
 
 def loss_and_gradients(model, batch, layout):

@@ -7,16 +7,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from zoomearth_jax.ablate import VARIANTS, AblateConfig, _runs, ablate
-from zoomearth_jax.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.metrics import read_metrics
+from zoomearth_jax.reports.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.verbs.ablate import VARIANTS, AblateConfig, _runs, ablate
+from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
 
 
 def row(variant, seed, **scores):
@@ -150,7 +150,7 @@ def fake_runs(monkeypatch):
 
     monkeypatch.setattr("zoomearth_jax.ablate.grpo", train)
     monkeypatch.setattr("zoomearth_jax.ablate.sft", train)
-    monkeypatch.setattr("zoomearth_jax.ablate._Evaluator._scores", score)
+    monkeypatch.setattr("zoomearth_jax.verbs.ablate._Evaluator._scores", score)
     return ran
 
 

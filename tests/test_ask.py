@@ -11,12 +11,12 @@ from PIL import Image
 from zoomearth_jax import cli
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.io import read_yaml, write_yaml
-from zoomearth_jax.data_pipeline.image_folder import open_image
-from zoomearth_jax.data_pipeline.questions import read_questions
+from zoomearth_jax.data_pipeline.images.image_folder import open_image
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
-from zoomearth_jax.runs import Run, open_loader
-from zoomearth_jax.sft import SFTConfig
+from zoomearth_jax.runs.start import Run, open_loader
+from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
+from zoomearth_jax.verbs.sft import SFTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -114,7 +114,7 @@ def test_a_store_of_several_images_lists_how_to_name_one(tmp_path, capsys):
 
 def test_the_picture_s_place_is_checked_before_the_model_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoomearth_jax.ask.load_model", None)  # never reached
+    monkeypatch.setattr("zoomearth_jax.verbs.ask.load_model", None)  # never reached
     Image.new("RGB", (60, 50)).save("image.png")
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
 from zoomearth_jax.bench import BENCHMARKS, loader, peers, rewards, table
 from zoomearth_jax.bench.grown import write_grown
@@ -15,11 +16,10 @@ from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
-from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_model
+from zoomearth_jax.rl.rewards.wordnet import WordNet, wordnet
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
-from zoomearth_jax.rl.wordnet import WordNet, wordnet
+from zoomearth_jax.runs.models import load_model
 
 
 def test_table_aligns_rows_with_different_columns():

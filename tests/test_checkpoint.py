@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from zoomearth_jax.rl.state import TrainState
 
 from tests.processes import address, result, start
-from zoomearth_jax import saved_steps
-from zoomearth_jax.checkpoint import Checkpoints, load_run_model
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.convert import ConvertConfig, convert
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import copy_side_files, load_model, resolve
-from zoomearth_jax.rl.learner import TrainState
+from zoomearth_jax.runs import saved_steps
+from zoomearth_jax.runs.checkpoints import Checkpoints, load_run_model
+from zoomearth_jax.runs.models import copy_side_files, load_model, resolve
+from zoomearth_jax.verbs.convert import ConvertConfig, convert
 
 SCRIPT = "checkpoint_check.py"
 

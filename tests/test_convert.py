@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from zoomearth_jax import convert as convert_module
-from zoomearth_jax.convert import ConvertConfig, convert
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_model, resolve
-from zoomearth_jax.models import hf
+from zoomearth_jax.models.qwen2_5_vl import weights as hf
+from zoomearth_jax.runs.models import load_model, resolve
+from zoomearth_jax.verbs import convert as convert_module
+from zoomearth_jax.verbs.convert import ConvertConfig, convert
 
 NANO = resolve("nano")
 
@@ -60,8 +60,8 @@ def test_several_files_with_an_index(tmp_path, monkeypatch):
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from zoomearth_jax import convert
-from zoomearth_jax.models import hf
+from zoomearth_jax.verbs import convert
+from zoomearth_jax.models.qwen2_5_vl import weights as hf
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "hf":  # after the second file of several

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoomearth_jax import cli, data
-from zoomearth_jax.data import CheckConfig, check
+from zoomearth_jax import cli
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.verbs import data
+from zoomearth_jax.verbs.data import CheckConfig, check
 
 ROW = {
     "question_id": "1",

@@ -11,14 +11,14 @@ from tests.episodes import made_episode
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window
-from zoomearth_jax.data_pipeline.question import Look
-from zoomearth_jax.data_pipeline.questions import Question, read_questions
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import EvaluateConfig, _open_questions, evaluate
 from zoomearth_jax.evaluation.summary import summarize
-from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
 from zoomearth_jax.rl.records import sample_record
+from zoomearth_jax.verbs.evaluate import EvaluateConfig, _open_questions, evaluate
+from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
 
 IMAGE, EPISODE = Frame(1000, 1000), EpisodeConfig(min_window_px=100)
 
@@ -167,7 +167,7 @@ def test_what_was_there_stays_until_the_first_batch(tmp_path, capsys):
 
 def test_a_disk_that_fills_up_does_not_end_the_evaluation(folder, capsys, monkeypatch):
     """Of a part of the folder, which says of how many."""
-    monkeypatch.setattr("zoomearth_jax.evaluate.check_writable", lambda path: None)
+    monkeypatch.setattr("zoomearth_jax.verbs.evaluate.check_writable", lambda path: None)
     with pytest.raises(UserError, match="/dev/full: No space left on device; it holds 0 questions"):
         run(folder, questions=3, samples=Path("/dev/full"), json=True)
     summary = json.loads(capsys.readouterr().out)["shown"]

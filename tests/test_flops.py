@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.flops import (
+from zoomearth_jax.hardware.flops import (
     RowCounts,
     forward_flops,
     full_counts,
@@ -20,8 +18,10 @@ from zoomearth_jax.flops import (
     sft_flops,
     vision_flops,
 )
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.models.vision import vision_layout
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.vision import vision_layout
 
 ARRAYS = {
     "prompt_N": [5],
@@ -79,7 +79,7 @@ def test_steps_count_what_trains():
 
 
 def test_padding_is_not_counted(nano):
-    from zoomearth_jax.data_pipeline.questions import scene_questions
+    from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
     questions = scene_questions("sft", 0, 0, 4, global_share=0.5)
     prompts, replies = nano.rows.supervised(questions)

@@ -7,20 +7,22 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from zoomearth_jax.rl.batches import row_batch
+from zoomearth_jax.rl.state import init_state
 
-from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import EvaluateConfig, evaluate
-from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.metrics import read_metrics
-from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.lora import add_lora, has_lora
-from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
-from zoomearth_jax.runs import open_loader
-from zoomearth_jax.sft import SFTConfig, sft
+from zoomearth_jax.rl.steps import make_sft_step
+from zoomearth_jax.runs.checkpoints import Checkpoints
+from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.runs.start import open_loader
+from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate
+from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.sft import SFTConfig, sft
 
 LORA = LoRAConfig(rank=8)
 FAST = OptimizerConfig(lr=1e-2, decay=False)

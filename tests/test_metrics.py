@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from zoomearth_jax import sinks
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import SCHEMA, MetricsLog, read_metrics
-from zoomearth_jax.sinks import check_sinks, open_sinks
+from zoomearth_jax.runs import sinks
+from zoomearth_jax.runs.metrics import SCHEMA, MetricsLog, read_metrics
+from zoomearth_jax.runs.sinks import check_sinks, open_sinks
 
 
 def log_steps(directory, first, last, scale=1.0, names=("tensorboard",)):

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from zoomearth_jax.checkpoint import write_run_header
-from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_model, load_rows, resolve, save_model
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.runs.checkpoints import write_run_header
+from zoomearth_jax.runs.models import load_model, load_rows, resolve, save_model
 
 
 @pytest.fixture

@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.profiler import ProfileData
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import row_batch
+from zoomearth_jax.rl.state import init_state
 
-from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.configs.train import OptimizerConfig
-from zoomearth_jax.data_pipeline.questions import scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.flops import RowCounts
-from zoomearth_jax.metrics import MetricsLog, read_metrics
-from zoomearth_jax.model_io import load_model
-from zoomearth_jax.monitor import Alarms, Compilations, Monitor, throughput
-from zoomearth_jax.replay import load_replay, save_replay
-from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
-from zoomearth_jax.sft import SFTConfig, sft
+from zoomearth_jax.hardware.flops import RowCounts
+from zoomearth_jax.rl.steps import make_sft_step
+from zoomearth_jax.runs.checkpoints import Checkpoints
+from zoomearth_jax.runs.metrics import MetricsLog, read_metrics
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.runs.monitor import Alarms, Compilations, Monitor, throughput
+from zoomearth_jax.runs.replay import load_replay, save_replay
+from zoomearth_jax.verbs.sft import SFTConfig, sft
 
 ONE = RowCounts(np.array([10]), np.array([20, 30]), np.array([5, 5]), np.array([[2, 2]]), np.array([[1, 2], [0, 0]]))
 

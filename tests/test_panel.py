@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.panel import chosen, printable, write_panel
-from zoomearth_jax.pictures import COLORS
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.reports.panel import chosen, printable, write_panel
+from zoomearth_jax.reports.pictures import COLORS
 from zoomearth_jax.rl.episode import Episode, Turn
 from zoomearth_jax.rl.rollout.engine import Trajectories
 from zoomearth_jax.tools.tool import Request

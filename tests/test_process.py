@@ -12,10 +12,12 @@ from importlib.util import find_spec
 import pytest
 
 from tests.test_preemption import members
-from zoomearth_jax import cli, saved_steps, tpu_flags
-from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.process import explained
-from zoomearth_jax.sft import SFTConfig, sft
+from zoomearth_jax import cli
+from zoomearth_jax.hardware import tpu_flags
+from zoomearth_jax.runs import saved_steps
+from zoomearth_jax.terminal.process import explained
+from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.sft import SFTConfig, sft
 
 SFT = ["--questions", "48", "--batch-size", "8", "--steps", "4000", "--checkpoint-every", "3"]
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from zoomearth_jax import progress
-from zoomearth_jax.progress import Progress, tracked
+from zoomearth_jax.terminal import progress
+from zoomearth_jax.terminal.progress import Progress, tracked
 
 
 @pytest.fixture

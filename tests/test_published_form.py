@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
 from tests.real_tokenizer import write_tokenizer
 from zoomearth_jax.bench.random_checkpoint import write_random_checkpoint
-from zoomearth_jax.configs.model import TextConfig, VisionConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.convert import ConvertConfig, convert
-from zoomearth_jax.data_pipeline.processor import Processor
-from zoomearth_jax.data_pipeline.questions import scene_questions
+from zoomearth_jax.data_pipeline.text.processor import Processor
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_model
-from zoomearth_jax.models.vision import pixel_values
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import TextConfig, VisionConfig
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.verbs.convert import ConvertConfig, convert
 
 IMAGE_PAD, IM_END, END_OF_TEXT = 151655, 151645, 151643  # the published ids
 

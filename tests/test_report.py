@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.report import curve, episode_card, write_report
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.reports.report import curve, episode_card, write_report
 
 
 def test_report_is_self_contained_and_escapes(tmp_path):

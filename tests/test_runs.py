@@ -11,22 +11,24 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from zoomearth_jax.rl.batches import row_batch
+from zoomearth_jax.rl.rewards.boxes import box_iou
+from zoomearth_jax.rl.state import init_state
 
-from zoomearth_jax.ask import AskConfig, ask
-from zoomearth_jax.checkpoint import Checkpoints
 from zoomearth_jax.configs.objective import ObjectiveConfig
-from zoomearth_jax.data_pipeline.questions import read_questions
-from zoomearth_jax.demo import DemoConfig
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import EvaluateConfig, evaluate
-from zoomearth_jax.grpo import GRPOConfig, grpo
-from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
-from zoomearth_jax.metrics import read_metrics
-from zoomearth_jax.model_io import SHIPPED, load_model, resolve
-from zoomearth_jax.rl.learner import init_state, make_sft_step, row_batch
-from zoomearth_jax.rl.rewards import box_iou
-from zoomearth_jax.runs import open_loader
-from zoomearth_jax.sft import SFTConfig, sft
+from zoomearth_jax.rl.steps import make_sft_step
+from zoomearth_jax.runs.checkpoints import Checkpoints
+from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.models import SHIPPED, load_model, resolve
+from zoomearth_jax.runs.start import open_loader
+from zoomearth_jax.verbs.ask import AskConfig, ask
+from zoomearth_jax.verbs.demo import DemoConfig
+from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate
+from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
+from zoomearth_jax.verbs.sft import SFTConfig, sft
 
 
 @pytest.fixture(scope="module")

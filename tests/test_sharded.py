@@ -1,7 +1,7 @@
 """Meshes of simulated devices, and two processes: the same numbers as on one device."""
 
 from tests.processes import address, result, start
-from zoomearth_jax.model_io import resolve
+from zoomearth_jax.runs.models import resolve
 
 SCRIPT = "sharded_check.py"
 

@@ -14,8 +14,8 @@ from PIL import Image
 from zoomearth_jax.bench import memory
 from zoomearth_jax.bench.memory import write_clouds
 from zoomearth_jax.cli import main
-from zoomearth_jax.data_pipeline.decoding import ImageFile
-from zoomearth_jax.data_pipeline.tiles import FORMAT, VERSION, StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+from zoomearth_jax.data_pipeline.images.tiles import FORMAT, VERSION, StoreSettings, TileStore
 from zoomearth_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from zoomearth_jax.process import Interrupts, ended, hush_late_writes, in_utf8, set_streams
+from zoomearth_jax.terminal.process import Interrupts, ended, hush_late_writes, in_utf8, set_streams
 
 # All else is imported where it is used, so that a Ctrl-C meets `main` at work and --version stays fast.
 
@@ -17,25 +17,25 @@ _HELP = (
 
 def _light_verbs() -> dict:
     """Verb -> (config class, function), of those that run without jax and the models."""
-    from zoomearth_jax.data import DataConfig, data
-    from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
-    from zoomearth_jax.tile import TileConfig, tile
+    from zoomearth_jax.verbs.data import DataConfig, data
+    from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
+    from zoomearth_jax.verbs.tile import TileConfig, tile
 
     return {"data": (DataConfig, data), "scenes": (ScenesConfig, write_scenes), "tile": (TileConfig, tile)}
 
 
 def _verbs() -> dict:
     """Verb -> (config class, function), of all."""
-    from zoomearth_jax.ablate import AblateConfig, ablate
-    from zoomearth_jax.ask import AskConfig, ask
     from zoomearth_jax.bench import BenchConfig, bench
-    from zoomearth_jax.convert import ConvertConfig, convert
-    from zoomearth_jax.demo import DemoConfig, demo
-    from zoomearth_jax.evaluate import EvaluateConfig, evaluate
-    from zoomearth_jax.grpo import GRPOConfig, grpo
-    from zoomearth_jax.plan import PlanConfig, plan
-    from zoomearth_jax.pretrain_nano import PretrainNanoConfig, pretrain_nano
-    from zoomearth_jax.sft import SFTConfig, sft
+    from zoomearth_jax.verbs.ablate import AblateConfig, ablate
+    from zoomearth_jax.verbs.ask import AskConfig, ask
+    from zoomearth_jax.verbs.convert import ConvertConfig, convert
+    from zoomearth_jax.verbs.demo import DemoConfig, demo
+    from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate
+    from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+    from zoomearth_jax.verbs.plan import PlanConfig, plan
+    from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
+    from zoomearth_jax.verbs.sft import SFTConfig, sft
 
     verbs = {
         "ablate": (AblateConfig, ablate),
@@ -102,7 +102,7 @@ def _parse(args: list[str], verbs: dict):
 
         _check_name("benchmark", args[1:2], BENCHMARKS)
     if args[:1] == ["data"]:
-        from zoomearth_jax.data import COMMANDS
+        from zoomearth_jax.verbs.data import COMMANDS
 
         _check_name("command", args[1:2], COMMANDS)
     args = [part for arg in args for part in _parts(arg)]
@@ -150,7 +150,7 @@ def _check_name(what: str, first: list[str], known) -> None:
 
 
 def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:
-    """Takes `--config FILE` out of a verb's arguments: a YAML file, or one of configs/runs by its name, whose settings
+    """Takes `--config FILE` out of a verb's arguments: a YAML file, or one of configs/recipes by its name, whose settings
     replace the verb's defaults."""
     from importlib.resources import files
     from pathlib import Path
@@ -163,7 +163,7 @@ def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:
     place = args.index("--config")
     if place + 1 == len(args):
         raise UserError("--config: give a YAML file, such as a run's run.yaml")
-    shipped = Path(str(files("zoomearth_jax.configs"))) / "runs" / f"{args[0]}_{args[place + 1]}.yaml"
+    shipped = Path(str(files("zoomearth_jax.configs"))) / "recipes" / f"{args[0]}_{args[place + 1]}.yaml"
     file = shipped if shipped.is_file() else at_home(Path(args[place + 1]))
     return args[:place] + args[place + 2 :], {args[0]: read_yaml(file, verbs[args[0]][0])}
 
@@ -210,7 +210,7 @@ def _run(args: list[str], interrupts: Interrupts | None) -> None:
     verbs = _light_verbs() if args[:1] else {}
     if not verbs.keys() & set(args[:1]):
         verbs = _verbs()
-        from zoomearth_jax.tpu_flags import skip_missing_tpus
+        from zoomearth_jax.hardware.tpu_flags import skip_missing_tpus
 
         skip_missing_tpus()
         if args[:1] != ["plan"]:  # programs for chips that aren't here can't be read back

@@ -9,27 +9,27 @@ import pytest
 from transformers import Qwen2_5_VLConfig
 
 import zoomearth_jax
-from zoomearth_jax.ablate import AblateConfig
-from zoomearth_jax.ask import AskConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
-from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
 from zoomearth_jax.configs.objective import ObjectiveConfig
-from zoomearth_jax.configs.presets import PRESETS, preset
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
-from zoomearth_jax.demo import DemoConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluate import EvaluateConfig
-from zoomearth_jax.grpo import GRPOConfig
-from zoomearth_jax.make_scenes import ScenesConfig
-from zoomearth_jax.models.qwen2_5_vl import abstract_model
-from zoomearth_jax.pretrain_nano import PretrainNanoConfig
-from zoomearth_jax.sft import SFTConfig
+from zoomearth_jax.models.presets import PRESETS, preset
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
+from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
+from zoomearth_jax.verbs.ablate import AblateConfig
+from zoomearth_jax.verbs.ask import AskConfig
+from zoomearth_jax.verbs.demo import DemoConfig
+from zoomearth_jax.verbs.evaluate import EvaluateConfig
+from zoomearth_jax.verbs.grpo import GRPOConfig
+from zoomearth_jax.verbs.make_scenes import ScenesConfig
+from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig
+from zoomearth_jax.verbs.sft import SFTConfig
 
 CONFIGS = (
     VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
@@ -135,7 +135,7 @@ def test_presets_are_the_published_models(size):
     assert from_hf_config(Qwen2_5_VLConfig(**published_config(size)).to_dict()) == config  # 5.x
 
 
-RUNS = Path(zoomearth_jax.__file__).parent / "configs" / "runs"
+RUNS = Path(zoomearth_jax.__file__).parent / "configs" / "recipes"
 
 
 def test_the_paper_s_runs():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, view_size
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
 
 frames = st.builds(Frame, st.integers(1, 30_000), st.integers(1, 30_000))
 

@@ -6,16 +6,16 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
 from tests.real_tokenizer import CHAT_TEMPLATE, SPECIAL, write_tokenizer
-from zoomearth_jax.configs.model import to_hf_config
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.chat import Chat, load_tokenizer
-from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.chat import Chat, load_tokenizer
+from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_rows, resolve
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import to_hf_config
+from zoomearth_jax.runs.models import load_rows, resolve
 
 SHAPES = (  # conversations with slots for texts: None is an image
     [("user", [None, 0])],

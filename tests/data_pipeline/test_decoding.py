@@ -9,11 +9,11 @@ from PIL import Image
 
 from tests.data_pipeline.broken_images import COUNT, broken_images, save
 from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline import decoding
-from zoomearth_jax.data_pipeline.decoding import ImageFile
-from zoomearth_jax.data_pipeline.images import RawImage, global_view
-from zoomearth_jax.data_pipeline.tile_build import build_store
-from zoomearth_jax.data_pipeline.tiles import StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.images import decoding
+from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+from zoomearth_jax.data_pipeline.images.sources import RawImage, global_view
+from zoomearth_jax.data_pipeline.images.tile_build import build_store
+from zoomearth_jax.data_pipeline.images.tiles import StoreSettings, TileStore
 from zoomearth_jax.errors import UserError
 
 

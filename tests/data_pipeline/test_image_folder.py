@@ -10,14 +10,14 @@ import rasterio
 from PIL import Image
 
 from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline.boxes import Frame
-from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.image_search import find_images
-from zoomearth_jax.data_pipeline.images import RawImage, whole
-from zoomearth_jax.data_pipeline.questions import read_questions
-from zoomearth_jax.data_pipeline.sources import open_sources
-from zoomearth_jax.data_pipeline.tile_build import build_store
-from zoomearth_jax.data_pipeline.tiles import StoredImage, StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.images.boxes import Frame
+from zoomearth_jax.data_pipeline.images.image_folder import ImageFolder
+from zoomearth_jax.data_pipeline.images.image_search import find_images
+from zoomearth_jax.data_pipeline.images.sources import RawImage, whole
+from zoomearth_jax.data_pipeline.images.tile_build import build_store
+from zoomearth_jax.data_pipeline.images.tiles import StoredImage, StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.mixture import open_sources
 from zoomearth_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

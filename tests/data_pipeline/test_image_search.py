@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from zoomearth_jax.data_pipeline.image_search import SIDECAR, SUFFIXES, find_images
+from zoomearth_jax.data_pipeline.images.image_search import SIDECAR, SUFFIXES, find_images
 from zoomearth_jax.errors import UserError
 
 

@@ -13,18 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
 from tests.data_pipeline.in_worker import RowsThenModules, nap
 from zoomearth_jax.configs.io import from_dict, to_dict
-from zoomearth_jax.data_pipeline.boxes import Frame
-from zoomearth_jax.data_pipeline.images import whole
-from zoomearth_jax.data_pipeline.loader import Loader, order
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.sources import SceneQuestions, Source, open_sources
+from zoomearth_jax.data_pipeline.images.boxes import Frame
+from zoomearth_jax.data_pipeline.images.sources import whole
+from zoomearth_jax.data_pipeline.questions.mixture import SceneQuestions, Source, open_sources
+from zoomearth_jax.data_pipeline.rows.loader import Loader, order
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.grpo import GRPOConfig
-from zoomearth_jax.make_scenes import ScenesConfig, write_scenes
-from zoomearth_jax.runs import look_ahead
+from zoomearth_jax.runs.start import look_ahead
+from zoomearth_jax.verbs.grpo import GRPOConfig
+from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
 
 STEPS = 12
 FINITE = Source("finite", scene_questions("sft", 0, 0, 20))
@@ -154,8 +154,8 @@ def test_workers_end_with_a_killed_main_process(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from zoomearth_jax.data_pipeline.sources import SceneQuestions, Source\n"
-        "from zoomearth_jax.data_pipeline.workers import BatchMaker, Place, Pool\n"
+        "from zoomearth_jax.data_pipeline.questions.mixture import SceneQuestions, Source\n"
+        "from zoomearth_jax.data_pipeline.rows.workers import BatchMaker, Place, Pool\n"
         "if __name__ == '__main__':\n"
         "    pool = Pool(BatchMaker([Source('s', SceneQuestions('sft', 0, 0.0))], len), 1)\n"
         "    pool.submit([Place(0, 0)]).result()\n"

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_check import manifest
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, clamped, from_annotation
-from zoomearth_jax.data_pipeline.folder_rows import OUTSIDE, PARTLY, box_fault, row_problems, to_question
-from zoomearth_jax.data_pipeline.lrs_gro import CATEGORIES, LrsGroRow, normalise, read_row, thoughts, to_row
-from zoomearth_jax.data_pipeline.lrs_gro_files import find_split, read_all, read_split
-from zoomearth_jax.data_pipeline.protocol import parse_box
-from zoomearth_jax.data_pipeline.questions import read_questions
-from zoomearth_jax.data_pipeline.rows import RowBuilder
-from zoomearth_jax.data_pipeline.scenes import random_scene
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, clamped, from_annotation
+from zoomearth_jax.data_pipeline.questions.folder_rows import OUTSIDE, PARTLY, box_fault, row_problems, to_question
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.lrs_gro import CATEGORIES, LrsGroRow, normalise, read_row, thoughts, to_row
+from zoomearth_jax.data_pipeline.questions.lrs_gro_files import find_split, read_all, read_split
+from zoomearth_jax.data_pipeline.questions.scenes import random_scene
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.protocol import parse_box
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.verbs.data_check import manifest
 
 from ..real_tokenizer import write_tokenizer
 

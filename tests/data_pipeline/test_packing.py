@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
-from zoomearth_jax.data_pipeline.packing import first_fit, pack
-from zoomearth_jax.data_pipeline.questions import scene_questions
+from zoomearth_jax.data_pipeline.rows.packing import first_fit, pack
 from zoomearth_jax.errors import UserError
 
 

@@ -10,12 +10,12 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as hf_smart_resize
 
 from tests.real_tokenizer import write_tokenizer
-from zoomearth_jax.configs.model import VisionConfig, to_hf_config
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.processor import Frames, ImageConfig, Processor, read_image_config, smart_resize
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.text.processor import Frames, ImageConfig, Processor, read_image_config, smart_resize
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.models.vision import patchify, pixel_values, vision_layout
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig, to_hf_config
+from zoomearth_jax.models.qwen2_5_vl.vision import patchify, pixel_values, vision_layout
 
 IMAGE = {"type": "image"}
 

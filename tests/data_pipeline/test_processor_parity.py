@@ -11,9 +11,9 @@ from transformers import Qwen2_5_VLProcessor  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
 from tests.real_tokenizer import CHAT_TEMPLATE, write_tokenizer  # noqa: E402
-from zoomearth_jax.configs.model import VisionConfig  # noqa: E402
-from zoomearth_jax.data_pipeline.processor import ImageConfig, Processor  # noqa: E402
-from zoomearth_jax.models.vision import pixel_values  # noqa: E402
+from zoomearth_jax.data_pipeline.text.processor import ImageConfig, Processor  # noqa: E402
+from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig  # noqa: E402
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values  # noqa: E402
 
 SIZES = ((28, 28), (1, 1), (3, 2), (57, 31), (640, 480), (333, 1001), (5, 1000), (29, 2900))
 LIMITS = ((3136, 12845056), (3136, 100_000), (200_000, 400_000))

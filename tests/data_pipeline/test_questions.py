@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from zoomearth_jax import cli
-from zoomearth_jax.data_pipeline.boxes import Frame
-from zoomearth_jax.data_pipeline.own_rows import FIELDS
-from zoomearth_jax.data_pipeline.questions import read_questions
+from zoomearth_jax.data_pipeline.images.boxes import Frame
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.own_rows import FIELDS
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_rows
+from zoomearth_jax.runs.models import load_rows
 
 from .question_folders import PX, ROW, bad, good, lines, row
 

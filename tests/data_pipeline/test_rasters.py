@@ -15,10 +15,10 @@ from rasterio.vrt import WarpedVRT
 
 from tests.data_pipeline import tiff_matrix
 from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline import images
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.decoding import ImageFile
-from zoomearth_jax.data_pipeline.images import RawImage
+from zoomearth_jax.data_pipeline.images import sources as images
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+from zoomearth_jax.data_pipeline.images.sources import RawImage
 from zoomearth_jax.errors import UserError
 
 SAMPLE = 400  # of the layouts, by pairs of their properties

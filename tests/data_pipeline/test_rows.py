@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
 from zoomearth_jax.configs.episode import LayoutConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, crop_window, view_size
-from zoomearth_jax.data_pipeline.nano_tokenizer import build_nano_tokenizer
-from zoomearth_jax.data_pipeline.protocol import follows_protocol, parse_box
-from zoomearth_jax.data_pipeline.question import Look, Question
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.rows import RowBuilder, reference_texts
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
+from zoomearth_jax.data_pipeline.questions.question import Look, Question
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder, reference_texts
+from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
+from zoomearth_jax.data_pipeline.text.protocol import follows_protocol, parse_box
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_rows, resolve
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.runs.models import load_rows, resolve
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions, site_question
 
 from zoomearth_jax.configs.images import ImageConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import RawImage, global_view, view_of
-from zoomearth_jax.data_pipeline.questions import read_questions, scene_questions, site_question, write_questions
-from zoomearth_jax.data_pipeline.scenes import COLORS, random_scene
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.sources import RawImage, global_view, view_of
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.own_rows import write_questions
+from zoomearth_jax.data_pipeline.questions.scenes import COLORS, random_scene
 from zoomearth_jax.errors import UserError
 
 

@@ -14,18 +14,18 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from tests.real_tokenizer import write_tokenizer
 from zoomearth_jax.bench.random_checkpoint import write_random_checkpoint
-from zoomearth_jax.checkpoint import write_run_header
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.configs.model import TextConfig, VisionConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.convert import ConvertConfig, convert
-from zoomearth_jax.data_pipeline.boxes import view_size
-from zoomearth_jax.data_pipeline.images import RawImage
-from zoomearth_jax.data_pipeline.processor import read_image_config, smart_resize
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.data_pipeline.side_files import complete, read_processors, view_images
-from zoomearth_jax.model_io import load_model, load_rows, resolve, save_model
-from zoomearth_jax.models.vision import pixel_values
+from zoomearth_jax.data_pipeline.images.boxes import view_size
+from zoomearth_jax.data_pipeline.images.sources import RawImage
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.text.processor import read_image_config, smart_resize
+from zoomearth_jax.data_pipeline.text.side_files import complete, read_processors, view_images
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import TextConfig, VisionConfig
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
+from zoomearth_jax.runs.checkpoints import write_run_header
+from zoomearth_jax.runs.models import load_model, load_rows, resolve, save_model
+from zoomearth_jax.verbs.convert import ConvertConfig, convert
 
 NANO = resolve("nano")
 TEXT = "Which way do the stripes of the red site run? 東 12"

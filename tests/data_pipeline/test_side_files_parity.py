@@ -12,10 +12,10 @@ pytest.importorskip(
 from PIL import Image  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
-from zoomearth_jax.data_pipeline.images import RawImage  # noqa: E402
-from zoomearth_jax.data_pipeline.questions import Question  # noqa: E402
-from zoomearth_jax.model_io import save_model  # noqa: E402
-from zoomearth_jax.models.vision import pixel_values  # noqa: E402
+from zoomearth_jax.data_pipeline.images.sources import RawImage  # noqa: E402
+from zoomearth_jax.data_pipeline.questions.question import Question  # noqa: E402
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values  # noqa: E402
+from zoomearth_jax.runs.models import save_model  # noqa: E402
 
 
 def test_processor_and_model_of_a_saved_folder(nano, tmp_path):

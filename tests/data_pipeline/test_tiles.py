@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoomearth_jax.data_pipeline import tile_build, tile_folder, tiles
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import RawImage, global_view, resized
-from zoomearth_jax.data_pipeline.tile_build import build_store, verify_store
-from zoomearth_jax.data_pipeline.tile_codecs import decoded_row, delta_encoded
-from zoomearth_jax.data_pipeline.tiles import StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.images import tile_build, tile_folder, tiles
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.sources import RawImage, global_view, resized
+from zoomearth_jax.data_pipeline.images.tile_build import build_store, verify_store
+from zoomearth_jax.data_pipeline.images.tile_codecs import decoded_row, delta_encoded
+from zoomearth_jax.data_pipeline.images.tiles import StoreSettings, TileStore
 from zoomearth_jax.errors import UserError
 
 SIZES = {"square.tif": (1300, 1300), "wide.png": (1999, 301), "tall.webp": (257, 1025), "tiny.jpg": (30, 20)}

@@ -12,15 +12,15 @@ from jax.sharding import AbstractMesh, AxisType
 
 from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.model import VisionConfig
-from zoomearth_jax.configs.presets import nano
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models import attention
 from zoomearth_jax.models.attention import KVCache, choose_backend, decoder_attention, masked_attention
-from zoomearth_jax.models.decoder import Decoder
+from zoomearth_jax.models.presets import nano
+from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
+from zoomearth_jax.models.qwen2_5_vl.decoder import Decoder
+from zoomearth_jax.models.qwen2_5_vl.vision import VisionBlock, vision_layout
 from zoomearth_jax.models.rope import vision_angles
 from zoomearth_jax.models.sharding import MESH_AXES
-from zoomearth_jax.models.vision import VisionBlock, vision_layout
 
 TOLERANCE = 2e-5  # absolute, fp32
 

@@ -13,8 +13,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
 from zoomearth_jax.bench.random_checkpoint import shortened, write_random_checkpoint  # noqa: E402
 from zoomearth_jax.configs.compute import ComputeConfig  # noqa: E402
-from zoomearth_jax.configs.presets import preset  # noqa: E402
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL  # noqa: E402
+from zoomearth_jax.models.presets import preset  # noqa: E402
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL  # noqa: E402
 
 LENGTH = 640
 GRIDS = np.array([[1, 36, 36], [1, 26, 34]])  # a 504 px view, and one with partial windows

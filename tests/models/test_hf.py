@@ -12,9 +12,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import resolve
-from zoomearth_jax.models import hf
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl import weights as hf
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.runs.models import resolve
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "untied"
 

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="make parity installs torch")
 
 from tests.tiny_hf import hf_greedy, hf_outputs, tiny_model  # noqa: E402
 from tests.tiny_inputs import IMAGE, batch  # noqa: E402
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL  # noqa: E402
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL  # noqa: E402
 
 TOLERANCE = 1e-4
 
@@ -64,7 +64,7 @@ def test_saved_checkpoint_loads_in_transformers_bit_for_bit(tmp_path):
 def test_shipped_nano_model_runs_in_transformers(nano):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from zoomearth_jax.model_io import resolve
+    from zoomearth_jax.runs.models import resolve
 
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("nano")).float().eval()
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zoomearth_jax.chips import Chip
+from zoomearth_jax.hardware.chips import Chip
 from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.plan.cost import Network, Player
 from zoomearth_jax.plan.hlo import parse

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoomearth_jax.chips import Chip, chip
+from zoomearth_jax.hardware.chips import Chip, chip
 from zoomearth_jax.plan.cost import Network, Player, groups
 from zoomearth_jax.plan.hlo import arrays, flops, parse, trip_count
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoomearth_jax.rl.answers import answer_scores
+from zoomearth_jax.rl.rewards.answers import answer_scores
 
 
 def test_graded_answers():

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import GRPOBatch, row_batch
+from zoomearth_jax.rl.state import init_state
 
 from zoomearth_jax.configs.objective import ObjectiveConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.grpo import minibatches, sampled_kl, update
-from zoomearth_jax.model_io import load_model
-from zoomearth_jax.rl.learner import GRPOBatch, init_state, make_grpo_step, make_scorer, row_batch, scored_slots
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.rl.steps import make_grpo_step, make_scorer, scored_slots
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.verbs.grpo import minibatches, sampled_kl, update
 
 PROMPTS, GROUP = 4, 2
 

@@ -9,12 +9,14 @@ import jax
 import optax
 import pytest
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import RowBatch, row_batch
+from zoomearth_jax.rl.state import TrainState
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.models.qwen2_5_vl import abstract_model
-from zoomearth_jax.rl.learner import RowBatch, TrainState, make_sft_step, row_batch
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
+from zoomearth_jax.rl.steps import make_sft_step
 
 ROWS, VOCAB = 256, 65536
 

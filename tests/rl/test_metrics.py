@@ -7,10 +7,9 @@ import pytest
 
 from tests.episodes import made_episode
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.question import Look
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.data_pipeline.rows import Replies
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.questions.question import Look, Question
+from zoomearth_jax.data_pipeline.rows.builder import Replies
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.rollout.engine import Trajectories
 

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import packed_batch, row_batch
+from zoomearth_jax.rl.state import init_state
 
-from zoomearth_jax.data_pipeline.packing import pack
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.model_io import load_model
-from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
+from zoomearth_jax.data_pipeline.rows.packing import pack
 from zoomearth_jax.rl.policy import packed_logprobs
+from zoomearth_jax.rl.steps import make_sft_step
+from zoomearth_jax.runs.models import load_model
 
 LENGTH = 160  # three samples of about 50 tokens
 

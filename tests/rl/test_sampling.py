@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.evaluation.play import play
-from zoomearth_jax.model_io import load_model
 from zoomearth_jax.rl.policy import Segment, reply_hidden
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.rollout.sampling import filtered_logits, mark_seen, row_keys, sample
+from zoomearth_jax.runs.models import load_model
 
 T1 = SamplingConfig(temperature=1.0)
 PROBS = [0.2, 0.5, 0.0625, 0.2, 0.0375]  # two are tied

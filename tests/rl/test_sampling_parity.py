@@ -20,10 +20,10 @@ from transformers.generation.logits_process import (  # noqa: E402
 )
 
 from zoomearth_jax.configs.sampling import SamplingConfig  # noqa: E402
-from zoomearth_jax.data_pipeline.rows import RowBuilder  # noqa: E402
-from zoomearth_jax.model_io import save_model  # noqa: E402
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder  # noqa: E402
 from zoomearth_jax.rl.policy import masked_logits  # noqa: E402
 from zoomearth_jax.rl.rollout.sampling import filtered_logits, mark_seen  # noqa: E402
+from zoomearth_jax.runs.models import save_model  # noqa: E402
 
 VOCAB, BANNED = 300, (3, 17, 299)
 

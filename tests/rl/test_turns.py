@@ -8,6 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import packed_batch, row_batch
+from zoomearth_jax.rl.state import init_state
 
 from tests.processes import result, start
 from tests.rl.wandering import Wander
@@ -15,17 +18,17 @@ from zoomearth_jax.cli import main
 from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.boxes import Box
-from zoomearth_jax.data_pipeline.packing import pack
-from zoomearth_jax.data_pipeline.question import Look
-from zoomearth_jax.data_pipeline.questions import scene_questions, write_questions
+from zoomearth_jax.data_pipeline.images.boxes import Box
+from zoomearth_jax.data_pipeline.questions.own_rows import write_questions
+from zoomearth_jax.data_pipeline.questions.question import Look
+from zoomearth_jax.data_pipeline.rows.packing import pack
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import read_metrics
-from zoomearth_jax.model_io import load_model
-from zoomearth_jax.models.vision import pixel_values
-from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch, row_logprobs
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
 from zoomearth_jax.rl.policy import row_features
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.steps import make_sft_step, row_logprobs
+from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.tools import TOOLS
 
 T1, KEY, GROUP = SamplingConfig(temperature=1.0), jax.random.key(5), 2

@@ -7,22 +7,23 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import row_batch
 
 from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.boxes import Box
-from zoomearth_jax.data_pipeline.questions import scene_questions
+from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.grpo import GRPOConfig
-from zoomearth_jax.model_io import load_model
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl.learner import row_batch, row_logprobs
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.rl.policy import group_places
 from zoomearth_jax.rl.rollout import engine as rollout
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
+from zoomearth_jax.rl.steps import row_logprobs
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.verbs.grpo import GRPOConfig
 
 GROUP = 4
 T1 = SamplingConfig(temperature=1.0)

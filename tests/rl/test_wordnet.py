@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.rl.wordnet import build, reader, wordnet
+from zoomearth_jax.rl.rewards.wordnet import build, reader, wordnet
 
 SOURCE = Path("/usr/share/wordnet")  # of Debian's wordnet-base and wordnet-sense-index
 

@@ -5,14 +5,15 @@ import json
 import jax
 import numpy as np
 from flax import nnx
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.rl.batches import row_batch
 
 from tests.rl.wandering import Wander
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.model_io import load_model
 from zoomearth_jax.models.sharding import local_rows, make_mesh, shard_batch
-from zoomearth_jax.rl.learner import row_batch, row_logprobs
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.steps import row_logprobs
+from zoomearth_jax.runs.models import load_model
 
 questions, key, sampling = scene_questions("test", 1, 0, 8, 0.5), jax.random.key(5), SamplingConfig(temperature=1.0)
 gaps, turns, ids = [], [], []

@@ -2,7 +2,7 @@
 
 import zlib
 
-from zoomearth_jax.data_pipeline.boxes import Box
+from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.tools.tool import Request
 
 SIDES = (512, 640, 1024)

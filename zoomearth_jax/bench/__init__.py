@@ -27,7 +27,7 @@ from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
 from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
-from zoomearth_jax.tables import table
+from zoomearth_jax.terminal.tables import table
 
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS = {

@@ -19,11 +19,11 @@ from flax import nnx
 
 from zoomearth_jax.bench.random_checkpoint import write_random_checkpoint
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.questions import scene_questions
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import copy_side_files, load_model, resolve
+from zoomearth_jax.models.presets import preset
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.models import copy_side_files, load_model, resolve
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,16 +19,16 @@ import numpy as np
 from PIL import Image
 
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import ImageSource, whole
-from zoomearth_jax.data_pipeline.loader import Loader
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.data_pipeline.rows import RowBuilder
-from zoomearth_jax.data_pipeline.sources import Source
-from zoomearth_jax.data_pipeline.tile_build import build_store
-from zoomearth_jax.data_pipeline.tiles import StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.sources import ImageSource, whole
+from zoomearth_jax.data_pipeline.images.tile_build import build_store
+from zoomearth_jax.data_pipeline.images.tiles import StoreSettings, TileStore
+from zoomearth_jax.data_pipeline.questions.mixture import Source
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.rows.loader import Loader
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.model_io import load_rows, resolve
+from zoomearth_jax.runs.models import load_rows, resolve
 
 PNG_SHARE = 0.71  # of LRS-GRO's questions; the others are TIFF
 BOX_SIDES = (90, 2000)  # px, log-uniform: median and tails of LRS-GRO's boxes in images of 5,000 px

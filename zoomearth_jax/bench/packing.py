@@ -13,13 +13,15 @@ from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import RowLayout
-from zoomearth_jax.configs.model import ModelConfig
-from zoomearth_jax.configs.presets import preset
-from zoomearth_jax.data_pipeline.packing import pack
-from zoomearth_jax.data_pipeline.rows import Prompts, Replies, Views
+from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, Views
+from zoomearth_jax.data_pipeline.rows.packing import pack
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.rl.learner import init_state, make_sft_step, packed_batch, row_batch
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.rl.batches import packed_batch, row_batch
+from zoomearth_jax.rl.state import init_state
+from zoomearth_jax.rl.steps import make_sft_step
 
 # Deciles of the 2,500 questions for reinforcement learning, in pieces of Qwen's pre-tokeniser (one or more tokens each), and
 # of the visual tokens of the 1,870 windows around their boxes, images taken as 4,500 px squares.

@@ -23,11 +23,11 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.bench.random_checkpoint import shortened, write_random_checkpoint
-from zoomearth_jax.configs.model import ModelConfig, TextConfig, VisionConfig
-from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
-from zoomearth_jax.models.vision import pixel_values, vision_layout
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values, vision_layout
 from zoomearth_jax.rl.policy import last_valid, token_logprobs
 from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache
 from zoomearth_jax.rl.rollout.sampling import row_keys

@@ -9,11 +9,11 @@ import time
 import jax
 
 from zoomearth_jax.bench.peers import CASES
-from zoomearth_jax.chips import chip
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.hardware.chips import chip
+from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.plan.cost import Network
 from zoomearth_jax.plan.measure import measured_chip

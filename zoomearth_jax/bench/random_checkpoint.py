@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from zoomearth_jax.configs.model import ModelConfig, to_hf_config
-from zoomearth_jax.models.hf import INDEX, hf_tensors
-from zoomearth_jax.models.qwen2_5_vl import abstract_model
-from zoomearth_jax.progress import tracked
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, to_hf_config
+from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
+from zoomearth_jax.models.qwen2_5_vl.weights import INDEX, hf_tensors
+from zoomearth_jax.terminal.progress import tracked
 
 
 def shortened(config: ModelConfig, vision_blocks: int, layers: int) -> ModelConfig:

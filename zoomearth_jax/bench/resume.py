@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.metrics import read_metrics
-from zoomearth_jax.progress import Progress
-from zoomearth_jax.saved_steps import half_written, newest, numbers, read_record
+from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.saved_steps import half_written, newest, numbers, read_record
+from zoomearth_jax.terminal.progress import Progress
 
 # Small steps and many checkpoints, so that kills often hit a write; two updates a rollout, with a reference policy.
 STAGES = {

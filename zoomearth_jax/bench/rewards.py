@@ -16,17 +16,17 @@ import numpy as np
 
 from zoomearth_jax.configs.reward import SPECS
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.progress import tracked
-from zoomearth_jax.rl.answers import SAME, graded_scores
-from zoomearth_jax.rl.rewards import box_rewards
-from zoomearth_jax.rl.wordnet import reader, wordnet
+from zoomearth_jax.rl.rewards.answers import SAME, graded_scores
+from zoomearth_jax.rl.rewards.boxes import box_rewards
+from zoomearth_jax.rl.rewards.wordnet import reader, wordnet
+from zoomearth_jax.terminal.progress import tracked
 
 IMAGE_PX = 5000
 NLTK_PAIRS = 500  # that nltk is timed on, each time: about a second
 LOADING = """
 import time
 began = time.perf_counter()
-from zoomearth_jax.rl.wordnet import wordnet
+from zoomearth_jax.rl.rewards.wordnet import wordnet
 wordnet()
 print(time.perf_counter() - began)
 """

@@ -16,14 +16,14 @@ from flax import nnx
 from zoomearth_jax.bench.grown import GROWN, write_grown
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.questions import scene_questions
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.flops import RowCounts, forward_flops
-from zoomearth_jax.model_io import load_model
+from zoomearth_jax.hardware.flops import RowCounts, forward_flops
 from zoomearth_jax.rl.policy import device_images
 from zoomearth_jax.rl.rollout.decoding import append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
+from zoomearth_jax.runs.models import load_model
 
 T1 = SamplingConfig(temperature=1.0)
 SLOTS = 256  # of the long stage: as many as LRS-GRO's longest reasoning before a crop takes

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from zoomearth_jax.configs.images import MAX_PIXELS
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.tiles import StoredImage, TileStore
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.tiles import StoredImage, TileStore
 from zoomearth_jax.errors import UserError
 
 _BUILD = """

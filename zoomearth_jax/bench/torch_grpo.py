@@ -14,14 +14,14 @@ import numpy as np
 from zoomearth_jax.bench.loader import HeldFile, WholeFile
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
-from zoomearth_jax.data_pipeline.protocol import parse_answer
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.data_pipeline.rows import RowBuilder
-from zoomearth_jax.models.hf import read_config
-from zoomearth_jax.models.vision import pixel_values
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.protocol import parse_answer
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
+from zoomearth_jax.models.qwen2_5_vl.weights import read_config
 from zoomearth_jax.rl.episode import Episode, Turn
 from zoomearth_jax.rl.objective import group_advantages
-from zoomearth_jax.rl.rewards import episode_rewards
+from zoomearth_jax.rl.rewards.episodes import episode_rewards
 from zoomearth_jax.rl.rollout.engine import Trajectories
 from zoomearth_jax.tools.tool import View
 from zoomearth_jax.tools.zoom import Zoom

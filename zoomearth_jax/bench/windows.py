@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.vision import VisionBlock, vision_layout
 from zoomearth_jax.models.rope import vision_angles
-from zoomearth_jax.models.vision import VisionBlock, vision_layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
+from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.progress import tracked
 from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
-from zoomearth_jax.runs import look_ahead
+from zoomearth_jax.runs.start import look_ahead
+from zoomearth_jax.terminal.progress import tracked
 from zoomearth_jax.tools.tool import Tool
 from zoomearth_jax.tools.zoom import MASK_LEVEL
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.data_pipeline.question import LEVELS
-from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.questions.question import LEVELS, Question
 from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.records import are_correct, ious, masked_iou
-from zoomearth_jax.rl.rewards import window_arrays
+from zoomearth_jax.rl.rewards.episodes import window_arrays
 
 
 def summarize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from zoomearth_jax.configs.model import VISION_ROPE_THETA
+from zoomearth_jax.models.qwen2_5_vl.config import VISION_ROPE_THETA
 
 
 def _rotate(x, cos, sin):

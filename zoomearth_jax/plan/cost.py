@@ -18,7 +18,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from zoomearth_jax.chips import Chip
+from zoomearth_jax.hardware.chips import Chip
 from zoomearth_jax.plan.hlo import COLLECTIVES, FREE, Computation, Instruction, Module, flops, traffic, trip_count
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from zoomearth_jax.chips import GIB, Chip
 from zoomearth_jax.configs.mesh import STATE_BYTES
-from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.hardware.chips import GIB, Chip
+from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.sharding import num_slices
 from zoomearth_jax.plan.report import report_of, step_flops
 from zoomearth_jax.plan.steps import count_parameters
-from zoomearth_jax.progress import tracked
+from zoomearth_jax.terminal.progress import tracked
 
 KEPT_VALUES = {"full": 1, "dots": 12, "none": 40}  # bfloat16 values of model width that a token keeps a layer, roughly
 RECOMPUTED = {"full": 4 / 3, "dots": 1.1, "none": 1.0}  # of the FLOPs

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from zoomearth_jax.chips import Chip
+from zoomearth_jax.hardware.chips import Chip
 
 SIDE = 2048  # of the matrices: large enough to reach the peak, a tenth of a second on two cores
 COPIED = 2**28  # bytes, more than caches hold

@@ -10,16 +10,16 @@ import time
 import jax
 import numpy as np
 
-from zoomearth_jax.chips import Chip
 from zoomearth_jax.configs.mesh import MeshConfig
-from zoomearth_jax.configs.presets import preset
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.flops import RowCounts, forward_flops, full_counts, grpo_flops, mfu, sft_flops
+from zoomearth_jax.hardware.chips import Chip
+from zoomearth_jax.hardware.flops import RowCounts, forward_flops, full_counts, grpo_flops, mfu, sft_flops
+from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.sharding import make_mesh, num_slices
 from zoomearth_jax.plan.cost import Cost, Network, Player
 from zoomearth_jax.plan.hlo import parse
 from zoomearth_jax.plan.steps import Training, chip_bytes, count_parameters
-from zoomearth_jax.progress import tracked
+from zoomearth_jax.terminal.progress import tracked
 
 STEPS = {"sft": ("sft",), "rollout": ("prefill", "decode", "crop"), "grpo": ("grpo",)}  # program -> its rows
 
@@ -217,7 +217,7 @@ def _finished(name: str, row: dict, config, training: Training, known: Chip) -> 
 
 
 def step_flops(name: str, config, training: Training) -> float:
-    """Model FLOPs (see `zoomearth_jax.flops`) of a row of the report over all chips, every slot filled."""
+    """Model FLOPs (see `zoomearth_jax.hardware.flops`) of a row of the report over all chips, every slot filled."""
     model, layout = training.model, training.layout
     if name == "sft":
         return sft_flops(model, full_counts(layout, config.samples), freeze_vision=config.freeze_vision)

@@ -15,24 +15,18 @@ from jax.stages import Compiled
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
-from zoomearth_jax.configs.model import ModelConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
-from zoomearth_jax.data_pipeline.rows import TokenIds, Views
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
 from zoomearth_jax.models.sharding import param_shardings, partition_spec
-from zoomearth_jax.rl.learner import (
-    GRPOBatch,
-    RowBatch,
-    TrainState,
-    init_state,
-    make_grpo_step,
-    make_sft_step,
-    reference_policy,
-)
+from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
 from zoomearth_jax.rl.policy import Images, device_images
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms
+from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
+from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
 
 
 class Program(NamedTuple):

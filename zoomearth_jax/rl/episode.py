@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Box
+from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.tools.tool import Request
 
 

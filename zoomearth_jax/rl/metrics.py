@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zoomearth_jax.configs.episode import RowLayout
-from zoomearth_jax.data_pipeline.questions import Question
+from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.objective import disagreeing
 from zoomearth_jax.rl.rollout.engine import Trajectories

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoomearth_jax.configs.model import VisionConfig
-from zoomearth_jax.data_pipeline.rows import Views
+from zoomearth_jax.data_pipeline.rows.builder import Views
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.layers import Places, take_rows
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.vision import VisionLayout, num_windows, vision_layout
 from zoomearth_jax.models.sharding import constrain, num_devices
-from zoomearth_jax.models.vision import VisionLayout, num_windows, vision_layout
 
 LOGITS_BUDGET = 2**28  # a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Frame
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.rl.answers import answer_scores
+from zoomearth_jax.data_pipeline.images.boxes import Frame
+from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.rl.episode import Episode, Turn
-from zoomearth_jax.rl.rewards import box_arrays, box_iou
+from zoomearth_jax.rl.rewards.answers import answer_scores
+from zoomearth_jax.rl.rewards.boxes import box_iou
+from zoomearth_jax.rl.rewards.episodes import box_arrays
 
 
 def are_correct(questions: Sequence[Question], episodes: Sequence[Episode], match: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zoomearth_jax.configs.rollout import RolloutConfig
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.tools.tool import Tool
 from zoomearth_jax.tools.zoom import Masked, Oracle, Zoom

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.question import Question
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
+from zoomearth_jax.data_pipeline.questions.question import Question
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from zoomearth_jax.data_pipeline.boxes import Box
-from zoomearth_jax.data_pipeline.images import ImageSource
-from zoomearth_jax.data_pipeline.protocol import parse_box, wants_crop
-from zoomearth_jax.data_pipeline.rows import RowBuilder
+from zoomearth_jax.data_pipeline.images.boxes import Box
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.protocol import parse_box, wants_crop
 from zoomearth_jax.tools.tool import Request, Tool, View
 
 MASK_LEVEL = 128  # grey of a masked picture

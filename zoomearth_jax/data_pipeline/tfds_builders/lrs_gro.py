@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from zoomearth_jax.data_pipeline.boxes import Frame, clamped, from_annotation
-from zoomearth_jax.data_pipeline.image_folder import ImageFolder
-from zoomearth_jax.data_pipeline.lrs_gro import LrsGroRow, normalise
-from zoomearth_jax.data_pipeline.lrs_gro_files import WHERE_FROM, read_all
+from zoomearth_jax.data_pipeline.images.boxes import Frame, clamped, from_annotation
+from zoomearth_jax.data_pipeline.images.image_folder import ImageFolder
+from zoomearth_jax.data_pipeline.questions.lrs_gro import LrsGroRow, normalise
+from zoomearth_jax.data_pipeline.questions.lrs_gro_files import WHERE_FROM, read_all
 from zoomearth_jax.data_pipeline.tfds_builders.base import CITATION, FolderBuilder
 
 _TEXTS = (

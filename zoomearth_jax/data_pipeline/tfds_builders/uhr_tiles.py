@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from zoomearth_jax.data_pipeline.boxes import Box, Frame, view_size
-from zoomearth_jax.data_pipeline.decoding import SUFFIXES
-from zoomearth_jax.data_pipeline.images import RawImage, whole
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
+from zoomearth_jax.data_pipeline.images.decoding import SUFFIXES
+from zoomearth_jax.data_pipeline.images.sources import RawImage, whole
 from zoomearth_jax.data_pipeline.tfds_builders.base import FolderBuilder
 from zoomearth_jax.errors import UserError
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.rows import TokenIds
+from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.sharding import constrain, row_shards
 from zoomearth_jax.rl.policy import Images, last_valid, repeat_cache, repeat_rows
 from zoomearth_jax.rl.rollout.sampling import mark_seen, sample

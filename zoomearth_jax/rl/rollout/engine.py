@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.boxes import Frame
-from zoomearth_jax.data_pipeline.protocol import parse_answer
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.data_pipeline.rows import Prompts, Replies, RowBuilder, interleaved
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.data_pipeline.images.boxes import Frame
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, RowBuilder, interleaved
+from zoomearth_jax.data_pipeline.text.protocol import parse_answer
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.sharding import constrain, local_rows, process_share, row_shards, shard_batch
 from zoomearth_jax.rl.episode import Episode, Turn
 from zoomearth_jax.rl.policy import Images, device_images

@@ -9,20 +9,11 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.rows import TokenIds
-from zoomearth_jax.models.qwen2_5_vl import Qwen2_5_VL
+from zoomearth_jax.data_pipeline.rows.builder import TokenIds
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.sharding import cast_kernels
 from zoomearth_jax.rl.policy import Images, repeat_rows
-from zoomearth_jax.rl.rollout.decoding import (
-    Sampler,
-    Writing,
-    append_pictures,
-    close,
-    narrow,
-    prefill,
-    reread,
-    widen,
-)
+from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, close, narrow, prefill, reread, widen
 from zoomearth_jax.rl.rollout.sampling import mark_seen
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.questions import Question
-from zoomearth_jax.data_pipeline.rows import Prompts
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.rows.builder import Prompts
 from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.rl.rollout.engine import Look, RolloutEngine, Trajectories, join
 

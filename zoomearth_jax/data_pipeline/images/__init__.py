@@ -1,0 +1,1 @@
+"""Images: boxes and frames, sources, decoding, the tile store."""

@@ -1,0 +1,128 @@
+"""Images by the same two calls, whatever is behind them: `global_view` and `window`."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
+from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+
+
+class ImageSource(Protocol):
+    """An image too large to look at whole."""
+
+    frame: Frame
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """The window `box` (in px of `frame`) resized to `size`: uint8 [size.height, size.width, 3].
+
+        Args:
+            exact: computed from the full resolution, however large the window. Sources that hold coarser levels
+                otherwise take those for large windows; the others are always exact.
+        """
+
+
+class RawImage:
+    """A plain image file. Up to KEPT_PIXELS it is decoded whole when first looked at, and the last two such images are kept;
+    larger ones are read strip by strip each time, so that memory follows their width."""
+
+    def __init__(self, path, config: ImageConfig = ImageConfig()):
+        """Reads the header only.
+
+        Raises:
+            UserError: see `ImageFile`.
+        """
+        self.path, self.config = Path(path), config
+        self.frame = ImageFile(self.path, config).frame
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """See `ImageSource.window`; always exact."""
+        if self.frame.width * self.frame.height > KEPT_PIXELS:
+            return self._streamed(box, size)
+        with _DECODING:  # threads that want the same file wait for one decoding of it
+            pixels = _decode(self)
+        return resized(pixels, box.corners, size)
+
+    def _streamed(self, box: Box, size: Frame) -> np.ndarray:
+        """As `resized`, whose columns are resized strip by strip."""
+        x1, y1, x2, y2 = (float(np.float32(edge)) for edge in box.corners)
+        top, bottom = span(y1, y2, size.height, self.frame.height)
+        strips = ImageFile(self.path, self.config).strips(256, top, bottom)
+        narrow, filled = (
+            Image.new("RGB", (size.width, bottom - top)),
+            0,
+        )  # made first: small parts keep the heap from shrinking
+        for strip in strips:
+            narrow.paste(columns_resized(Image.fromarray(strip), x1, x2, size.width), (0, filled))
+            filled += len(strip)
+        return rows_resized(narrow, y1 - top, y2 - top, size.height)
+
+
+KEPT_PIXELS = 100_000_000  # 0.4 GB
+_DECODING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=2)
+def _decode(image: RawImage) -> Image.Image:
+    pixels, top = Image.new("RGB", (image.frame.width, image.frame.height)), 0
+    for strip in ImageFile(image.path, image.config).strips(256):
+        pixels.paste(Image.fromarray(strip), (0, top))
+        top += len(strip)
+    return pixels
+
+
+def span(low: float, high: float, size: int, side: int) -> tuple[int, int]:
+    """The px of one axis, of `side` px, that [low, high) resized to `size` px depends on.
+
+    Pillow's bicubic filter reaches 2 px of the result, or of the original if it is enlarged, beyond the window.
+    """
+    reach = 2 * max(1.0, (high - low) / size) + 2
+    return max(math.floor(low - reach), 0), min(math.ceil(high + reach), side)
+
+
+def resized(pixels: Image.Image, corners: tuple[float, float, float, float], size: Frame) -> np.ndarray:
+    """A window resized by Pillow's antialiased bicubic filter, as HF's slow image processor does: uint8 [h, w, 3].
+
+    Columns are resized first, then rows, each rounded to uint8: that is `Image.resize` before Pillow 13, which takes the
+    other order for some shapes of the whole picture. With the order fixed a window's pixels don't depend on the version,
+    nor on how much of the image is at hand. Edges are float32, as in Pillow; so they can be shifted exactly.
+    """
+    x1, y1, x2, y2 = (float(np.float32(edge)) for edge in corners)
+    top, bottom = span(y1, y2, size.height, pixels.height)
+    part = columns_resized(pixels.crop((0, top, pixels.width, bottom)), x1, x2, size.width)
+    return rows_resized(part, y1 - top, y2 - top, size.height)
+
+
+def columns_resized(strip: Image.Image, x1: float, x2: float, width: int) -> Image.Image:
+    """The first half of `resized`: columns [x1, x2) of any rows become `width` px."""
+    left, right = span(x1, x2, width, strip.width)
+    part = strip.crop((left, 0, right, strip.height))
+    return part.resize((width, part.height), Image.Resampling.BICUBIC, box=(x1 - left, 0, x2 - left, part.height))
+
+
+def rows_resized(part: Image.Image, y1: float, y2: float, height: int) -> np.ndarray:
+    """The second half of `resized`: rows [y1, y2), of which all that count are there, become `height` px."""
+    return np.asarray(part.resize((part.width, height), Image.Resampling.BICUBIC, box=(0, y1, part.width, y2)))
+
+
+def whole(source: ImageSource) -> Box:
+    """The box of the entire image."""
+    return Box(0, 0, source.frame.width, source.frame.height, source.frame)
+
+
+def global_view(source: ImageSource, view_px: int, unit: int) -> np.ndarray:
+    """The overview: the whole image at most `view_px` on its longer side, uint8 [h, w, 3]."""
+    return view_of(source, whole(source), view_px, unit)
+
+
+def view_of(source: ImageSource, box: Box, view_px: int, unit: int) -> np.ndarray:
+    """A window as the model sees it: at most `view_px` on its longer side, sides multiples of `unit`."""
+    return source.window(box, view_size(box.x2 - box.x1, box.y2 - box.y1, view_px, unit))

@@ -1,0 +1,1 @@
+"""Questions: the record, folders of them, LRS-GRO, procedural scenes."""

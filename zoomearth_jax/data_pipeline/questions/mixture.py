@@ -1,0 +1,83 @@
+"""Where questions come from: folders, which are finite, and procedural scenes, made as they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.errors import UserError
+
+ENDLESS = 2**31  # more questions than any run asks for
+SCENES = "scenes"  # the name of procedural scenes in `data` settings
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneQuestions(Sequence):
+    """Procedural questions as a sequence: each follows from its index alone (see `scene_questions`)."""
+
+    split: str
+    seed: int
+    global_share: float
+    count: int = ENDLESS
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Question:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return scene_questions(self.split, self.seed, index, 1, self.global_share)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Questions by number, and the name that messages give them. Pickles to workers: images as paths, scenes as seeds."""
+
+    name: str
+    questions: Sequence[Question]
+
+    @property
+    def endless(self) -> bool:
+        """Whether there is no end to it; nothing is shuffled then."""
+        return len(self.questions) >= ENDLESS
+
+    def digest(self) -> str:
+        """A hash that changes with any question; of procedural ones, with their settings."""
+        if isinstance(self.questions, SceneQuestions):
+            said = repr(self.questions)
+        else:
+            said = "\n".join(repr((q.asked, q.answer, q.level, q.looks, q.thought)) for q in self.questions)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+def open_sources(
+    data: Sequence[str],
+    split: str,
+    *,
+    seed: int,
+    global_share: float,
+    questions: int = ENDLESS,
+    images: ImageConfig = ImageConfig(),
+    strict: bool = False,
+) -> list[Source]:
+    """The sources that the `data` setting names.
+
+    Args:
+        data: `scenes`, folders with questions.jsonl and images, or both.
+        split: sft, grpo or test, of scenes and of folders that hold several.
+        seed, global_share, questions: which procedural scenes, and how many.
+        images: how the folders' image files become RGB.
+        strict: refuse images that can't be read, instead of leaving their questions out.
+
+    Raises:
+        UserError: nothing named, or a folder that can't be read.
+    """
+    if not data or isinstance(data, str):
+        raise UserError(f"data: give a sequence of folders, `{SCENES}` among them or alone, not {data!r}")
+    scenes = SceneQuestions(split, seed, global_share, questions)
+    return [Source(name, scenes if name == SCENES else read_questions(name, split, images, strict)) for name in data]

@@ -1,0 +1,124 @@
+"""Rows of questions.jsonl, the form for questions of one's own (docs/data.md)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zoomearth_jax.data_pipeline.questions.folder_rows import GivenLook, Problem, Row
+from zoomearth_jax.data_pipeline.questions.json_lines import read_json_lines
+from zoomearth_jax.data_pipeline.questions.question import LEVELS, Look, Question
+from zoomearth_jax.data_pipeline.questions.records import Field, read_fields
+
+NAME = "questions.jsonl"
+FIELDS = {
+    "image": Field(required=True),
+    "question": Field(required=True),
+    "answer": Field(required=True),
+    "level": Field(required=True),
+    "box": Field("four finite numbers or an empty list"),
+    "label": Field(),
+    "thoughts": Field("a list of two texts"),
+    "looks": Field("a list of objects"),
+    "thought": Field(),
+    "category": Field(),
+    "choices": Field("a list of texts"),
+}
+LOOK_FIELDS = {
+    "box": Field("four finite numbers or an empty list", required=True),
+    "label": Field(),
+    "thought": Field(),
+}
+_ALIASES = {
+    "bbox": "box",
+    "bbox2d": "box",
+    "boundingbox": "box",
+    "filename": "image",
+    "groundtruth": "answer",
+    "imagename": "image",
+    "imagepath": "image",
+    "img": "image",
+    "options": "choices",
+    "text": "question",
+    "type": "level",
+}
+
+
+def read_own_rows(directory) -> tuple[list[Row], list[Problem]]:
+    """The rows of a folder's questions.jsonl, and what in it is no row.
+
+    Raises:
+        UserError: it can't be read as JSON lines.
+    """
+    rows, faults = [], []
+    for number, record, fault in read_json_lines(Path(directory) / NAME):
+        where = f"{NAME} line {number}"
+        values, said = ({}, [fault]) if fault else read_row(record)
+        if said:
+            faults += [Problem(one, "refused", where) for one in said]
+        else:
+            rows.append(Row(where, values.pop("image"), values.pop("question"), **values))
+    return rows, faults
+
+
+def read_row(record: Mapping) -> tuple[dict, list[str]]:
+    """What a `Row` takes of a row, and what is wrong with it.
+
+    A question with one look may have `box`, `label` and `thoughts` (before the look, before the answer) in place of `looks`
+    and `thought`.
+    """
+    values, faults = read_fields(record, FIELDS, _ALIASES, strict=True)
+    values, more = _with_looks(values)
+    faults += more
+    faults += [f"field {key!r} must not be empty" for key in ("image", "question") if not values.get(key, "-").strip()]
+    level = values.get("level", "global")
+    if level not in LEVELS:
+        close = difflib.get_close_matches(level.strip().lower(), LEVELS, n=1)
+        faults.append(
+            f"level {level[:40]!r} is none of {', '.join(LEVELS)}" + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    return values, faults
+
+
+def _with_looks(values: dict) -> tuple[dict, list[str]]:
+    """The values with `looks` and `thought` only, and what is wrong with them."""
+    box, label, (before, after) = values.pop("box", ()), values.pop("label", ""), values.pop("thoughts", ("", ""))
+    given, faults, looks = values.pop("looks", ()), [], []
+    if not given:
+        if "thought" in values:
+            faults.append("field 'thought' goes with 'looks'; did you mean 'thoughts'?")
+        looks = [GivenLook(box, label, before)] if box else []
+        values["thought"] = after if box else before or after
+    elif box or label or before or after:
+        faults.append(
+            "field 'looks' doesn't go with 'box', 'label' and 'thoughts', which are for one look; use 'thought'"
+        )
+    for number, record in enumerate(given, 1):
+        one, said = read_fields(record, LOOK_FIELDS, _ALIASES, strict=True)
+        said += ["field 'box' must not be empty"] if one.get("box") == () else []
+        faults += [f"look {number}: {fault}" for fault in said]
+        looks.append(GivenLook(one.get("box", ()), one.get("label", ""), one.get("thought", "")))
+    return values | {"looks": tuple(looks)}, faults
+
+
+def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
+    """Writes (image file name, question) pairs as JSON lines beside the images; `read_questions` reads them."""
+    with open(path, "w", encoding="utf-8") as file:
+        for name, q in rows:
+            row = {"image": name, "question": q.text, "answer": q.answer, "level": q.level}
+            looks = [_written(look) for look in q.looks]
+            if len(looks) > 1:
+                row |= {"looks": looks, "thought": q.thought}
+            else:
+                one = looks[0] if looks else {"box": None, "label": "", "thought": ""}
+                thoughts = [one.pop("thought"), q.thought] if looks else [q.thought, ""]
+                row |= one | {"thoughts": thoughts}
+            row |= {"category": q.category} if q.category else {}
+            row |= {"choices": list(q.choices)} if q.choices else {}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _written(look: Look) -> dict:
+    return {"box": [round(c, 2) for c in look.box.corners], "label": look.label, "thought": look.thought}

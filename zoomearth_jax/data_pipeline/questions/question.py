@@ -1,0 +1,59 @@
+"""The record that every stage works on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from zoomearth_jax.data_pipeline.images.boxes import Box
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
+
+LEVELS = ("global", "region", "object")
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """A closer look that the reference takes.
+
+    Attributes:
+        box: in px of the original.
+        label: what the box shows.
+        thought: the reasoning before it; for fine-tuning.
+    """
+
+    box: Box
+    label: str = ""
+    thought: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        image: what is looked at.
+        text, answer: as a person writes them.
+        level: global, region or object, as in LRS-GRO.
+        looks: the reference's looks, in order; none where the overview is enough.
+        thought: the reasoning before the answer; for fine-tuning.
+        category: the kind of question, in any words.
+        choices: the answers to choose from; none where any may be given.
+    """
+
+    image: ImageSource
+    text: str
+    answer: str
+    level: str
+    looks: tuple[Look, ...] = ()
+    thought: str = ""
+    category: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def box(self) -> Box | None:
+        """The reference box, that of the last look, in px of the original; None where the overview is enough."""
+        return self.looks[-1].box if self.looks else None
+
+    @property
+    def asked(self) -> str:
+        """What the model is asked: the text, and the choices if there are any."""
+        return f"{self.text} Choices: {'; '.join(self.choices)}" if self.choices else self.text

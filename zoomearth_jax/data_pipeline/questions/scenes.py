@@ -1,0 +1,157 @@
+"""Procedural ultra-high-resolution scenes: sites whose stripes are unreadable in the overview and readable in a crop.
+
+A scene is a sum of separable terms, value(x, y) = sum_t row_t(y) column_t(x) colour_t, so the exact area average over the
+pixels of any window at any size is one small matrix product: nothing is rasterised for training. `Scene` offers the
+interface of an image file; `Scene.write` makes the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zoomearth_jax.configs.images import MAX_PIXELS
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file
+
+UNITS = 2048.0  # a scene is UNITS x UNITS, whatever its size in px
+STRIPE_PERIOD = (
+    UNITS / 112
+)  # units along an axis: over a pixel of a 112 px overview the stripes average to exactly zero
+SITE_SIDE = (160, 280)  # units
+STRIPE_AMPLITUDE = 60.0
+
+# Every colour leaves room for the stripes above and below it: nothing clips, so averages stay exact.
+COLORS = {
+    "red": (195, 62, 60),
+    "orange": (195, 128, 60),
+    "yellow": (195, 190, 72),
+    "blue": (60, 80, 195),
+    "cyan": (68, 185, 192),
+    "purple": (130, 60, 172),
+    "pink": (195, 118, 172),
+    "black": (62, 62, 62),
+}
+SEASONS = {"spring": (128, 168, 96), "summer": (66, 112, 62), "autumn": (150, 118, 72), "winter": (196, 200, 204)}
+ORIENTATIONS = {"horizontal": (0, 1), "vertical": (1, 0), "rising": (1, 1), "falling": (1, -1)}  # wave vector (x, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A striped rectangle: corners in units, colour and orientation by name, phase in radians."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    color: str
+    orientation: str
+    phase: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A square scene of `side` px. Sites differ in colour and don't touch."""
+
+    sites: tuple[Site, ...]
+    season: str
+    side: int = 2048
+
+    @property
+    def frame(self) -> Frame:
+        """The scene's own pixels."""
+        return Frame(self.side, self.side)
+
+    def box(self, site: Site) -> Box:
+        """A site's rectangle in px of the scene."""
+        scale = self.side / UNITS
+        return Box(site.x1 * scale, site.y1 * scale, site.x2 * scale, site.y2 * scale, self.frame)
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """Always exact: the area average of the window `box` over each pixel of `size`: uint8 [size.height, size.width, 3]."""
+        scale = UNITS / self.side
+        edges_x = np.linspace(box.x1 * scale, box.x2 * scale, size.width + 1)
+        edges_y = np.linspace(box.y1 * scale, box.y2 * scale, size.height + 1)
+        rows, columns, colors = self._terms(edges_y, edges_x)
+        pixels = (rows.T[:, :, None] * colors).transpose(0, 2, 1).reshape(-1, len(rows)) @ columns
+        pixels = pixels.reshape(size.height, 3, size.width).transpose(0, 2, 1)
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+    def _terms(self, edges_y, edges_x):
+        """Means over each pixel of all row and column factors, [terms, h] and [terms, w], and colours [terms, 3]."""
+        ground = np.array(SEASONS[self.season], np.float64)
+        slope_x, slope_y = np.array([36.0, 0.0, -36.0]), np.array([-28.0, 36.0, 0.0])  # says where a pixel is
+        one_x, one_y = np.ones(len(edges_x) - 1), np.ones(len(edges_y) - 1)
+        ramp_x, ramp_y = (0.5 * (e[1:] + e[:-1]) / UNITS - 0.5 for e in (edges_x, edges_y))
+        rows, columns, colors = [one_y, one_y, ramp_y], [one_x, ramp_x, one_x], [ground, slope_x, slope_y]
+        inside = (
+            s
+            for s in self.sites
+            if s.x1 < edges_x[-1] and s.x2 > edges_x[0] and s.y1 < edges_y[-1] and s.y2 > edges_y[0]
+        )
+        for site in inside:
+            in_x, ramp_in_x, cos_x, sin_x = _factors(
+                edges_x, site.x1, site.x2, ORIENTATIONS[site.orientation][0], site.phase
+            )
+            in_y, ramp_in_y, cos_y, sin_y = _factors(edges_y, site.y1, site.y2, ORIENTATIONS[site.orientation][1], 0.0)
+            stripe = np.full(3, STRIPE_AMPLITUDE)
+            rows += [in_y, in_y, ramp_in_y, cos_y, sin_y]
+            columns += [in_x, ramp_in_x, in_x, cos_x, sin_x]
+            colors += [np.array(COLORS[site.color]) - ground, -slope_x, -slope_y, stripe, -stripe]
+        return np.stack(rows), np.stack(columns), np.stack(colors)
+
+    def write(self, path, side: int | None = None) -> None:
+        """Writes the scene as a TIFF or PNG (by suffix) of side x side px, in strips, so memory stays bounded by the file.
+
+        Raises:
+            UserError: an unknown suffix, more pixels than the readers accept, or a file that can't be written.
+        """
+        path, side = Path(path), side or self.side
+        if path.suffix.lower() not in (".tif", ".tiff", ".png"):
+            raise UserError(f"{path}: scenes are written as .tif or .png")
+        if side * side > MAX_PIXELS:
+            raise UserError(f"{path}: {side} x {side} px is over the limit of {MAX_PIXELS:,} px")
+        scene = dataclasses.replace(self, side=side)
+        image = Image.new("RGB", (side, side))
+        for top in range(0, side, 256):
+            bottom = min(top + 256, side)
+            strip = scene.window(Box(0, top, side, bottom, scene.frame), Frame(side, bottom - top))
+            image.paste(Image.fromarray(strip), (0, top))
+        form = "PNG" if path.suffix.lower() == ".png" else "TIFF"
+        write_file(path, lambda partial: image.save(partial, format=form))
+
+
+def _factors(edges, low, high, wave: int, phase: float):
+    """One axis of a site: pixel means of [inside], inside x ramp, inside x cos(kx + phase), inside x sin(kx + phase)."""
+    clipped = np.clip(edges, low, high)
+    width = np.diff(edges)
+    inside = np.diff(clipped) / width
+    ramp = 0.5 * np.diff(clipped**2) / width / UNITS - 0.5 * inside
+    if wave == 0:
+        return inside, ramp, inside * np.cos(phase), inside * np.sin(phase)
+    k = 2 * np.pi * wave / STRIPE_PERIOD
+    return (
+        inside,
+        ramp,
+        np.diff(np.sin(k * clipped + phase)) / k / width,
+        -np.diff(np.cos(k * clipped + phase)) / k / width,
+    )
+
+
+def random_scene(rng: np.random.Generator, side: int = 2048) -> Scene:
+    """3 to 6 sites of distinct colours that keep apart, any season."""
+    colors = rng.permutation(list(COLORS))[: rng.integers(3, 7)]
+    sites: list[Site] = []
+    for color in colors:
+        while True:  # 6 sites fill 5 % of the scene: a free place is found within a few draws
+            w, h = rng.uniform(*SITE_SIDE, size=2)
+            x, y = rng.uniform(20, UNITS - w - 20), rng.uniform(20, UNITS - h - 20)
+            if all(x > s.x2 + 60 or x + w < s.x1 - 60 or y > s.y2 + 60 or y + h < s.y1 - 60 for s in sites):
+                break
+        orientation = str(rng.choice(list(ORIENTATIONS)))
+        sites.append(Site(x, y, x + w, y + h, str(color), orientation, rng.uniform(0, 2 * np.pi)))
+    return Scene(tuple(sites), str(rng.choice(list(SEASONS))), side)

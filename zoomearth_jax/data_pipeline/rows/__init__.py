@@ -1,0 +1,1 @@
+"""Rows: the builder, packing, the loader and its workers."""

@@ -1,0 +1,346 @@
+"""Rows of the fixed layout `[prompt | turn 1 | picture 1 | turn 2 | … | turn K]`, as NumPy arrays.
+
+Each slot is right-padded. Two masks go with the ids of the reply (all slots after the prompt):
+valid: tokens that later tokens see. Stop tokens are not among them: the assistant's message goes on after a picture, as HF's
+chat template renders it, and nothing follows the last one.
+target: tokens that the policy wrote, stop tokens included; the loss is on these only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from zoomearth_jax.configs.episode import EpisodeConfig, layout_flags
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
+from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.questions.records import one_line
+from zoomearth_jax.data_pipeline.text.chat import Chat
+from zoomearth_jax.data_pipeline.text.protocol import parse_box, render_answer, render_look
+from zoomearth_jax.errors import UserError
+
+
+class Views(NamedTuple):
+    """Pictures for the vision encoder: uint8 pixels [I, side, side, 3] with each picture top left, merged grids [I, 2]."""
+
+    pixels: np.ndarray
+    grids: np.ndarray
+
+
+def interleaved(views: Sequence[Views], empty: Views) -> Views:
+    """The views of a batch's first, second, … pictures, those of a row one after the other; `empty` where there are none."""
+    if len(views) < 2:
+        return views[0] if views else empty
+    return Views(*(np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:]) for arrays in zip(*views, strict=True)))
+
+
+class Prompts(NamedTuple):
+    """Prompt slots of a batch: ids and valid [B, prompt_len], and the overviews."""
+
+    ids: np.ndarray
+    valid: np.ndarray
+    views: Views
+
+
+class Replies(NamedTuple):
+    """Slots after the prompt.
+
+    Attributes:
+        ids, valid, target: [B, reply_len].
+        pictures: what the turns were shown, the K - 1 of a row one after the other [B x (K - 1)]; grid 0 x 0 where there is
+            none.
+    """
+
+    ids: np.ndarray
+    valid: np.ndarray
+    target: np.ndarray
+    pictures: Views
+
+    @property
+    def grids(self) -> np.ndarray:
+        """Merged grids of each row's pictures, [B, K - 1, 2]."""
+        return self.pictures.grids.reshape(len(self.ids), -1, 2)
+
+
+class TokenIds(NamedTuple):
+    """Ids that sampling and scoring need to know.
+
+    Attributes:
+        pad_id: fills slots.
+        stop_ids: end a turn.
+        banned_ids: are never sampled: we place them.
+    """
+
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...]
+
+
+class RowBuilder:
+    """Turns questions into rows with a tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer,
+        episode: EpisodeConfig,
+        merged_px: int,
+        generation: dict | None = None,
+        processors: dict | None = None,
+    ):
+        """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
+
+        Args:
+            merged_px: side in px of the square that one visual token of the model covers.
+            generation: what `generation_config.json` holds, eos_token_id as a list. These end tokens stop a turn beside
+                <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
+            processors: settings of HF's processor that were beside the model (`side_files.py`); kept to be saved again.
+        """
+        generation = generation or {}
+        self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
+        self.layout = episode.layout(merged_px)
+        names = (
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|endoftext|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+        )
+        vocabulary = tokenizer.get_vocab()
+        missing = [name for name in names if name not in vocabulary]
+        if missing:
+            raise UserError(f"tokenizer: no {', '.join(missing)}; it is not a Qwen2.5-VL tokenizer")
+        start, self.stop_id, self.pad_id, self.look_id, self.seen_id, self.image_id, video = (
+            vocabulary[name] for name in names
+        )
+        self.stop_ids = tuple(dict.fromkeys((self.stop_id, self.pad_id, *generation.get("eos_token_id", ()))))
+        self.generation = {**generation, "eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
+        self.banned_ids = (start, self.look_id, self.seen_id, self.image_id, video)
+        self.tokens = TokenIds(self.pad_id, self.stop_ids, self.banned_ids)
+        self.chat = Chat(tokenizer)
+        prompt = self.prompt_ids("", 1)
+        image = prompt.index(self.image_id)
+        if prompt[image - 1 : image + 2] != [self.look_id, self.image_id, self.seen_id]:
+            raise UserError(f"{self.chat.name}: the chat template doesn't put an image between vision marks")
+        self.head_ids, self.tail_ids = prompt[: image - 1], prompt[image + 2 :]
+
+    def replaced(self, **changes) -> RowBuilder:
+        """The same with changes of its episode (see `EpisodeConfig`)."""
+        episode = dataclasses.replace(self.episode, **changes)
+        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors)
+
+    def prompt_ids(self, text: str, image_tokens: int) -> list[int]:
+        """Ids of a prompt by the chat template: the system message if there is one, the overview and the text, and the
+        assistant's turn opened. `head_ids` and `tail_ids` are those around image and text."""
+        system, blocks = self.episode.system, [{"type": "image"}, {"type": "text", "text": text}]
+        messages = [{"role": "system", "content": system}] if system else []
+        return self.chat.ids([*messages, {"role": "user", "content": blocks}], [image_tokens])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens spelled out in it stay plain text."""
+        return self.chat.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of sampled ids, without stop and pad tokens."""
+        return self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=False)
+
+    def view_frame(self, view: np.ndarray) -> Frame:
+        """The frame that the model's boxes are in: the pixels of its overview."""
+        return Frame(view.shape[1], view.shape[0])
+
+    def overview(self, question: Question) -> np.ndarray:
+        """The question's image as the model first sees it, uint8 [h, w, 3]."""
+        return global_view(question.image, self.episode.view_px, self.layout.merged_px)
+
+    def window(self, box: Box, image_frame: Frame) -> Box:
+        """The window of the original that a box in any frame asks for: what the policy sees and the rewards score."""
+        return crop_window(box.to(image_frame), self.episode.min_window_px, self.episode.crop)
+
+    def crop(self, image: ImageSource, window: Box) -> np.ndarray:
+        """The window as the model sees it, uint8 [h, w, 3]."""
+        return view_of(image, window, self.episode.view_px, self.layout.merged_px)
+
+    def views(self, pictures: Sequence[np.ndarray | None]) -> Views:
+        """Pads pictures to the view canvas; None leaves an empty one."""
+        side, unit = self.layout.view_side, self.layout.merged_px
+        pixels = np.zeros((len(pictures), side, side, 3), np.uint8)
+        grids = np.zeros((len(pictures), 2), np.int32)
+        for i, picture in enumerate(pictures):
+            if picture is not None:
+                pixels[i, : picture.shape[0], : picture.shape[1]] = picture
+                grids[i] = picture.shape[0] // unit, picture.shape[1] // unit
+        return Views(pixels, grids)
+
+    def prompts(self, questions: Sequence[Question], overviews: Sequence[np.ndarray] | None = None) -> Prompts:
+        """Prompt slots of questions.
+
+        Raises:
+            UserError: a question that doesn't fit the slot.
+        """
+        overviews = overviews or [self.overview(q) for q in questions]
+        views = self.views(overviews)
+        ids = np.full((len(questions), self.layout.prompt_len), self.pad_id, np.int32)
+        valid = np.zeros(ids.shape, bool)
+        for row, question in enumerate(questions):
+            prompt = self.prompt_ids(self._asked(question), int(views.grids[row].prod()))
+            if len(prompt) > ids.shape[1]:
+                raise UserError(self._too_long(question, {None: len(prompt)}))
+            ids[row, : len(prompt)] = prompt
+            valid[row, : len(prompt)] = True
+        return Prompts(ids, valid, views)
+
+    def pictures(self, views: Views) -> list[np.ndarray]:
+        """The pictures that `views` padded, without the padding."""
+        sides = views.grids * self.layout.merged_px
+        return [pixels[:height, :width] for pixels, (height, width) in zip(views.pixels, sides, strict=True)]
+
+    def supervised(self, questions: Sequence[Question]) -> tuple[Prompts, Replies]:
+        """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
+        overviews = [self.overview(q) for q in questions]
+        return self.prompts(questions, overviews), self.reference_replies(questions, overviews)
+
+    def picture_slots(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2]; empty where the grid is 0 x 0."""
+        tokens = grids.prod(-1)[:, None]
+        slot = np.arange(self.layout.picture_len)[None]
+        ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
+        valid = (slot < tokens + 2) & (tokens > 0)
+        return np.where(valid, ids, self.pad_id).astype(np.int32), valid
+
+    def replies(self, turns: Sequence[Sequence[Sequence[int]]], pictures: Views) -> Replies:
+        """Reply slots from the ids of each row's turns, [B][up to K], each ending with its stop token if there was room for it.
+
+        Args:
+            pictures: as of `Replies`.
+        """
+        layout, batch = self.layout, len(turns)
+        ids = np.full((batch, layout.reply_len), self.pad_id, np.int32)
+        valid, target = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
+        for row, own in enumerate(turns):
+            for k, written in enumerate(own):
+                begin = layout.turn(k).start
+                slots = slice(begin, begin + len(written))
+                ids[row, slots], target[row, slots] = written, True
+                valid[row, slots] = ~np.isin(written, self.stop_ids)
+        replies = Replies(ids, valid, target, pictures)
+        for k in range(layout.num_pictures):
+            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(replies.grids[:, k])
+        return replies
+
+    def reference_replies(self, questions: Sequence[Question], overviews: Sequence[np.ndarray]) -> Replies:
+        """What fine-tuning imitates: the protocol with the reference boxes, and the pictures which these very texts ask for.
+
+        Raises:
+            UserError: a reference that doesn't fit its slot, or has more looks than the layout has pictures.
+        """
+        turns, pictures = [], []
+        for question, overview in zip(questions, overviews, strict=True):
+            view = self.view_frame(overview)
+            texts = reference_texts(question, view)
+            if len(texts) > self.layout.num_turns:
+                raise UserError(self._too_many(question))
+            turns.append([self._written(question, text, k) for k, text in enumerate(texts)])
+            boxes = [parse_box(text, view).box for text in texts[:-1]]
+            seen = [self.crop(question.image, self.window(box, question.image.frame)) for box in boxes]
+            pictures += seen + [None] * (self.layout.num_pictures - len(seen))
+        return self.replies(turns, self.views(pictures))
+
+    def _written(self, question: Question, text: str, k: int) -> list[int]:
+        ids = [*self.encode(text), self.stop_id]
+        if len(ids) > self.layout.turn_lens[k]:
+            raise UserError(self._too_long(question, {k: len(ids)}))
+        return ids
+
+    def _asked(self, question: Question) -> str:
+        return f"{question.asked} {self.episode.instruction}".strip()
+
+    def _too_many(self, question: Question) -> str:
+        """What is said of a question whose reference takes more turns than there are."""
+        need, lens = len(question.looks) + 1, self.layout.turn_lens
+        flags = layout_flags(turn_lens=lens[:1] * (need - len(lens)) + lens)
+        asked = one_line(question.text[:60])
+        return (
+            f"question {asked!r} takes {need} turns, the layout has {len(lens)}; leave looks out, or {flags} holds it"
+        )
+
+    def _too_long(self, question: Question, lengths: dict[int | None, int]) -> str:
+        """What is said of a question that doesn't fit slots, those of turns by number and of the prompt by None, given with the
+        tokens that it takes."""
+        rooms = {None: self.layout.prompt_len} | dict(enumerate(self.layout.turn_lens))
+        names = {k: "the prompt" if k is None else f"turn {k + 1}" for k in lengths}
+        took = ", ".join(f"{n} tokens for the {rooms[k]} of {names[k]}" for k, n in lengths.items())
+        flags = {"prompt_len": lengths[None]} if None in lengths else {}
+        if set(lengths) - {None}:
+            flags["turn_lens"] = tuple(lengths.get(k, room) for k, room in enumerate(self.layout.turn_lens))
+        asked = one_line(question.text[:60])
+        return f"question {asked!r} takes {took}; shorten it, or {layout_flags(**flags)} holds it"
+
+    def check_prompts(self, questions: Sequence[Question]) -> None:
+        """Checks that all prompts fit, from the texts and the images' sizes alone.
+
+        Raises:
+            UserError: some don't: how many, the longest, and the settings that hold all.
+        """
+        self._check(questions, lambda question, view: ())
+
+    def check_supervised(self, questions: Sequence[Question]) -> None:
+        """As `check_prompts`, of prompts and references."""
+
+        most = max(questions, key=lambda question: len(question.looks), default=None)
+        if most and len(most.looks) > self.layout.num_pictures:
+            raise UserError(self._too_many(most))
+        self._check(questions, reference_texts)
+
+    def _check(self, questions: Sequence[Question], replies: Callable[[Question, Frame], Sequence[str]]) -> None:
+        longest, worst, count = {}, None, 0
+        for question in questions:
+            frame = question.image.frame
+            view = view_size(frame.width, frame.height, self.episode.view_px, self.layout.merged_px)
+            texts = {None: self._asked(question)} | dict(enumerate(replies(question, view)))
+            over = {k: n for k, text in texts.items() if (n := self._excess(k, text, view))}
+            count += bool(over)
+            for k, tokens in over.items():
+                if tokens > longest.get(k, 0):
+                    longest[k], worst = tokens, question
+        if worst is not None:
+            more = f"{count:,} of {len(questions):,} questions don't fit their slots; " if count > 1 else ""
+            said = self._too_long(worst, longest)
+            raise UserError(more + said.replace("holds it", "holds all" if more else "holds it"))
+
+    def _excess(self, k: int | None, text: str, view: Frame) -> int:
+        """The tokens that a slot (of turn k, or the prompt's) must hold for a text, where it doesn't; else 0. No tokenizer makes
+        more tokens of plain ASCII than it has letters, so most texts are never tokenized."""
+        room = self.layout.prompt_len if k is None else self.layout.turn_lens[k]
+        image = view.width * view.height // self.layout.merged_px**2
+        around = len(self.head_ids) + len(self.tail_ids) + image + 2 if k is None else 1
+        if text.isascii() and len(text) + around <= room:
+            return 0
+        tokens = len(self.prompt_ids(text, image)) if k is None else len(self.encode(text)) + 1
+        return tokens if tokens > room else 0
+
+
+def reference_texts(question: Question, view: Frame) -> list[str]:
+    """What fine-tuning imitates in each turn: the looks of the reference, then its answer."""
+    looks = [render_look(look.thought, taught_box(look.box, view), look.label) for look in question.looks]
+    return [*looks, render_answer(question.thought, question.answer)]
+
+
+def taught_box(box: Box, view: Frame) -> Box:
+    """A reference box as it is taught: whole px of the view. A side that rounds to nothing becomes the px that its middle is in,
+    the least that the protocol can say; the window of what is taught always holds the middle of the box."""
+    seen = box.to(view)
+    (x1, x2), (y1, y2) = _pixels(seen.x1, seen.x2, view.width), _pixels(seen.y1, seen.y2, view.height)
+    return Box(x1, y1, x2, y2, view)
+
+
+def _pixels(low: float, high: float, side: int) -> tuple[int, int]:
+    start, stop = (min(max(round(edge), 0), side) for edge in (low, high))
+    if start < stop:
+        return start, stop
+    middle = min(max(int((low + high) / 2), 0), side - 1)
+    return middle, middle + 1

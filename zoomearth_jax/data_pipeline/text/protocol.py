@@ -1,0 +1,150 @@
+"""What the policy writes: rendering it for fine-tuning, and parsing it. The paper's output protocol.
+
+With a crop:     <think>…</think>[{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]   then   <think>…</think><answer>…</answer>
+Without a crop:  <think>…</think><answer>…</answer>
+
+Boxes are in px of the overview as the model sees it. Model output is data: parsing returns a value or a reason. `parse_box`
+and `parse_answer` are what episodes are played by; `released_numbers` and `follows_reference` read texts as the released
+code's rewards do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+
+_BOX = re.compile(r'"bbox_2d"\s*:\s*\[([^\[\]]*)\]')
+_RELEASED_BOX = re.compile(r'"bbox_2d"\s*:\s*\[(.*?)\]', re.DOTALL)
+_THOUGHT = re.compile(r"<think\s*>((?!</?think\s*>).)*</think\s*>", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(r"<answer\s*>(.*?)</answer\s*>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?(think|answer)\s*>", re.IGNORECASE)
+_LOOK = re.compile(r"\s*<think>((?!<think>|</think>).)*</think>\s*\[\s*\{[^{}]*\}\s*\]\s*", re.DOTALL)
+_REPLY = re.compile(r"\s*<think>((?!<think>|</think>).)*</think>\s*<answer>((?!<answer>).)*</answer>\s*", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedBox:
+    """A box, or why there is none: `absent`, `malformed`, `degenerate` (no area or inverted), `outside` the view."""
+
+    box: Box | None
+    reason: str = ""
+
+
+def render_look(thought: str, box: Box, label: str) -> str:
+    """A turn that asks for a crop; the box in px of the view. Tags within the texts are left out, so that it parses back."""
+    corners = [round(c) for c in box.corners]
+    return f"<think>{_untagged(thought)}</think>" + json.dumps([{"bbox_2d": corners, "label": _untagged(label)}])
+
+
+def render_answer(thought: str, answer: str) -> str:
+    """The turn that answers; without tags within the texts."""
+    return f"<think>{_untagged(thought)}</think><answer>{_untagged(answer)}</answer>"
+
+
+def _untagged(text: str) -> str:
+    return _all_gone(_TAG, text)
+
+
+def _all_gone(pattern: re.Pattern, text: str) -> str:
+    """The text without what the pattern finds, and without what it finds in the rest."""
+    count = 1
+    while count:
+        text, count = pattern.subn("", text)
+    return text
+
+
+def _number_lists(pattern: re.Pattern, text: str) -> Iterator[list[float]]:
+    """What follows each "bbox_2d" and is a list of numbers; templates such as [x1, y1, x2, y2] are passed over."""
+    for found in pattern.finditer(text):
+        try:
+            yield [float(part) for part in found[1].split(",")]
+        except ValueError:
+            continue
+
+
+def _corners(text: str) -> list[float] | None:
+    """The first four finite numbers that are written as a box."""
+    lists = _number_lists(_BOX, text)
+    return next((n for n in lists if len(n) == 4 and all(map(math.isfinite, n))), None)
+
+
+def parse_box(text: str, view: Frame) -> ParsedBox:
+    """The first box of a text that is four finite numbers, clamped to the view.
+
+    What is written as a box before it and isn't four finite numbers is passed over: three or five are malformed, not a
+    whole image.
+    """
+    corners = _corners(text)
+    if corners is None:
+        return ParsedBox(None, "malformed" if _BOX.search(text) else "absent")
+    x1, y1, x2, y2 = corners
+    if x1 >= x2 or y1 >= y2:
+        return ParsedBox(None, "degenerate")
+    if x1 >= view.width or y1 >= view.height or x2 <= 0 or y2 <= 0:
+        return ParsedBox(None, "outside")
+    return ParsedBox(Box(max(x1, 0.0), max(y1, 0.0), min(x2, view.width), min(y2, view.height), view))
+
+
+def parse_answer(text: str) -> str | None:
+    """What stands in the first <answer>…</answer> outside of thoughts; None without one.
+
+    An answer within <think>…</think>, nested or not, is a draft. A thought that is never closed hides nothing: what is
+    answered after it counts. Upper case and blanks in the tags don't matter.
+    """
+    found = _ANSWER.search(_all_gone(_THOUGHT, text))
+    return found and found[1].strip()
+
+
+def wants_crop(text: str) -> bool:
+    """Whether a turn asks for a crop: it names a box and doesn't answer."""
+    return _corners(text) is not None and parse_answer(text) is None
+
+
+def follows_protocol(texts: Sequence[str], view: Frame) -> bool:
+    """Whether an episode has the right format throughout (paper: r_pattern).
+
+    Args:
+        texts: of its turns: the last one answers, each one before names a box.
+    """
+    looks = all(_LOOK.fullmatch(text) is not None and parse_box(text, view).box is not None for text in texts[:-1])
+    return looks and _REPLY.fullmatch(texts[-1]) is not None
+
+
+def follows_reference(texts: Sequence[str]) -> bool:
+    """Whether an episode has the parts that the released code looks for: thoughts and an answer that aren't empty, and before
+    a crop a list of numbers, however many, as the box; what else is written doesn't count.
+
+    Args:
+        texts: of its turns.
+    """
+
+    def has(text: str, tag: str) -> bool:
+        found = re.search(rf"<{tag}\s*>(.*?)</{tag}\s*>", text, re.DOTALL)
+        return found is not None and bool(found[1].strip())
+
+    return (
+        has(texts[-1], "answer")
+        and all(has(text, "think") for text in texts)
+        and all(map(released_numbers, texts[:-1]))
+    )
+
+
+def released_numbers(text: str) -> list[float]:
+    """The box of a text as the released code's rewards read it: the first list of numbers after "bbox_2d", however many,
+    as they are written; empty without one. They may be inverted, out of the image, nan or infinite."""
+    return next(_number_lists(_RELEASED_BOX, text), [])
+
+
+def normalize(answer: str) -> str:
+    """Case, outer blanks and a final dot don't count."""
+    return answer.strip().lower().removesuffix(".").strip()
+
+
+def is_correct(answer: str | None, reference: str) -> bool:
+    """Exact match after `normalize`; a missing answer is wrong."""
+    return answer is not None and normalize(answer) == normalize(reference)

@@ -1,0 +1,1 @@
+"""What programs run on: chips and their figures, FLOPs, flags for TPUs."""

@@ -1,0 +1,182 @@
+"""Model FLOPs: what a step has to compute, by the sizes of the model and of what really is in the rows.
+
+The convention is PaLM's (Chowdhery et al. 2022, appendix B): matrix products alone, a multiply-add is two FLOPs, what the
+backward pass computes anew (remat) is not counted. Otherwise it is stricter than the usual 6 x parameters x tokens:
+
+- Padding is not counted: tokens, patches and windows are those that exist.
+- Attention goes by the (query, key) pairs that see each other: causal in the decoder, inside windows of at most 64 patches in
+  the vision encoder's windowed blocks, over the whole image in its full ones. A pair costs 4 x width a layer.
+- A prompt counts once a group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
+- All views are counted: overviews and the pictures after each turn.
+
+Per decoder layer and token: 2 D (2 D + 2 K H) + 6 D F. Per vision block and patch: 2 (4 W^2 + 3 W F). A patch is embedded for
+2 x patch_dim x W; a merged token costs 2 (4 W) (4 W + D). A scored token costs 2 D V.
+
+The backward pass of what trains costs twice its forward pass: one product for the gradient of the input, one for that of the
+weights. Of products whose weights are frozen under adapters it costs as much as the forward pass; of a frozen vision
+encoder nothing. Adapters' own products are left out (rank / width of the layer's).
+
+MFU = model FLOPs / (seconds x chips x peak FLOP/s of a chip).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from zoomearth_jax.configs.episode import RowLayout
+from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+
+
+class RowCounts(NamedTuple):
+    """What is in rows of N prompts with G replies each, B = N x G; integers.
+
+    Attributes:
+        prompt_N, reply_B: tokens that exist, visual ones included; stop tokens are none.
+        scored_B: tokens that the policy wrote, stop tokens included.
+        overview_N2, picture_BP2: merged grids of the views; 0 x 0 where there is none.
+    """
+
+    prompt_N: np.ndarray
+    reply_B: np.ndarray
+    scored_B: np.ndarray
+    overview_N2: np.ndarray
+    picture_BP2: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model runs over, each prompt once a group."""
+        return int(self.prompt_N.sum() + self.reply_B.sum())
+
+    @property
+    def images(self) -> int:
+        """Views that exist."""
+        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_N2, self.picture_BP2)))
+
+    @property
+    def samples(self) -> int:
+        """Replies."""
+        return len(self.reply_B)
+
+
+class Flops(NamedTuple):
+    """FLOPs of a forward pass by part: the vision encoder, the decoder's layers, its attention pairs, logits."""
+
+    vision: float
+    layers: float
+    attention: float
+    logits: float
+
+
+def row_counts(prompts: Prompts, replies: Replies) -> RowCounts:
+    """The counts of a batch."""
+    reply_B, scored_B = replies.valid.sum(1), replies.target.sum(1)
+    return RowCounts(prompts.valid.sum(1), reply_B, scored_B, prompts.views.grids, replies.grids)
+
+
+def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
+    """Rows whose every slot is filled, with the largest square views: the most that a batch can hold."""
+    replies, side = prompts * group, layout.view_side // layout.merged_px
+    return RowCounts(
+        np.full(prompts, layout.prompt_len),
+        np.full(replies, layout.reply_len),
+        np.full(replies, layout.written_len),
+        np.full((prompts, 2), side),
+        np.full((replies, layout.num_pictures, 2), side),
+    )
+
+
+def vision_flops(config: VisionConfig, merged_grids_I2) -> float:
+    """Forward pass of the vision encoder over images of the given merged grids (rows and columns of visual tokens)."""
+    grids = np.asarray(merged_grids_I2, np.int64).reshape(-1, 2)
+    area = config.merge_size**2
+    tokens_I = grids.prod(-1)
+    patches, width = area * int(tokens_I.sum()), config.width
+    full_blocks = len(set(config.full_attention_blocks) & set(range(config.depth)))
+    full_pairs = int(((area * tokens_I) ** 2).sum())
+    window_pairs = area**2 * int(np.prod([_window_squares(grids[:, i], config.window_merged) for i in (0, 1)], 0).sum())
+    block = patches * 2 * (4 * width**2 + 3 * width * config.mlp_dim)
+    attention = 4 * width * (full_blocks * full_pairs + (config.depth - full_blocks) * window_pairs)
+    merged_width = width * area
+    merger = int(tokens_I.sum()) * 2 * merged_width * (merged_width + config.out_dim)
+    return float(patches * 2 * config.patch_dim * width + config.depth * block + attention + merger)
+
+
+def _window_squares(sides, window: int):
+    """Sum over the windows along a side of their squared lengths; the last one may be cut."""
+    return sides // window * window**2 + (sides % window) ** 2
+
+
+def forward_flops(config: ModelConfig, counts: RowCounts) -> Flops:
+    """One forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
+    text = config.text
+    kv_width = text.num_kv_heads * text.head_dim
+    per_token = 2 * text.width * (2 * text.width + 2 * kv_width) + 6 * text.width * text.mlp_dim
+    past_B = np.repeat(counts.prompt_N, len(counts.reply_B) // len(counts.prompt_N))
+    pairs = segment_pairs(counts.prompt_N) + segment_pairs(counts.reply_B, past_B)
+    vision = vision_flops(config.vision, np.concatenate([counts.overview_N2, counts.picture_BP2.reshape(-1, 2)]))
+    return Flops(
+        vision,
+        float(text.num_layers * per_token * counts.tokens),
+        float(text.num_layers * 4 * text.width * pairs),
+        float(2 * text.width * text.vocab_size * int(counts.scored_B.sum())),
+    )
+
+
+def segment_pairs(length_B, past_B=0) -> int:
+    """(query, key) pairs of segments that see themselves causally and all of their past."""
+    length_B = np.asarray(length_B, np.int64)
+    return int((length_B * (length_B + 1) // 2 + length_B * past_B).sum())
+
+
+def rollout_flops(config: ModelConfig, counts: RowCounts) -> float:
+    """A rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
+    return sum(forward_flops(config, counts))
+
+
+def sft_flops(config: ModelConfig, counts: RowCounts, *, freeze_vision: bool, lora: bool = False) -> float:
+    """A fine-tuning step.
+
+    Args:
+        freeze_vision: nothing of the vision encoder trains.
+        lora: adapters alone train.
+    """
+    forward = forward_flops(config, counts)
+    return _trained(forward, lora) + forward.vision * (1 if freeze_vision else 3 - lora)
+
+
+def grpo_flops(
+    config: ModelConfig,
+    counts: RowCounts,
+    *,
+    freeze_vision: bool,
+    kl: bool,
+    lora: bool = False,
+    updates: int = 1,
+    scorings: int = 0,
+) -> float:
+    """The updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
+
+    Args:
+        freeze_vision, lora: as of `sft_flops`.
+        kl: each update takes the reference policy's forward pass too.
+        updates: passes over the rollout.
+        scorings: forward passes ahead of them, of the reference or of the policy itself.
+    """
+    forward = forward_flops(config, counts)
+    text = _trained(forward, lora) + kl * sum(forward[1:])
+    vision = 0.0 if freeze_vision else forward.vision * (3 - lora + kl)
+    scored = sum(forward) - (forward.vision if freeze_vision else 0.0)
+    return updates * (text + vision) + scorings * scored
+
+
+def _trained(forward: Flops, lora: bool) -> float:
+    """Forward and backward pass of the decoder."""
+    return (forward.layers + forward.logits) * (2 if lora else 3) + forward.attention * 3
+
+
+def mfu(flops: float, seconds: float, chips: int, peak_flops: float) -> float:
+    """Model FLOPs utilisation, 0 to 1; `peak_flops` of one chip, a second."""
+    return flops / (seconds * chips * peak_flops)

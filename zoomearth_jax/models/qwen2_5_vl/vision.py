@@ -1,0 +1,231 @@
+"""The vision encoder: windowed and full attention blocks with axial rotary positions, then the 2 x 2 patch merger.
+
+Patches run through the blocks in window order (each window's patches contiguous, as in HF), padded at the end to a
+fixed budget. Which patch sits where depends on the image's grid alone and travels as data (`VisionLayout`), so one
+compiled program serves every grid.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.models.attention import masked_attention
+from zoomearth_jax.models.layers import Linear, SwiGLU, gelu, rms_norm, scan_layers, stack, take_rows
+from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from zoomearth_jax.models.rope import apply_rope, vision_angles
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, as in Qwen's preprocessor_config.json
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionLayout(NamedTuple):
+    """Where each patch of each image sits. Built on the host from grids, passed to compiled code as data.
+
+    positions_IP2: row and column of the p-th patch in window order. valid_IP: which of the budget exist.
+    source_IP: the p-th patch's index in HF's merge-block order.
+    window_IWp: indices into P of each window's patches; window_valid_IWp: which exist.
+    slot_IP: index of the p-th patch in the flattened [W x p] windows.
+    merged_IM: for each merged token in raster order, its index in window order.
+    """
+
+    positions_IP2: jax.Array
+    valid_IP: jax.Array
+    source_IP: jax.Array
+    window_IWp: jax.Array
+    window_valid_IWp: jax.Array
+    slot_IP: jax.Array
+    merged_IM: jax.Array
+
+
+def num_windows(side_px: int, config: VisionConfig) -> int:
+    """Windows that cover a square of the given side."""
+    return (-(-side_px // config.window_px)) ** 2
+
+
+@functools.lru_cache(maxsize=4096)
+def _grid_layout(grid_h: int, grid_w: int, budget: int, windows: int, config: VisionConfig) -> VisionLayout:
+    merge, side = config.merge_size, config.window_merged
+    merged_h, merged_w = grid_h // merge, grid_w // merge
+    raster = np.arange(merged_h * merged_w).reshape(merged_h, merged_w)
+    tiles = [
+        raster[r : r + side, c : c + side].ravel() for r in range(0, merged_h, side) for c in range(0, merged_w, side)
+    ]
+    order = np.concatenate(tiles)
+    area = merge * merge
+    source = (order[:, None] * area + np.arange(area)).ravel()
+    block_row, block_col = np.divmod(np.arange(area), merge)
+    row = (order // merged_w)[:, None] * merge + block_row
+    col = (order % merged_w)[:, None] * merge + block_col
+    count, capacity = grid_h * grid_w, side * side * area
+    lengths = np.array([tile.size * area for tile in tiles])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    inside = np.arange(capacity)[None] < lengths[:, None]
+    window = np.zeros((windows, capacity), np.int32)
+    window_valid = np.zeros((windows, capacity), bool)
+    window[: len(tiles)] = np.where(inside, starts[:, None] + np.arange(capacity), 0)
+    window_valid[: len(tiles)] = inside
+
+    def pad(x, size):
+        return np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)])
+
+    return VisionLayout(
+        positions_IP2=pad(np.stack([row.ravel(), col.ravel()], -1).astype(np.int32), budget),
+        valid_IP=np.arange(budget) < count,
+        source_IP=pad(source.astype(np.int32), budget),
+        window_IWp=window,
+        window_valid_IWp=window_valid,
+        slot_IP=pad(np.flatnonzero(inside.ravel()).astype(np.int32), budget),
+        merged_IM=pad(np.argsort(order).astype(np.int32), budget // area),
+    )
+
+
+def vision_layout(
+    grids_I2, config: VisionConfig, budget: int | None = None, windows: int | None = None
+) -> VisionLayout:
+    """Layout of a batch of images.
+
+    Args:
+        grids_I2: patches (h, w) of each image, both multiples of the merge size; (0, 0) for an absent image.
+        budget: patches per image to pad to, at least the largest h x w (the default).
+        windows: windows per image to pad to.
+
+    Raises:
+        ValueError: a grid that is not a multiple of the merge size or exceeds the budget.
+    """
+    grids = [(int(h), int(w)) for h, w in np.asarray(grids_I2)]
+    for h, w in grids:
+        if h % config.merge_size or w % config.merge_size:
+            raise ValueError(f"grid {h} x {w} is not a multiple of the merge size {config.merge_size}")
+    side = config.window_merged * config.merge_size
+    budget = budget or max(h * w for h, w in grids)
+    windows = windows or max(-(-h // side) * -(-w // side) for h, w in grids)
+    if any(h * w > budget for h, w in grids):
+        raise ValueError(f"a grid among {grids} exceeds the budget of {budget} patches")
+    absent = VisionLayout(
+        *(np.zeros_like(x) for x in _grid_layout(config.merge_size, config.merge_size, budget, windows, config))
+    )
+    rows = [_grid_layout(h, w, budget, windows, config) if h * w else absent for h, w in grids]
+    return VisionLayout(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def patchify(views_IHWC, positions_IP2, config: VisionConfig):
+    """Cuts uint8 views into normalised patches, on the device.
+
+    Args:
+        views_IHWC: uint8 RGB, each image in the top left corner of a canvas whose sides are multiples of the patch.
+        positions_IP2: row and column of each wanted patch.
+
+    Returns:
+        float32 [I, P, C x frames x patch x patch]; the frames of a still image are equal.
+    """
+    images, height, width, channels = views_IHWC.shape
+    size = config.patch_size
+    columns = width // size
+    patches = views_IHWC.reshape(images, height // size, size, columns, size, channels)
+    patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(images, -1, channels * size * size)
+    patches = take_rows(patches, positions_IP2[..., 0] * columns + positions_IP2[..., 1])
+    mean, std = (jnp.array(x, jnp.float32)[:, None] for x in (PIXEL_MEAN, PIXEL_STD))
+    patches = patches.reshape(*patches.shape[:2], channels, size * size).astype(jnp.float32)
+    patches = (patches / 255.0 - mean) / std
+    patches = jnp.repeat(patches[:, :, :, None], config.temporal_patch_size, axis=3)
+    return patches.reshape(images, -1, config.patch_dim)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def pixel_values(pixels_HWC, config: VisionConfig):
+    """HF's `pixel_values` of one picture whose sides are multiples of a merged token; compiled for each size.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+
+    Returns:
+        float32 [patches, C x frames x patch x patch], one merge block of patches after the other.
+    """
+    merge = config.merge_size
+    rows, columns = (side // config.patch_size for side in pixels_HWC.shape[:2])
+    positions = np.stack(np.indices((rows, columns)), -1)
+    blocks = positions.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2)
+    return patchify(pixels_HWC[None], blocks.reshape(1, -1, 2), config)[0]
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm attention and SwiGLU; attends inside windows or over the whole image."""
+
+    def __init__(self, config: VisionConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.num_heads, self.attention = config.num_heads, compute.attention
+        settings = {"compute": compute, "rngs": rngs}
+        self.norm1 = rms_norm(config.width, 1e-6, **settings)
+        self.norm2 = rms_norm(config.width, 1e-6, **settings)
+        self.qkv = Linear(config.width, 3 * config.width, ("embed", "qkv"), **settings)
+        self.proj = Linear(config.width, config.width, ("heads", "embed"), **settings)
+        self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=True, **settings)
+
+    def __call__(self, x_IPD, angles_IPH, layout: VisionLayout, is_full):
+        x_IPD = x_IPD + self.attend(self.norm1(x_IPD), angles_IPH, layout, is_full)
+        return x_IPD + self.mlp(self.norm2(x_IPD))
+
+    def attend(self, x_IPD, angles_IPH, layout, is_full):
+        """Attention of normed patches, over the whole image where is_full (may be traced), else inside windows."""
+        images, patches, width = x_IPD.shape
+        qkv = self.qkv(x_IPD).reshape(images, patches, 3, self.num_heads, -1)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        q, k = apply_rope(q, angles_IPH), apply_rope(k, angles_IPH)
+
+        def full(q, k, v):
+            return masked_attention(q, k, v, layout.valid_IP, self.attention)
+
+        def windowed(q, k, v):
+            _, windows, capacity = layout.window_IWp.shape
+            index = layout.window_IWp.reshape(images, -1)
+            cut = (take_rows(t, index).reshape(images * windows, capacity, *t.shape[2:]) for t in (q, k, v))
+            out = masked_attention(*cut, layout.window_valid_IWp.reshape(-1, capacity), self.attention)
+            return take_rows(out.reshape(images, windows * capacity, *out.shape[2:]), layout.slot_IP)
+
+        out = jax.lax.cond(is_full, full, windowed, q, k, v)
+        return self.proj(out.reshape(images, patches, width))
+
+
+class VisionEncoder(nnx.Module):
+    """Patches in window order -> merged visual tokens in raster order."""
+
+    def __init__(self, model_config: ModelConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        config = self.config = model_config.vision
+        self.remat = compute.remat
+        settings = {"compute": compute, "rngs": rngs}
+        self.patch_embed = Linear(config.patch_dim, config.width, (None, "embed"), use_bias=False, **settings)
+        self.blocks = stack(lambda r: VisionBlock(config, compute=compute, rngs=r), config.depth, rngs)
+        merged_width = config.width * config.merge_size**2
+        self.merger_norm = rms_norm(config.width, 1e-6, **settings)
+        self.merger_in = Linear(merged_width, merged_width, ("embed", "mlp"), **settings)
+        self.merger_out = Linear(merged_width, config.out_dim, ("mlp", "embed"), **settings)
+
+    def __call__(self, patches_IPC, layout: VisionLayout):
+        """Encodes images.
+
+        Args:
+            patches_IPC: normalised patches in window order, [I, P, C x frames x patch x patch].
+            layout: of the same images.
+
+        Returns:
+            [I, M, D]: merged tokens in raster order, one per 2 x 2 patches; those past an image's own are undefined.
+        """
+        config = self.config
+        x_IPD = self.patch_embed(patches_IPC)
+        angles = vision_angles(layout.positions_IP2, config.width // config.num_heads)
+        is_full_L = np.isin(np.arange(config.depth), config.full_attention_blocks)
+
+        def step(block, x, is_full):
+            return block(x, angles, layout, is_full), None
+
+        x_IPD, _ = scan_layers(self.blocks, step, x_IPD, is_full_L, self.remat)
+        x_IPD = self.merger_norm(x_IPD)
+        x_IMD = x_IPD.reshape(x_IPD.shape[0], -1, self.merger_in.in_features)
+        x_IMD = self.merger_out(gelu(self.merger_in(x_IMD)))
+        return take_rows(x_IMD, layout.merged_IM)

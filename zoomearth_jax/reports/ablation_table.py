@@ -1,0 +1,111 @@
+"""What the runs of `zoomearth ablate` add up to: means, spreads, paired differences, as a table and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from zoomearth_jax.terminal.tables import table
+
+BASE = "paper"  # which the others are compared with
+METRICS = {
+    "accuracy": "accuracy",
+    "accuracy_t1": "accuracy T=1",
+    "apo_iou": "IoU",
+    "apo_iou_t1": "IoU T=1",
+    "zoom_rate": "zoom rate",
+    "accuracy_masked_crop": "masked accuracy",
+    "accuracy_global": "no crop needed",
+}
+DRAWN = ("accuracy_t1", "apo_iou_t1")
+LEFT, PANEL, GAP, TOP, LINE = 90, 270, 40, 44, 24  # px of the picture
+_NOTE = """\
+mean ± standard deviation over seeds; "no crop needed" is accuracy on questions that the overview answers, all else is on
+questions that need a crop (chance 0.25). Differences are paired by seed; ~ marks those no larger than their deviation."""
+
+
+def summed_up(scores: Sequence[Mapping], order: Sequence[str]) -> dict:
+    """`table`: of each variant, in this order, the statistics of its runs; `minus_paper`: of the differences to `paper`, over the
+    seeds that both have.
+
+    Args:
+        scores: of each run its variant, its seed and what METRICS names.
+    """
+    by_variant = {name: {row["seed"]: row for row in scores if row["variant"] == name} for name in order}
+    paper = by_variant.get(BASE, {})
+    found, differences = [], []
+    for name, rows in by_variant.items():
+        if rows:
+            values = {metric: [row[metric] for row in rows.values()] for metric in METRICS}
+            found.append({"variant": name, "seeds": list(rows)} | _statistics(values))
+        pairs = [(rows[seed], paper[seed]) for seed in rows if seed in paper]
+        if pairs and name != BASE:
+            values = {metric: [ours[metric] - base[metric] for ours, base in pairs] for metric in METRICS}
+            differences.append({"variant": name, "seeds": [row["seed"] for row, _ in pairs]} | _statistics(values))
+    return {"table": found, "minus_paper": differences}
+
+
+def _statistics(values: Mapping[str, Sequence[float]]) -> dict:
+    """Mean and sample standard deviation, none of a single seed."""
+    return {
+        name: {"mean": statistics.fmean(x), "std": statistics.stdev(x) if len(x) > 1 else None}
+        for name, x in values.items()
+    }
+
+
+def report(results: Mapping) -> str:
+    """The tables that results.json stands for."""
+    parts = [table([_line(row, "{:.3f}") for row in results["table"]])]
+    if results["minus_paper"]:
+        parts += [f"minus {BASE}", table([_line(row, "{:+.3f}", mark=True) for row in results["minus_paper"]])]
+    seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in results["runs"])))
+    return "\n\n".join([*parts, f"{results['settings']['questions']} questions; seeds {seeds}; {_NOTE}"])
+
+
+def _line(row: Mapping, form: str, mark: bool = False) -> dict:
+    def cell(mean: float, std: float | None) -> str:
+        if std is None:
+            return form.format(mean)
+        within = " ~" if mark and abs(mean) <= std else ""
+        return f"{form.format(mean)} ± {std:.3f}{within}"
+
+    return {"variant": row["variant"]} | {label: cell(**row[metric]) for metric, label in METRICS.items()}
+
+
+def picture(results: Mapping) -> str:
+    """An SVG with a dot for each run and a stroke for each variant's mean: accuracy and IoU at T = 1."""
+    names = [row["variant"] for row in results["table"]]
+    width, height = LEFT + len(DRAWN) * (PANEL + GAP), TOP + LINE * len(names) + 24
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        *(
+            f'<text x="{LEFT - 12}" y="{TOP + LINE * i + 4}" text-anchor="end">{name}</text>'
+            for i, name in enumerate(names)
+        ),
+    ]
+    for i, metric in enumerate(DRAWN):
+        parts += _panel(results, metric, LEFT + i * (PANEL + GAP))
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _panel(results: Mapping, metric: str, left: float) -> list[str]:
+    """One metric's axis, dots and means."""
+    values = [row[metric] for row in results["runs"]]
+    low, high = min(values), max(values)
+    bottom = TOP + LINE * len(results["table"]) - LINE / 2
+
+    def x(value: float) -> float:
+        return round(left + (value - low) / ((high - low) or 1.0) * PANEL, 1)
+
+    parts = [f'<text x="{left + PANEL / 2}" y="20" text-anchor="middle">{METRICS[metric]}</text>']
+    for value, anchor in ((low, "start"), (high, "end")):
+        parts.append(f'<text x="{x(value)}" y="{bottom + 18}" text-anchor="{anchor}" fill="#5b6778">{value:.3f}</text>')
+    for i, row in enumerate(results["table"]):
+        y, mean = TOP + LINE * i, x(row[metric]["mean"])
+        parts.append(f'<path d="M{left} {y}h{PANEL}" stroke="#d9dee6"/>')
+        parts.append(f'<path d="M{mean} {y - 8}v16" stroke="#1c2430" stroke-width="2"/>')
+        for run in results["runs"]:
+            if run["variant"] == row["variant"]:
+                parts.append(f'<circle cx="{x(run[metric])}" cy="{y}" r="4" fill="#2a62c9" fill-opacity="0.6"/>')
+    return parts

@@ -1,0 +1,109 @@
+"""Batches of rows on the devices, fixed and packed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies
+from zoomearth_jax.data_pipeline.rows.packing import PackedRows
+from zoomearth_jax.models.layers import Places
+from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
+from zoomearth_jax.models.sharding import constrain
+from zoomearth_jax.rl.policy import (
+    Images,
+    device_images,
+    group_places,
+)
+
+
+class RowBatch(NamedTuple):
+    """Rows on the device: N prompts, N x G replies with K - 1 pictures each. Images come as pixels, or as visual tokens that are
+    final; those of a reply one after the other, [N x G x (K - 1), ...]. Without pictures (K = 1) both fields are None.
+
+    places: of the slots that exist, to compute no others (see `group_places`).
+    """
+
+    prompt_ids: jax.Array
+    prompt_valid: jax.Array
+    overviews: Images | jax.Array
+    overview_grids: jax.Array
+    reply_ids: jax.Array
+    reply_valid: jax.Array
+    target: jax.Array
+    pictures: Images | jax.Array | None
+    picture_grids: jax.Array | None
+    places: Places | None = None
+
+
+class PackedBatch(NamedTuple):
+    """Packed rows on the device: as `PackedRows`, the views ready to encode or as visual tokens that are final."""
+
+    ids: jax.Array
+    samples: jax.Array
+    places: jax.Array
+    targets: jax.Array
+    target: jax.Array
+    features: jax.Array
+    grids: jax.Array
+    views: Images | jax.Array
+
+
+class GRPOBatch(NamedTuple):
+    """Rows with the log-probabilities they were sampled at [N x G, written slots] and their advantages [N x G].
+
+    Attributes:
+        kept: bool [N x G], rows that count in the loss; None for all.
+        old_logp: of the policy before the rollout's first update, by `make_scorer`; read where the objective's old policy is
+            the trainer's. None where the policy is still that one.
+    """
+
+    rows: RowBatch
+    sampler_logp: jax.Array
+    advantages: jax.Array
+    kept: jax.Array | None = None
+    old_logp: jax.Array | None = None
+
+
+def row_batch(
+    prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, pictures=None, parts: int = 0
+) -> RowBatch:
+    """Rows from NumPy arrays; `overviews` and `pictures` are visual tokens to use instead of the pixels, `parts` as of
+    `group_places` (0: every slot is computed)."""
+    grids, shown = replies.grids, replies.grids.shape[1] > 0
+    if shown and pictures is None:
+        pictures = device_images(replies.pictures, config)
+    return RowBatch(
+        prompts.ids,
+        prompts.valid,
+        device_images(prompts.views, config) if overviews is None else overviews,
+        prompts.views.grids[:, None],
+        replies.ids,
+        replies.valid,
+        replies.target,
+        pictures if shown else None,
+        grids if shown else None,
+        group_places(prompts.valid, replies.valid, parts) if parts else None,
+    )
+
+
+def packed_batch(rows: PackedRows, config: VisionConfig) -> PackedBatch:
+    """Packed rows from NumPy arrays."""
+    return PackedBatch(*rows[:-1], device_images(rows.views, config))
+
+
+def split_batch(batch, rows: int, parts: int):
+    """A batch in `parts` smaller ones [parts, ...]; a prompt's replies stay with it, every row on its device.
+
+    Args:
+        rows: the batch's first dimension; arrays of a multiple of it have a group's replies one after the other.
+    """
+    if parts == 1:
+        return jax.tree.map(lambda x: x[None], batch)
+
+    def one(x):
+        split = x.reshape(rows // parts, parts, x.shape[0] // rows, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(split.reshape(parts, -1, *x.shape[1:]), None, "batch", *[None] * (x.ndim - 1))
+
+    return jax.tree.map(one, batch)

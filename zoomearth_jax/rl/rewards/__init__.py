@@ -1,0 +1,1 @@
+"""Rewards: boxes, answers, the format, the user's own."""

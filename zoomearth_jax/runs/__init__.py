@@ -1,0 +1,1 @@
+"""Training runs: how they start, checkpoints, metrics, and how they end."""

@@ -1,0 +1,277 @@
+"""Run directories: config.json, tokenizer, episode.json, the run's settings, and orbax checkpoints of the whole state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.io import from_dict, load_yaml, to_dict
+from zoomearth_jax.configs.lora import LoRAConfig
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.side_files import IMAGES, complete, view_images
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file
+from zoomearth_jax.models.lora import add_lora, merge_lora
+from zoomearth_jax.models.qwen2_5_vl.config import to_hf_config
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from zoomearth_jax.models.qwen2_5_vl.weights import read_config
+from zoomearth_jax.models.sharding import param_shardings
+from zoomearth_jax.rl.state import TrainState
+from zoomearth_jax.runs import saved_steps
+from zoomearth_jax.terminal.progress import say
+
+
+def _flat(tree) -> dict[str, jax.Array]:
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def write_rows(directory: Path, rows: RowBuilder) -> None:
+    """Writes the tokenizer, episode.json, generation_config.json with the end tokens, and the processor's settings with the
+    sizes of the views."""
+    rows.tokenizer.save_pretrained(directory)
+    images = {IMAGES: view_images(rows.layout, rows.processors.get(IMAGES, {}))}
+    own = {"episode.json": dataclasses.asdict(rows.episode), "generation_config.json": rows.generation}
+    for name, data in (rows.processors | images | own).items():
+        write_file(Path(directory) / name, json.dumps(data, indent=2) + "\n")
+    complete(directory)
+
+
+def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> None:
+    """Writes what a checkpoint needs to become a model again: config.json, and what `write_rows` writes."""
+    write_file(Path(directory) / "config.json", json.dumps(to_hf_config(model.config), indent=2) + "\n")
+    write_rows(directory, rows)
+
+
+class Checkpoints:
+    """The checkpoints of a run, written in the background. Use as a context manager: leaving it waits for pending writes.
+
+    A step has the items `params`, all parameters under their paths in the model, `training`, the rest of the state, and
+    `run`, which says what the step is of (see `saved_steps`). All processes must make one, and call its methods together.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2, keep_best: int = 0, run: Mapping | None = None):
+        """Takes `directory`/checkpoints, which need not exist; the first `save` makes it.
+
+        Args:
+            keep: steps to keep, the last ones.
+            keep_best: steps to keep beside them, those with the highest scores.
+            run: what to write into each step: plain data. Its `start` must be that of the step restored.
+        """
+        self.directory = Path(directory).absolute() / "checkpoints"
+        self._run = dict(run or {})
+        self._kept = keep, keep_best
+
+    @functools.cached_property
+    def _keep(self) -> _Keep:
+        return _Keep(self.directory, *self._kept)
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "training")}
+        with self._written():
+            return ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(preservation_policy=self._keep, lightweight_initialize=True),
+                item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if "_manager" in vars(self):
+            with self._written():
+                self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The last complete step."""
+        return max(saved_steps.numbers(self.directory), default=None)
+
+    def save(self, step: int, state: TrainState, score: float | None = None) -> None:
+        """Copies a state and writes it in the background; a step appears whole or not at all. One that is there stays.
+
+        Args:
+            step: its number.
+            score: what `keep_best` goes by; higher is better.
+
+        Raises:
+            UserError: this write or the one before it failed.
+        """
+        self._save(step, _items(state), score)
+
+    def save_params(self, step: int, model: Qwen2_5_VL) -> None:
+        """Writes a model's parameters alone: enough to load it, not to resume."""
+        self._save(step, {"params": _flat(nnx.state(model, nnx.Param))})
+
+    def _save(self, step: int, items: saved_steps.Items, score: float | None = None) -> None:
+        if step in self._manager.all_steps():
+            return
+        record = {
+            "step": step,
+            "score": None if score is None else float(score),
+            "versions": {name: importlib.metadata.version(name) for name in ("zoomearth_jax", "jax")},
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "run": self._run,
+            "arrays": saved_steps.describe(items),
+        }
+        args = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
+        self._keep.scores[step] = record["score"]
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(saved_steps.seal(record)), **args))
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turns what orbax says of a failed write into one line."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # of many kinds
+            raise UserError(f"{self.directory}: a checkpoint can't be written ({saved_steps.reason(error)})") from error
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest readable step in the form of `state`, on its devices; consumes `state`, so that there is one at a time.
+
+        Later steps that can't be read are renamed to N.unreadable, and half-written ones are removed.
+
+        Raises:
+            UserError: there is none, or it is of another model or optimizer, or of a run with another `start`.
+        """
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
+        self._clear(saved_steps.half_written(self.directory))
+        if self.latest is None:
+            raise UserError(f"{self.directory}: no complete checkpoint to resume from; --overwrite starts the run anew")
+        jax.tree.map(lambda x: x.delete(), state)
+        step = saved_steps.newest(self.directory, wanted)
+        if step.record["run"].get("start") != self._run.get("start"):
+            raise UserError(f"{self.directory}: the model that the run started from has changed since; start a new run")
+        self._set_aside([number for number in saved_steps.numbers(self.directory) if number > step.number])
+        params = step.items["params"]
+        training = _unflatten({"opt_state": state.opt_state, "step": state.step}, step.items["training"])
+        return TrainState(*(_unflatten(part, params) for part in state[:2]), training["opt_state"], training["step"])
+
+    def _clear(self, folders: list[Path]) -> None:
+        if jax.process_index() == 0:
+            for folder in folders:
+                say(f"warning: {folder}: half-written; removed")
+                shutil.rmtree(folder)
+        saved_steps.together("cleared the checkpoints")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Makes room for the steps to come, which may have the same numbers."""
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self.directory / f"{step}.unreadable"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
+        saved_steps.together("set steps aside")
+        self._manager.reload()
+
+
+class _Keep:
+    """Orbax's policy on what stays: the last steps, and those with the highest scores."""
+
+    def __init__(self, directory: Path, last: int, best: int):
+        """Reads the scores of the steps that are there, if they matter."""
+        self._last, self._best = last, best
+        self.scores = {step: _score(directory / str(step)) for step in saved_steps.numbers(directory) if best}
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Whether each checkpoint stays."""
+        steps = sorted(info.step for info in checkpoints)
+        scored = sorted((self.scores[step], step) for step in steps if self.scores.get(step) is not None)
+        kept = {*steps[-self._last :], *(step for _, step in scored[max(0, len(scored) - self._best) :])}
+        return [info.step in kept for info in checkpoints]
+
+
+def _score(folder: Path) -> float | None:
+    try:
+        return saved_steps.read_record(folder)["score"]
+    except saved_steps.Unreadable:
+        return None
+
+
+def _items(state: TrainState) -> saved_steps.Items:
+    return {
+        "params": _flat(state.trainable) | _flat(state.frozen),
+        "training": _flat({"opt_state": state.opt_state, "step": state.step}),
+    }
+
+
+def _unflatten(template, flat: dict):
+    return jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in _flat(template)])
+
+
+def about_run(config, questions: Mapping[str, str], reference=None) -> dict:
+    """What each step of a run says of it: its settings, what identifies its questions, and a hash of the reference policy,
+    without which the steps to come would differ.
+
+    Args:
+        reference: a tree of arrays, if the run has one.
+    """
+    start = None
+    if reference is not None:
+        forms = saved_steps.describe({"reference": _flat(reference)})
+        start = hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
+    return {"settings": to_dict(config), "questions": dict(questions), "start": start}
+
+
+def check_keeping(verb: str, config) -> None:
+    """Refuses settings of a training verb by which nothing would be saved or kept."""
+    if config.checkpoint_every < 1 or config.keep < 1 or config.keep_best < 0:
+        raise UserError(f"{verb} config: checkpoint_every and keep must be positive, keep_best not negative")
+
+
+def saved_dtype(directory: Path, step: int | None = None) -> str:
+    """The type that most parameters of a run's last readable step have, or of the given one."""
+    folder = Path(directory) / "checkpoints"
+    for number in [step] if step is not None else reversed(saved_steps.numbers(folder)):
+        try:
+            forms = saved_steps.read_record(folder / str(number))["arrays"]["params"].values()
+        except saved_steps.Unreadable:
+            continue  # which the loading will tell
+        names = [form["dtype"] for form in forms]
+        return max(set(names), key=names.count)
+    raise UserError(f"{folder}: no complete checkpoint")
+
+
+def load_run_model(
+    directory: Path, compute: ComputeConfig, mesh: Mesh | None = None, step: int | None = None
+) -> Qwen2_5_VL:
+    """The model of a run directory, from its last readable checkpoint or the given one; adapters are merged into their layers.
+
+    Raises:
+        UserError: no such step, or none that can be read.
+    """
+    lora = _run_lora(Path(directory) / "run.yaml")
+    model = abstract_model(read_config(Path(directory)), compute)
+    model = nnx.eval_shape(lambda model: add_lora(model, lora, nnx.Rngs(0)), model)
+    params = nnx.state(model, nnx.Param)
+    wanted = _flat(params)
+    if mesh is not None:
+        shardings = _flat(param_shardings(params, mesh))
+        wanted = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in wanted.items()}
+    found = saved_steps.newest(Path(directory).absolute() / "checkpoints", {"params": wanted}, step)
+    nnx.update(model, _unflatten(params, found.items["params"]))
+    return merge_lora(model)
+
+
+def _run_lora(settings: Path) -> LoRAConfig:
+    """The adapters that a run's settings ask for."""
+    data = load_yaml(settings) if settings.exists() else {}
+    return from_dict(LoRAConfig, data.get("lora", {}), f"{settings}: lora")

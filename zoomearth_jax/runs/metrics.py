@@ -1,0 +1,118 @@
+"""`metrics.jsonl` and the progress bar of a run. docs/metrics.md tells what each metric means."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import write_file, writing
+from zoomearth_jax.runs.sinks import Sink
+from zoomearth_jax.terminal.progress import Progress
+
+SCHEMA = 1  # raised when a metric changes its meaning
+
+
+class MetricsLog:
+    """Appends one JSON object a step to `metrics.jsonl`, then to the sinks, and shows the progress.
+
+    Use as a context manager. Files are opened with the first step, so that a failed start leaves none; a resumed run then
+    drops what an interrupted one logged after its checkpoint. Of several processes the first alone writes.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        total: int,
+        label: str,
+        start: int = 0,
+        shown: tuple[str, ...] = ("loss",),
+        sinks: Callable[[], Sequence[Sink]] = tuple,
+    ):
+        """`start` is the last step already done; `shown` are the metrics beside the progress; `sinks` opens those."""
+        self.path = Path(directory) / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        self._progress = Progress(label, total, start=start, quiet=not self._writes)
+        self._start, self._shown, self._open_sinks = start, shown, sinks
+        self._file, self._sinks, self._last = None, (), time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for sink in self._sinks:
+            sink.close()
+        if self._file:
+            with writing(self.path):
+                self._file.close()
+        self._progress.__exit__()
+
+    def _open(self) -> None:
+        _keep(self.path, self._start)
+        with writing(self.path):
+            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._sinks = self._open_sinks()
+
+    def write(self, step: int, metrics: Mapping, alarms: Sequence[str] = ()) -> None:
+        """Logs scalars of step number `step` (1 is the first), with the seconds since the last call as `perf/seconds`.
+
+        What is not finite is null in the file and left out of the sinks; `alarms` are the names of those that are on.
+        """
+        now = time.perf_counter()
+        values = {"perf/seconds": now - self._last, **metrics}
+        self._last = now
+        if not self._writes:
+            return
+        if not self._file:
+            self._open()
+        row = {"schema": SCHEMA, "step": step, **{name: _number(value) for name, value in values.items()}}
+        with writing(self.path):
+            self._file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
+        scalars = {name: row[name] for name in values if row[name] is not None}
+        for sink in self._sinks:
+            sink.write(step, scalars)
+        notes = {name: f"{scalars[name]:.3f}" for name in self._shown if name in scalars}
+        self._progress.update(step - self._progress.done, notes)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Shows a PNG file in the sinks."""
+        if self._writes and not self._file:
+            self._open()
+        for sink in self._sinks:
+            sink.picture(step, name, path)
+
+
+def _number(value) -> float | int | None:
+    """Six significant digits; null where there is no number."""
+    if isinstance(value, int):
+        return value
+    return float(f"{float(value):.6g}") if math.isfinite(value) else None
+
+
+def _keep(path: Path, start: int) -> None:
+    """Leaves the rows up to step `start` in the file, which an interruption can't lose."""
+    kept = [row for row in read_metrics(path) if row["step"] <= start] if start else []
+    write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+        UserError: rows of a later schema than this version knows.
+    """
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+        if rows[-1].get("schema", SCHEMA) > SCHEMA:
+            raise UserError(f"{path}: schema {rows[-1]['schema']}, this version reads {SCHEMA}; update zoomearth_jax")
+    return rows

@@ -1,0 +1,158 @@
+"""Model directories: an HF checkpoint with its tokenizer, and `episode.json` beside it."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import LayoutConfig, read_episode
+from zoomearth_jax.configs.io import read_json
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.chat import load_tokenizer
+from zoomearth_jax.data_pipeline.text.side_files import complete, read_processors
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import SIDE_FILES, staged_model
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from zoomearth_jax.models.qwen2_5_vl.weights import read_config, source_dtype, write_checkpoint
+from zoomearth_jax.runs.checkpoints import load_run_model, saved_dtype, write_rows
+
+
+class LoadedModel(NamedTuple):
+    """A model and what turns questions into its rows."""
+
+    model: Qwen2_5_VL
+    rows: RowBuilder
+
+
+SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
+
+
+def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype: str | None = None) -> None:
+    """Writes config.json, safetensors (rounded to `dtype`), and what `write_rows` writes, all or nothing."""
+    with staged_model(directory, owner=jax.process_index() == 0) as staging:
+        write_checkpoint(model, staging, dtype)
+        if jax.process_index() == 0:
+            write_rows(staging, rows)
+
+
+def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuilder:
+    """The tokenizer and the episode of a model directory; a published checkpoint, which has no episode.json, gets the episode
+    of the preset qwen2_5_vl_3b.
+
+    Args:
+        layout: what changes of the episode.
+    """
+    directory, tokenizer = Path(directory), load_tokenizer(directory)
+    episode = layout.of(read_episode(directory) or preset("qwen2_5_vl_3b")[1])
+    generation = _read_generation(directory / "generation_config.json", len(tokenizer))
+    merged_px = read_config(directory).vision.merged_px
+    return RowBuilder(tokenizer, episode, merged_px, generation, read_processors(directory))
+
+
+def _read_generation(file: Path, vocab_size: int) -> dict:
+    """HF's generation_config.json with eos_token_id as a list; empty without the file."""
+    generation = read_json(file, {})
+    if not generation:
+        return {}
+    ends = generation.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ends):
+        raise UserError(f"{file}: eos_token_id {ends} is not among the {vocab_size} ids of the tokenizer")
+    return generation | {"eos_token_id": ends}
+
+
+def resolve(name: str | Path) -> Path:
+    """The directory of a model: the names in SHIPPED are in the package, everything else is a path."""
+    return (
+        Path(str(files("zoomearth_jax.models") / SHIPPED[str(name)]))
+        if str(name) in SHIPPED
+        else Path(name).expanduser()
+    )
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copies what a model directory holds beside the config and the weights, in forms that transformers 4.x and 5.x read."""
+    for pattern in (*SIDE_FILES, "README.md", "LICENSE*"):
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+    complete(target)
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a model directory holds orbax checkpoints rather than safetensors."""
+    return (directory / "checkpoints").is_dir() and not any(directory.glob("*.safetensors"))
+
+
+def weights_dtype(directory: Path, step: int | None = None) -> str:
+    """The type that most of a model directory's parameters have."""
+    if not is_run(directory):
+        return source_dtype(directory)
+    return saved_dtype(directory, step)
+
+
+def load_weights(
+    directory: Path, compute: ComputeConfig, mesh: Mesh | None = None, step: int | None = None
+) -> Qwen2_5_VL:
+    """The model of an HF directory, or of the last readable checkpoint of a run, or of the given step of one."""
+    if is_run(directory):
+        return load_run_model(directory, compute, mesh, step)
+    return Qwen2_5_VL.from_pretrained(directory, compute=compute, mesh=mesh)
+
+
+def count_parameters(name: str | Path) -> int:
+    """Parameters of the model that `load_model` would load, from its config.json alone."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(existing(name))), nnx.Param)))
+
+
+def load_model(
+    name: str | Path,
+    compute: ComputeConfig = ComputeConfig(),
+    mesh: Mesh | None = None,
+    layout: LayoutConfig = LayoutConfig(),
+) -> LoadedModel:
+    """Loads a shipped model, an HF directory, or the last checkpoint of a run, in the types of `compute`.
+
+    Args:
+        mesh: where the parameters go, sharded by `models.sharding.RULES`; the default device without one.
+        layout: what changes of the model's episode.
+
+    Raises:
+        UserError: nothing there, another architecture, or a tokenizer with more ids than the model has.
+    """
+    directory = existing(name)
+    model = load_weights(directory, compute, mesh)
+    rows = load_rows(directory, layout)
+    if rows.image_id != model.config.image_token_id:
+        raise UserError(
+            f"{directory}: <|image_pad|> is {rows.image_id} in the tokenizer, {model.config.image_token_id} in config.json"
+        )
+    if len(rows.tokenizer) > model.config.text.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}"
+        )
+    return LoadedModel(model, rows)
+
+
+def existing(name: str | Path) -> Path:
+    """The directory of a model that is there; UserError with a suggestion otherwise."""
+    directory = resolve(name)
+    try:
+        if directory.is_dir():
+            return directory
+        if directory.exists():
+            raise UserError(f"{name}: is a file; give the model directory that holds it")
+    except OSError as error:
+        raise UserError(f"{name}: can't be looked at ({error.strerror})") from None
+    close = difflib.get_close_matches(str(name), SHIPPED, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
+    raise UserError(f"{name}: no such model; {hint}")

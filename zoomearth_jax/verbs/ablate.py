@@ -1,0 +1,221 @@
+"""`zoomearth ablate`: what each part of the method is worth at nano scale, over several seeds. docs/ablations.md has a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoomearth_jax.bench import surroundings
+from zoomearth_jax.configs.io import read_yaml, to_dict
+from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.reward import RewardSpec
+from zoomearth_jax.configs.rollout import RolloutConfig
+from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluation.play import play
+from zoomearth_jax.evaluation.summary import summarize
+from zoomearth_jax.files import check_writable, write_file
+from zoomearth_jax.reports.ablation_table import BASE, picture, report, summed_up
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.runs.saved_steps import numbers
+from zoomearth_jax.runs.start import FREE_SETTINGS, on_mesh
+from zoomearth_jax.terminal.progress import Progress, say
+from zoomearth_jax.tools.zoom import Masked
+from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.sft import SFTConfig, sft
+
+SFT_ONLY = "sft-only"
+_REWARD = GRPOConfig.reward
+_NO_KL = ObjectiveConfig(kl_weight=0.0)
+
+# name -> what it changes in the demo's GRPOConfig; `sft-only` is the model that all others start from
+VARIANTS: dict[str, dict] = {
+    BASE: {},
+    "no-region": {"reward": dataclasses.replace(_REWARD, region_weight=0.0)},
+    "no-iou": {"reward": dataclasses.replace(_REWARD, iou_weight=0.0)},
+    "no-box": {"reward": dataclasses.replace(_REWARD, region_weight=0.0, iou_weight=0.0)},
+    SFT_ONLY: {},
+    "no-crop": {"rollout": RolloutConfig(mask_crop=True)},
+    "reference": {
+        # 200 px in an image of 4,500 px, LRS-GRO's usual size; the windows of 512 px hold any site, as most boxes there
+        "reward": dataclasses.replace(RewardSpec.named("reference"), region_alpha=0.044, region_unit="side"),
+        "objective": dataclasses.replace(_NO_KL, advantage="mean", mask="reference"),
+        "rollout": RolloutConfig(crop_gate="oracle", turn_ids="retokenised", crop="reference"),
+        "freeze_vision": False,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateConfig:
+    """GRPO without parts of the method, and the released code's behaviour, over several seeds (nano, procedural scenes).
+
+    The same command goes on where it was interrupted, and takes further variants and seeds.
+
+    Attributes:
+        model: that fine-tuning starts from.
+        out: directory for results.json, results.svg and the runs, seedN/VARIANT.
+        variants: of paper, no-region, no-iou, no-box, sft-only, no-crop, reference.
+        seeds: of fine-tuning and GRPO; the held-out questions are the same for all.
+        sft_steps: optimizer steps of fine-tuning, once a seed.
+        steps: GRPO's.
+        prompts: questions a GRPO step.
+        questions: held-out ones that need a crop; a quarter as many that need none.
+        batch_size: of the evaluation.
+        json: print JSON.
+    """
+
+    model: str = "nano"
+    out: Path = Path("runs/ablate")
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sft_steps: int = SFTConfig.steps
+    steps: int = GRPOConfig.steps
+    prompts: int = GRPOConfig.prompts
+    questions: int = 1024
+    batch_size: int = 256
+    json: bool = False
+
+    def __post_init__(self):
+        for name in self.variants:
+            if name not in VARIANTS:
+                close = difflib.get_close_matches(name, VARIANTS, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VARIANTS)}"
+                raise UserError(f"ablate: unknown variant {name!r}; {hint}")
+        if not self.variants or not self.seeds or min(self.seeds) < 0:
+            raise UserError("ablate: give at least one variant and one seed, and no negative seeds")
+        if min(self.sft_steps, self.steps, self.prompts, self.batch_size) < 1 or self.questions < 4:
+            raise UserError("ablate: steps, prompts and batch_size must be positive, questions at least 4")
+
+
+def ablate(config: AblateConfig) -> dict:
+    """Trains and evaluates what isn't done yet; prints a table or JSON and returns what results.json holds.
+
+    Raises:
+        UserError: runs in `out` had other settings.
+    """
+    check_writable(config.out, directory=True)
+    plan = {seed: _runs(config, seed) for seed in dict.fromkeys(config.seeds)}
+    for run in (run for runs in plan.values() for run in runs.values()):
+        _check_settings(run)
+    scores: list[dict] = []
+    results: dict = {}
+    with (
+        on_mesh(MeshConfig(), config.model, processes=False) as mesh,
+        Progress("runs", sum(map(len, plan.values()))) as progress,
+    ):
+        evaluator = _Evaluator(config, mesh)
+        for seed, runs in plan.items():
+            for variant, run in runs.items():
+                if not _finished(run):
+                    (sft if variant == SFT_ONLY else grpo)(run)
+                if variant in config.variants:
+                    scores.append({"variant": variant, "seed": seed} | evaluator(run))
+                    results = _save(config, scores)
+                    say(f"{variant}, seed {seed}: accuracy at T = 1 {scores[-1]['accuracy_t1']:.3f}")
+                progress.update(notes=f"{variant}, seed {seed}")
+    print(json.dumps(results, indent=2) if config.json else report(results))
+    return results
+
+
+def _save(config: AblateConfig, scores: list[dict]) -> dict:
+    """Writes results.json and results.svg; returns what the former holds."""
+    settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
+    settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
+    results = {"settings": settings, **summed_up(scores, VARIANTS), "runs": list(scores)}
+    write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_file(config.out / "results.svg", picture(results))
+    return results
+
+
+def _runs(config: AblateConfig, seed: int) -> dict[str, SFTConfig | GRPOConfig]:
+    """The settings of a seed's runs; first that of fine-tuning, from which the others start."""
+    folder = config.out / f"seed{seed}"
+    start = SFTConfig(model=config.model, out=folder / SFT_ONLY, steps=config.sft_steps, seed=seed, overwrite=True)
+    runs = {SFT_ONLY: start}
+    base = GRPOConfig(
+        model=str(start.out),
+        steps=config.steps,
+        prompts=config.prompts,
+        objective=_NO_KL,
+        panel_every=0,
+        seed=seed,
+        overwrite=True,
+    )
+    for name in VARIANTS:
+        if name in config.variants and name != SFT_ONLY:
+            runs[name] = dataclasses.replace(base, out=folder / name, **VARIANTS[name])
+    return runs
+
+
+def _check_settings(run: SFTConfig | GRPOConfig) -> None:
+    """Results of different settings must not end up in one table."""
+    if not (run.out / "run.yaml").exists():
+        return
+    before, now = to_dict(read_yaml(run.out / "run.yaml", type(run))), to_dict(run)
+    free = FREE_SETTINGS if isinstance(run, SFTConfig) else (*FREE_SETTINGS, "model")  # a path, spelled as `out` was
+    changed = [key for key in now if before[key] != now[key] and key not in free]
+    if changed:
+        raise UserError(
+            f"{run.out}: this run had {changed[0]}={before[changed[0]]!r}, now it is {now[changed[0]]!r}; take another --out, "
+            "or delete the run's directory"
+        )
+
+
+def _finished(run: SFTConfig | GRPOConfig) -> bool:
+    return numbers(run.out / "checkpoints")[-1:] == [run.steps]
+
+
+class _Evaluator:
+    """Plays the held-out questions with the final policy of a run, once."""
+
+    def __init__(self, config: AblateConfig, mesh: Mesh):
+        self._config, self._mesh, self._where = config, mesh, surroundings()
+        model, rows = load_model(config.model, mesh=mesh)
+        self._engine = RolloutEngine(model, rows, mesh)
+        self._local = scene_questions("test", 0, 0, config.questions, global_share=0.0)
+        self._whole = scene_questions("test", 0, config.questions, config.questions // 4, global_share=1.0)
+
+    def __call__(self, run: SFTConfig | GRPOConfig) -> dict:
+        """What `ablation_table.METRICS` names, the number of questions and where it was computed; kept in the run's directory."""
+        file = run.out / "evaluation.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if kept.get("questions") != self._config.questions:
+            grey = isinstance(run, GRPOConfig) and run.rollout.mask_crop
+            kept = self._scores(run.out, grey) | {"surroundings": self._where}
+            write_file(file, json.dumps(kept, indent=2) + "\n")
+        return kept
+
+    def _scores(self, model: Path, is_grey: bool) -> dict:
+        model, rows = load_model(model, mesh=self._mesh)
+        engine, params = self._engine.with_rows(rows), nnx.state(model, nnx.Param)  # with the run's own windows
+
+        grey = Masked(engine.tool)
+
+        def run(questions, temperature=0.0, tool=grey if is_grey else engine.tool):
+            how = {"sampling": SamplingConfig(temperature=temperature), "tool": tool}
+            key, size = jax.random.key(0), self._config.batch_size
+            episodes = play(engine, params, questions, key, batch_size=size, **how)
+            return summarize(questions, episodes, rows.episode)
+
+        greedy, sampled = run(self._local), run(self._local, 1.0)
+        masked = greedy if is_grey else run(self._local, tool=grey)
+        return {
+            "questions": len(self._local),
+            "accuracy": greedy["accuracy"],
+            "accuracy_t1": sampled["accuracy"],
+            "apo_iou": greedy["apo_iou"],
+            "apo_iou_t1": sampled["apo_iou"],
+            "zoom_rate": greedy["zoom_rate"],
+            "accuracy_masked_crop": masked["accuracy"],
+            "accuracy_global": run(self._whole)["accuracy"],
+        }

@@ -1,0 +1,122 @@
+"""`zoomearth convert SOURCE OUT`: HF directories and orbax checkpoints into each other, with another number type if wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from flax import nnx
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.files import staged_model
+from zoomearth_jax.models.qwen2_5_vl.config import to_hf_config
+from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
+from zoomearth_jax.models.qwen2_5_vl.weights import INDEX, read_config, write_checkpoint
+from zoomearth_jax.runs.checkpoints import Checkpoints
+from zoomearth_jax.runs.models import copy_side_files, existing, is_run, load_weights, weights_dtype
+from zoomearth_jax.runs.saved_steps import numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Settings of a conversion.
+
+    Attributes:
+        source: an HF directory of a Qwen2.5-VL, a run of ours, or a shipped model's name.
+        out: the directory to make.
+        step: of a run; its last one by default.
+        to: `hf` for safetensors that transformers loads, `orbax` for the form of a run's checkpoint.
+        dtype: of the written parameters; `keep` leaves them as they are.
+        overwrite: replace a model that `out` holds.
+        json: print the summary as JSON.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional]
+    step: int | None = None
+    to: Literal["hf", "orbax"] = "hf"
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    overwrite: bool = False
+    json: bool = False
+
+
+def convert(config: ConvertConfig) -> dict:
+    """Runs the conversion, prints a summary and returns it."""
+    source, out, began = existing(config.source), config.out.expanduser(), time.monotonic()
+    _check_target(config, source, out)
+    _check_step(config, source)
+    dtype = weights_dtype(source, config.step) if config.dtype == "keep" else config.dtype
+    compute = ComputeConfig(param_dtype=dtype)
+    size = _size(source, compute)
+    _check_room(out, size)
+    with staged_model(out) as staging:
+        model = load_weights(source, compute, step=config.step)
+        if config.to == "hf":
+            write_checkpoint(model, staging)
+        else:
+            with Checkpoints(staging) as checkpoints:
+                checkpoints.save_params(0, model)
+            (staging / "config.json").write_text(
+                json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8"
+            )
+        copy_side_files(source, staging)
+    summary = {
+        "out": str(out),
+        "to": config.to,
+        "step": config.step,
+        "dtype": dtype,
+        "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "bytes": size,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    text = "{out}: {parameters:,} parameters as {dtype}, {bytes:,} bytes, {seconds} s".format(**summary)
+    print(json.dumps(summary) if config.json else text)
+    return summary
+
+
+def _check_target(config: ConvertConfig, source: Path, out: Path) -> None:
+    try:
+        target, origin = out.resolve(), source.resolve()
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: is a file; give a directory to make")
+    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
+        raise UserError(f"{out}: can't be a directory ({error}); give another one") from None
+    if target == origin:
+        raise UserError(f"{out}: is the source itself; give another directory")
+    if target.is_relative_to(origin) or origin.is_relative_to(target):
+        raise UserError(f"{out}: the source and the directory to make lie inside one another; give another directory")
+    if (out / "run.yaml").exists():
+        raise UserError(f"{out}: holds a training run; give another directory")
+    holds_model = any((out / name).exists() for name in ("config.json", "model.safetensors", INDEX, "checkpoints"))
+    if holds_model and not config.overwrite:
+        raise UserError(f"{out}: holds a model; pass --overwrite to replace it, or give another directory")
+
+
+def _check_step(config: ConvertConfig, source: Path) -> None:
+    if config.step is None:
+        return
+    if not is_run(source):
+        raise UserError(f"{source}: is no run, so it has no steps; leave --step out")
+    steps = numbers(source / "checkpoints")
+    if config.step not in steps:
+        raise UserError(f"{source}: no step {config.step}; there are {', '.join(map(str, steps)) or 'none'}")
+
+
+def _size(source: Path, compute: ComputeConfig) -> int:
+    """Bytes of the parameters in the type they are written in."""
+    model = abstract_model(read_config(source), compute)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _check_room(out: Path, size: int) -> None:
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < size * 1.02:
+        raise UserError(f"{out}: {size / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free on that disk")

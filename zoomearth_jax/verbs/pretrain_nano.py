@@ -1,0 +1,315 @@
+"""`zoomearth pretrain-nano`: trains the nano base model that ships with the package.
+
+Binding a colour's name to a place has a long plateau under plain fine-tuning. What gets over it: all sites of a scene are
+asked about from one shared image prefix, beside counting, season and stripe-reading questions, with auxiliary losses
+through heads that are thrown away: visual tokens tell their sites' colours, corners and stripes, and the question's tokens
+the corners of the site that they name. The base doesn't speak the episode protocol; SFT teaches that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from zoomearth_jax.configs.io import write_yaml
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.sources import global_view
+from zoomearth_jax.data_pipeline.questions.procedural import SPLITS, scene_questions
+from zoomearth_jax.data_pipeline.questions.question import Look, Question
+from zoomearth_jax.data_pipeline.questions.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
+from zoomearth_jax.data_pipeline.text.protocol import is_correct
+from zoomearth_jax.files import check_writable, write_file
+from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.rl.policy import Segment, device_images, reply_hidden, token_logprobs
+from zoomearth_jax.rl.rewards.boxes import box_iou
+from zoomearth_jax.rl.rewards.episodes import box_arrays
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.metrics import MetricsLog
+from zoomearth_jax.runs.models import load_model, save_model
+
+QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
+REPLY_LEN = 32
+_NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainNanoConfig:
+    """The recipe.
+
+    Attributes:
+        out: directory to write the checkpoint to.
+        steps: most optimizer steps.
+        stop_x1_loss: stop when the smoothed loss of a box's first number falls below this, so that the base still has
+            something to learn; when binding happens varies by seed, so a step count alone won't do.
+        scenes: scenes (and as many crops) a step.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        first_number_weight: weight of a box's first number in the loss.
+        aux_weight: weight of the auxiliary losses.
+        seed: of parameters and scenes.
+    """
+
+    out: Path = Path("runs/nano")
+    steps: int = 1500
+    stop_x1_loss: float = 1.8
+    scenes: int = 16
+    lr: float = 2e-3
+    warmup: int = 50
+    first_number_weight: float = 3.0
+    aux_weight: float = 1.0
+    seed: int = 0
+
+
+def _prefix(rows: RowBuilder, pictures):
+    """Prompts that end after the image, so that many questions share it."""
+    views = rows.views(pictures)
+    length = len(rows.head_ids) + 2 + rows.layout.view_tokens
+    ids = np.full((len(pictures), length), rows.pad_id, np.int32)
+    valid = np.zeros(ids.shape, bool)
+    for i, grid in enumerate(views.grids):
+        prompt = [*rows.head_ids, rows.look_id, *[rows.image_id] * int(grid.prod()), rows.seen_id]
+        ids[i, : len(prompt)], valid[i, : len(prompt)] = prompt, True
+    return views, ids, valid
+
+
+def _replies(rows: RowBuilder, pairs, first_number_weight: float):
+    """Rows of "question, turn change, answer" with loss weights on the answer; None gives an empty row."""
+    ids = np.full((len(pairs), REPLY_LEN), rows.pad_id, np.int32)
+    valid, weight = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.float32)
+    first, named = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
+    for i, pair in enumerate(pairs):
+        if pair is None:
+            continue
+        question, answer = pair
+        asked = [*rows.encode(question), *rows.tail_ids]
+        said = [*rows.encode(answer), rows.stop_id]
+        end = len(asked) + len(said)
+        ids[i, :end], valid[i, : end - 1], weight[i, len(asked) : end] = [*asked, *said], True, 1.0
+        if "bbox" in answer:
+            first[i, len(asked) + 1] = True
+            weight[i, len(asked) + 1] = first_number_weight
+            named[i, _NAMED_FROM : len(asked) + 1] = True
+    return ids, valid, weight, first, named
+
+
+def _scene_pairs(rng, scene: Scene, view) -> list:
+    def locate(site: Site):
+        corners = [round(c) for c in scene.box(site).to(view).corners]
+        return f"Where is the {site.color} site?", f'[{{"bbox_2d": {corners}, "label": "{site.color} site"}}]'
+
+    pairs = [locate(site) for site in scene.sites]
+    pairs += [("How many sites are there?", str(len(scene.sites))), ("Which season is it?", scene.season)]
+    pairs += [None] * (QUERIES - len(pairs))
+    return [pairs[i] for i in rng.permutation(QUERIES)]
+
+
+def _named_corners(scene: Scene, pair) -> tuple[float, float, float, float]:
+    """Corners in units of the site that a question names; zeros for other questions."""
+    named = [s for s in scene.sites if pair and f"the {s.color} site?" in pair[0]]
+    return (named[0].x1, named[0].y1, named[0].x2, named[0].y2) if named else (0.0, 0.0, 0.0, 0.0)
+
+
+def _loose_crop(rng, rows: RowBuilder, scene: Scene, site: Site) -> np.ndarray:
+    """A crop as a policy might take it: corners off by up to a third of the site's sides."""
+    box = scene.box(site)
+    w, h = box.x2 - box.x1, box.y2 - box.y1
+    dx1, dx2, dy1, dy2 = rng.uniform(-0.35, 0.2, size=4)
+    loose = Box(box.x1 + dx1 * w, box.y1 + dy1 * h, box.x2 - dx2 * w, box.y2 - dy2 * h, box.frame)
+    return rows.crop(scene, rows.window(loose, scene.frame))
+
+
+def _token_targets(scene: Scene, tokens_per_side: int):
+    """For each visual token: which colours' sites have their centre in its square, and their corners in units of a square.
+
+    The corners are those in the scene, not in the square: absolute position has no other way into the features.
+    """
+    present = np.zeros((tokens_per_side, tokens_per_side, len(COLORS)), np.float32)
+    corners = np.zeros((tokens_per_side, tokens_per_side, len(COLORS), 4), np.float32)
+    cell = UNITS / tokens_per_side
+    for site in scene.sites:
+        column, row = int((site.x1 + site.x2) / 2 // cell), int((site.y1 + site.y2) / 2 // cell)
+        color = list(COLORS).index(site.color)
+        present[row, column, color] = 1.0
+        corners[row, column, color] = np.array([site.x1, site.y1, site.x2, site.y2]) / cell
+    return present.reshape(-1, len(COLORS)), corners.reshape(-1, len(COLORS), 4)
+
+
+def _chunks(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) -> dict:
+    """The data of one step, from the seed and the step's number alone."""
+    rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
+    scenes = [random_scene(rng) for _ in range(config.scenes)]
+    overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
+    pairs = [pair for s, o in zip(scenes, overviews, strict=True) for pair in _scene_pairs(rng, s, rows.view_frame(o))]
+    read = [(scene, scene.sites[rng.integers(len(scene.sites))]) for scene in scenes]
+    crops = [_loose_crop(rng, rows, scene, site) for scene, site in read]
+    readings = [
+        pair
+        for _, site in read
+        for pair in [("Which way do the stripes run?", site.orientation), ("Which color is the site?", site.color)]
+    ]
+    named = [
+        _named_corners(scene, pair)
+        for scene, asked in zip(scenes, _chunks(pairs, QUERIES), strict=True)
+        for pair in asked
+    ]
+    targets = [_token_targets(scene, rows.layout.view_side // rows.layout.merged_px) for scene in scenes]
+    batch = {}
+    for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
+        views, ids, valid = _prefix(rows, pictures)
+        batch[name] = {
+            "prompt": (ids, valid, device_images(views, vision)),
+            "reply": _replies(rows, asked, config.first_number_weight),
+        }
+    stripes = np.array([list(ORIENTATIONS).index(site.orientation) for _, site in read], np.int32)
+    batch |= {"named_corners": np.array(named, np.float32) / UNITS, "stripes": stripes}
+    return {**batch, "present": np.stack([t[0] for t in targets]), "corners": np.stack([t[1] for t in targets])}
+
+
+def _group_loss(model, part):
+    """Visual tokens, states that predict each slot, the weighted cross-entropy, and that of first numbers alone."""
+    ids, valid, images = part["prompt"]
+    reply_ids, reply_valid, weight, first, _ = part["reply"]
+    features = model.encode_views(images.pixels, images.layout)
+    hidden = reply_hidden(model, Segment(ids, valid, features, images.grids), Segment(reply_ids, reply_valid))
+    logp, _ = token_logprobs(model, hidden, reply_ids, 1.0)
+    first_loss = -(logp * first).sum() / jnp.maximum(first.sum(), 1)
+    return features, hidden, -(logp * weight).sum() / weight.sum(), first_loss
+
+
+def _loss(state, graph, batch, aux_weight):
+    model, heads = nnx.merge(graph, state)
+    features, hidden, scene_loss, x1_loss = _group_loss(model, batch["scenes"])
+    crop_features, _, crop_loss, _ = _group_loss(model, batch["crops"])
+
+    out = heads["sites"](features).reshape(*batch["present"].shape, 5)
+    present_loss = optax.sigmoid_binary_cross_entropy(out[..., 0], batch["present"]).sum((-1, -2)).mean()
+    corner_error = jnp.abs(out[..., 1:] - batch["corners"]).sum(-1) * batch["present"]
+    corner_loss = corner_error.sum() / batch["present"].sum()
+    named = batch["scenes"]["reply"][-1]
+    named_error = jnp.abs(heads["named"](hidden) - batch["named_corners"][:, None]).sum(-1)
+    named_loss = (named_error * named).sum() / named.sum()
+    stripe_logits = heads["stripes"](crop_features)
+    seen = jnp.arange(stripe_logits.shape[1]) < batch["crops"]["prompt"][2].grids.prod(-1)
+    stripe_loss = optax.softmax_cross_entropy_with_integer_labels(stripe_logits, batch["stripes"][:, None])
+    stripe_loss = (stripe_loss * seen).sum() / seen.sum()
+
+    metrics = {
+        "loss": scene_loss + crop_loss,
+        "x1_loss": x1_loss,
+        "crop_loss": crop_loss,
+        "present_loss": present_loss,
+        "corner_loss": corner_loss,
+        "named_loss": named_loss,
+        "stripe_loss": stripe_loss,
+    }
+    return scene_loss + crop_loss + aux_weight * (
+        0.1 * present_loss + corner_loss + named_loss + 2 * stripe_loss
+    ), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A window of a scene as an image of its own."""
+
+    scene: Scene
+    box: Box
+
+    @property
+    def frame(self) -> Frame:
+        return Frame(round(self.box.x2 - self.box.x1), round(self.box.y2 - self.box.y1))
+
+    def window(self, box: Box, size: Frame) -> np.ndarray:
+        x, y = self.box.x1, self.box.y1
+        return self.scene.window(Box(box.x1 + x, box.y1 + y, box.x2 + x, box.y2 + y, self.scene.frame), size)
+
+
+def score_base(model: Qwen2_5_VL, rows: RowBuilder, seed: int = 0, count: int = 512) -> dict[str, float]:
+    """Greedy scores on held-out scenes in the form of pre-training: location IoU, and accuracy of the other questions."""
+    scenes = [q.image for q in scene_questions("test", seed, 0, count)]
+    sites = [scene.sites[0] for scene in scenes]
+    cuts = [_Cut(scene, rows.window(scene.box(site), scene.frame)) for scene, site in zip(scenes, sites, strict=True)]
+    asked = {
+        "stripes": [("Which way do the stripes run?", site.orientation) for site in sites],
+        "color": [("Which color is the site?", site.color) for site in sites],
+        "count": [("How many sites are there?", str(len(scene.sites))) for scene in scenes],
+        "season": [("Which season is it?", scene.season) for scene in scenes],
+    }
+    engine, params, key = RolloutEngine(model, rows), nnx.state(model, nnx.Param), jax.random.key(seed)
+    scores = {}
+    for name, pairs in asked.items():
+        images = cuts if name in ("stripes", "color") else scenes
+        questions = [Question(image, *pair, "global") for image, pair in zip(images, pairs, strict=True)]
+        episodes = engine(params, questions, key).episodes
+        scores[name] = float(
+            np.mean([is_correct(e.texts[0], q.answer) for e, q in zip(episodes, questions, strict=True)])
+        )
+    questions = [
+        Question(scene, f"Where is the {site.color} site?", "", "object", (Look(scene.box(site)),))
+        for scene, site in zip(scenes, sites, strict=True)
+    ]
+    episodes = engine(params, questions, key).episodes
+    predicted, reference, applies = box_arrays(questions, [e.box for e in episodes])
+    scores["location_iou"] = float((np.asarray(box_iou(predicted, reference)) * applies).mean())
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
+    """Scales what each layer adds to the residual stream at the start, so that a colour's word stays readable in it."""
+    layers = model.decoder.layers
+    for linear in (layers.o_proj, layers.mlp.down_proj):
+        linear.kernel[...] = linear.kernel[...] * scale
+
+
+def pretrain_nano(config: PretrainNanoConfig) -> Path:
+    """Trains and writes the base checkpoint; returns its directory."""
+    check_writable(config.out, directory=True)
+    model_config, episode = preset("nano")
+    rows = RowBuilder(build_nano_tokenizer(), episode, model_config.vision.merged_px)
+    rngs = nnx.Rngs(config.seed)
+    model = nnx.jit(lambda rngs: Qwen2_5_VL(model_config, rngs=rngs))(rngs)
+    _quiet_branches(model)
+    sizes = {"sites": 5 * len(COLORS), "named": 4, "stripes": len(ORIENTATIONS)}
+    heads = nnx.Dict({name: nnx.Linear(model_config.text.width, size, rngs=rngs) for name, size in sizes.items()})
+    graph, state = nnx.split((model, heads))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, config.lr / 10)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
+    opt_state = optimizer.init(state)
+
+    @jax.jit
+    def train_step(state, opt_state, batch):
+        grads, metrics = jax.grad(_loss, has_aux=True)(state, graph, batch, config.aux_weight)
+        updates, opt_state = optimizer.update(grads, opt_state, state)
+        return optax.apply_updates(state, updates), opt_state, metrics
+
+    smoothed = None
+    with MetricsLog(config.out, total=config.steps, label="pretrain-nano") as log:
+        for step in range(config.steps):
+            batch = make_batch(config, rows, model_config.vision, step)
+            state, opt_state, metrics = train_step(state, opt_state, batch)
+            x1_loss = float(metrics["x1_loss"])
+            smoothed = x1_loss if smoothed is None else 0.95 * smoothed + 0.05 * x1_loss
+            log.write(step + 1, metrics)
+            if smoothed < config.stop_x1_loss:
+                break
+    nnx.update(model, nnx.state(nnx.merge(graph, state)[0]))
+    save_model(config.out, model, rows, "bfloat16")
+    model = load_model(config.out).model  # what was written is what is scored
+    write_yaml(config.out / "run.yaml", config)
+    scores = {"steps": step + 1, **score_base(model, rows, config.seed)}
+    write_file(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    print(json.dumps(scores))
+    return config.out
