@@ -139,14 +139,11 @@ def _parts(arg: str) -> list[str]:
 
 def _check_name(what: str, first: list[str], known) -> None:
     """Refuses an unknown name before tyro does, which suggests none."""
-    import difflib
 
-    from zoomearth_jax.errors import UserError
+    from zoomearth_jax.errors import UserError, suggestion
 
     if first and not first[0].startswith("-") and first[0] not in known:
-        close = difflib.get_close_matches(first[0], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise UserError(f"unknown {what} {first[0]!r}; {hint}")
+        raise UserError(f"unknown {what} {first[0]!r}; {suggestion(first[0], known)}")
 
 
 def _read_defaults(args: list[str], verbs: dict) -> tuple[list[str], dict]:

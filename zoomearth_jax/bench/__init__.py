@@ -27,6 +27,7 @@ from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
 from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
+from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.terminal.tables import table
 
 # name -> (settings with a field `json`, function from them to rows)
@@ -65,23 +66,3 @@ def bench(config: BenchConfig) -> list[dict]:
     print(json.dumps(rows, indent=2) if settings.json else table(rows))
     print(surroundings(), file=sys.stderr)
     return rows
-
-
-def surroundings() -> str:
-    """Where the figures come from: device, cores, versions, commit (`-dirty` with uncommitted changes)."""
-    device = jax.devices()[0]
-    name = _processor() if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
-    loaded = [library for library in ("jax", "torch", "transformers") if library in sys.modules]
-    versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in loaded)
-    root = Path(__file__).parents[2]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if (root / ".git").exists() else ""
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {versions}, commit {commit or 'unknown'}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

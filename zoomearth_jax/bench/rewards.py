@@ -7,13 +7,13 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from zoomearth_jax.bench.timing import median_seconds, seconds_of
 from zoomearth_jax.configs.reward import SPECS
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.rewards.answers import SAME, graded_scores
@@ -97,7 +97,7 @@ def _boxes(config: RewardsConfig, rng: np.random.Generator) -> dict:
     """Of the paper's spec; the error of both named specs' region rewards."""
     boxes, side = random_boxes(rng, config.boxes), np.full(config.boxes, IMAGE_PX, np.float32)
     inputs = jax.device_put((*boxes, np.ones(config.boxes, bool), side))
-    seconds = _median(lambda: jax.block_until_ready(box_rewards(SPECS["paper"], *inputs)), config.repeats)
+    seconds = median_seconds(lambda: jax.block_until_ready(box_rewards(SPECS["paper"], *inputs)), config.repeats)
     shapes = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh}
     errors = []
     for spec in (SPECS["paper"], dataclasses.replace(SPECS["reference"], iou="box")):
@@ -111,9 +111,9 @@ def _wordnet(config: RewardsConfig, rng: np.random.Generator, corpus, words: lis
     ours_s, nltk_s = [], []
     for _ in range(config.repeats):  # in turns, so that a busy machine slows both
         sample = rng.integers(0, config.pairs, min(NLTK_PAIRS, config.pairs))
-        nltk_s.append(_seconds(lambda: [nltk_score(corpus, pairs[0][i], pairs[1][i]) for i in sample]) / len(sample))  # noqa: B023
+        nltk_s.append(seconds_of(lambda: [nltk_score(corpus, pairs[0][i], pairs[1][i]) for i in sample]) / len(sample))  # noqa: B023
         wordnet().forget()
-        ours_s.append(_seconds(lambda: graded_scores(*pairs)) / config.pairs)
+        ours_s.append(seconds_of(lambda: graded_scores(*pairs)) / config.pairs)
     scores, known = graded_scores(*pairs), {}
     mismatches = 0
     for pair in tracked(zip(*pairs, scores, strict=True), "nltk", config.pairs):
@@ -181,15 +181,3 @@ def _load_seconds(repeats: int) -> float:
     return statistics.median(
         float(subprocess.run(run, capture_output=True, text=True, check=True).stdout) for _ in range(repeats)
     )
-
-
-def _seconds(run: Callable) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _median(run: Callable, repeats: int) -> float:
-    """Seconds after a warm-up."""
-    run()
-    return statistics.median(_seconds(run) for _ in range(repeats))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zoomearth_jax.bench.timing import median_seconds
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.presets import preset
@@ -52,18 +51,8 @@ def bench_windows(config: WindowsConfig) -> list[dict]:
         x_IPD = jnp.ones((1, side * side, vision.width), config.compute.dtype)
         angles = vision_angles(layout.positions_IP2, vision.width // vision.num_heads)
         seconds = {
-            name: _median(lambda: attend(params, x_IPD, angles, layout, whole), config.repeats)  # noqa: B023
+            name: median_seconds(lambda: attend(params, x_IPD, angles, layout, whole), config.repeats)  # noqa: B023
             for name, whole in (("windows_s", False), ("whole_s", True))
         }
         rows.append({"patches": side * side, **seconds})
     return rows
-
-
-def _median(run, repeats: int) -> float:
-    run().block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run().block_until_ready()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)

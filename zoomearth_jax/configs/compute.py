@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 import jax
 import jax.numpy as jnp
 
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn", "splash")
@@ -41,9 +40,7 @@ class ComputeConfig:
         ):
             value = getattr(self, name)
             if value not in known:
-                close = difflib.get_close_matches(str(value), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                raise UserError(f"compute config: unknown {name} {value!r}; {hint}")
+                raise UserError(f"compute config: unknown {name} {value!r}; {suggestion(value, known)}")
 
     @property
     def dtypes(self) -> dict[str, jnp.dtype]:

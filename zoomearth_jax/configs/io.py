@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import yaml
 
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.files import write_file
 
 
@@ -31,11 +30,7 @@ def from_dict(cls, data: Any, where: str):
     values = {}
     for key, value in data.items():
         if not isinstance(key, str) or key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            raise UserError(
-                f"{where}: unknown key {_shown(key)}; "
-                + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}")
-            )
+            raise UserError(f"{where}: unknown key {_shown(key)}; {suggestion(key, fields)}")
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:

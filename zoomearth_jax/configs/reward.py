@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from typing import Literal, get_args, get_type_hints
 
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 
 VERSION = 1
 OWN_NAMES = ("iou", "region", "answer", "pattern", "total")
@@ -77,9 +76,7 @@ class RewardSpec:
     def named(name: str) -> RewardSpec:
         """`paper` or `reference`, the released code's; UserError for another name."""
         if name not in SPECS:
-            close = difflib.get_close_matches(name, SPECS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(SPECS)}"
-            raise UserError(f"unknown reward spec {name!r}; {hint}")
+            raise UserError(f"unknown reward spec {name!r}; {suggestion(name, SPECS)}")
         return SPECS[name]
 
     @property

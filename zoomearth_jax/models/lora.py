@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zoomearth_jax.configs.lora import LoRAConfig
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.models.layers import Linear, stack
 
 
@@ -67,8 +66,7 @@ def add_lora(model: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> nnx.Modul
     linears = _linears(model)
     matched = [linear for name, linear in linears.items() if re.fullmatch(config.pattern, name)]
     if not matched:
-        close = difflib.get_close_matches(config.pattern, linears, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(linears)}"
+        hint = suggestion(config.pattern, linears, cutoff=0.4)
         raise UserError(f"lora config: pattern {config.pattern!r} matches no linear layer; {hint}")
     for linear in matched:
         make, layers = functools.partial(Adapter, linear, config), linear.kernel.shape[:-2]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from zoomearth_jax.configs.episode import EpisodeConfig
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 
 _INSTRUCTION = (
@@ -94,7 +92,5 @@ PRESETS = {f.__name__: f for f in (nano, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_v
 def preset(name: str) -> tuple[ModelConfig, EpisodeConfig]:
     """A preset by name; UserError with a suggestion for an unknown one."""
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(PRESETS)}"
-        raise UserError(f"unknown preset {name!r}; {hint}")
+        raise UserError(f"unknown preset {name!r}; {suggestion(name, PRESETS)}")
     return PRESETS[name]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.text.side_files import complete, read_processors
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.files import SIDE_FILES, staged_model
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
@@ -153,6 +152,5 @@ def existing(name: str | Path) -> Path:
             raise UserError(f"{name}: is a file; give the model directory that holds it")
     except OSError as error:
         raise UserError(f"{name}: can't be looked at ({error.strerror})") from None
-    close = difflib.get_close_matches(str(name), SHIPPED, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"give a model directory, a run, or one of {', '.join(SHIPPED)}"
+    hint = suggestion(name, SHIPPED, f"give a model directory, a run, or one of {', '.join(SHIPPED)}")
     raise UserError(f"{name}: no such model; {hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoomearth_jax.bench import surroundings
 from zoomearth_jax.configs.io import read_yaml, to_dict
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -19,10 +17,11 @@ from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.play import play
 from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable, write_file
+from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.reports.ablation_table import BASE, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
@@ -88,9 +87,7 @@ class AblateConfig:
     def __post_init__(self):
         for name in self.variants:
             if name not in VARIANTS:
-                close = difflib.get_close_matches(name, VARIANTS, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VARIANTS)}"
-                raise UserError(f"ablate: unknown variant {name!r}; {hint}")
+                raise UserError(f"ablate: unknown variant {name!r}; {suggestion(name, VARIANTS)}")
         if not self.variants or not self.seeds or min(self.seeds) < 0:
             raise UserError("ablate: give at least one variant and one seed, and no negative seeds")
         if min(self.sft_steps, self.steps, self.prompts, self.batch_size) < 1 or self.questions < 4:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -27,7 +26,7 @@ from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.sources import columns_resized, rows_resized, span
 from zoomearth_jax.data_pipeline.images.tile_codecs import decoded, decoded_row
-from zoomearth_jax.errors import UserError
+from zoomearth_jax.errors import UserError, suggestion
 
 FORMAT, VERSION = "zoomearth tile store", 1
 INDEX, SETTINGS, QUARANTINE, LOCK = "index.json", "settings.json", "quarantine.jsonl", ".lock"
@@ -264,9 +263,8 @@ class TileStore:
         """
         record = self._find(name)
         if record is None:
-            close = difflib.get_close_matches(str(name), self.records, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"{self.directory}: no image {name!r} among the {len(self)} of this tile store{hint}")
+            hint = suggestion(name, self.records, "`zoomearth tile` lists them")
+            raise UserError(f"{self.directory}: no image {name!r} among the {len(self)} of this tile store; {hint}")
         return StoredImage(self.directory, record, self.settings.codec)
 
     __getitem__ = image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from zoomearth_jax.data_pipeline.questions.folder_rows import GivenLook, Problem
 from zoomearth_jax.data_pipeline.questions.json_lines import read_json_lines
 from zoomearth_jax.data_pipeline.questions.question import LEVELS, Look, Question
 from zoomearth_jax.data_pipeline.questions.records import Field, read_fields
+from zoomearth_jax.errors import suggestion
 
 NAME = "questions.jsonl"
 FIELDS = {
@@ -75,10 +75,8 @@ def read_row(record: Mapping) -> tuple[dict, list[str]]:
     faults += [f"field {key!r} must not be empty" for key in ("image", "question") if not values.get(key, "-").strip()]
     level = values.get("level", "global")
     if level not in LEVELS:
-        close = difflib.get_close_matches(level.strip().lower(), LEVELS, n=1)
-        faults.append(
-            f"level {level[:40]!r} is none of {', '.join(LEVELS)}" + (f"; did you mean {close[0]!r}?" if close else "")
-        )
+        hint = suggestion(level.strip().lower(), LEVELS, "")
+        faults.append(f"level {level[:40]!r} is none of {', '.join(LEVELS)}" + (hint and f"; {hint}"))
     return values, faults
 
 

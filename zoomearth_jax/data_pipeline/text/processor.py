@@ -19,7 +19,6 @@ from zoomearth_jax.configs.io import from_dict, read_json
 from zoomearth_jax.data_pipeline.images.boxes import Frame
 from zoomearth_jax.data_pipeline.text.chat import Chat, load_tokenizer
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.models.qwen2_5_vl.config import from_hf_config
 
 MAX_ELONGATION = 200
 # what the model's own preprocessing does (models/qwen2_5_vl/vision.py: patchify); other values would be silently ignored
@@ -65,6 +64,14 @@ class ImageConfig:
         return self.patch_size * self.merge_size
 
 
+# what config.json calls the sizes of a patch
+_PATCHES = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+
+
 def read_image_config(directory) -> ImageConfig:
     """The image config of an HF directory: the defaults if it has neither preprocessor_config.json nor the
     processor_config.json of transformers 5.
@@ -78,13 +85,11 @@ def read_image_config(directory) -> ImageConfig:
     if raw is None:
         raw, where = read_json(directory / "preprocessor_config.json", {}), "preprocessor_config.json"
     config = _from_hf(raw, str(directory / where)) if raw else ImageConfig()
-    if model := read_json(directory / "config.json", {}):
-        vision = from_hf_config(model, str(directory / "config.json")).vision
-        for name in ("patch_size", "merge_size", "temporal_patch_size"):
-            if getattr(config, name) != getattr(vision, name):
-                raise UserError(
-                    f"{directory / where}: {name} is {getattr(config, name)}, in config.json {getattr(vision, name)}"
-                )
+    vision = read_json(directory / "config.json", {}).get("vision_config")
+    for name, key in _PATCHES.items() if isinstance(vision, dict) else ():
+        given = vision.get(key, getattr(ImageConfig, name))
+        if getattr(config, name) != given:
+            raise UserError(f"{directory / where}: {name} is {getattr(config, name)}, in config.json {given}")
     return config
 
 

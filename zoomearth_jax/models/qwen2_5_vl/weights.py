@@ -25,7 +25,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.io import read_json
@@ -33,6 +32,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, from_hf_config, to_hf_config
 from zoomearth_jax.models.sharding import param_shardings
+from zoomearth_jax.terminal.progress import Progress, tracked
 
 CHUNK_BYTES = 256 * 2**20  # of layers that are read together
 SHARD_BYTES = 2**30  # of an exported file
@@ -271,7 +271,7 @@ def load_pretrained(cls, directory, compute: ComputeConfig | None = None, mesh: 
     source.check(model)
     shardings = _shardings(model, mesh)
     size = sum(tensor.param.size for tensor in tensors)
-    with tqdm(total=size, desc="load", unit="", unit_scale=True, leave=False, disable=size < 2**28 or None) as bar:
+    with Progress("load", size, unit="parameters", quiet=size < 2**28) as bar:
         for tensor in tensors:
             array = _load_tensor(source, tensor, shardings[tensor.path])
             nnx.update(model, nnx.from_flat_state({tensor.path: tensor.param.replace(array)}))
@@ -311,7 +311,7 @@ def write_checkpoint(model, directory: Path, dtype: str | None = None) -> None:
         if len(shards) == 1
         else [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     )
-    for name, shard in zip(names, tqdm(shards, desc="save", leave=False, disable=len(shards) < 3 or None), strict=True):
+    for name, shard in zip(names, tracked(shards, "save"), strict=True):
         arrays = {key: _to_hf(tensor, layer, model.config, kind) for tensor, layer, key in shard}
         if jax.process_index() == 0:
             save_file(arrays, directory / name, metadata={"format": "pt"})
