@@ -148,8 +148,8 @@ def fake_runs(monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    monkeypatch.setattr("zoomearth_jax.ablate.grpo", train)
-    monkeypatch.setattr("zoomearth_jax.ablate.sft", train)
+    monkeypatch.setattr("zoomearth_jax.verbs.ablate.grpo", train)
+    monkeypatch.setattr("zoomearth_jax.verbs.ablate.sft", train)
     monkeypatch.setattr("zoomearth_jax.verbs.ablate._Evaluator._scores", score)
     return ran
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
-from pathlib import Path
 from typing import Annotated, Union
 
-import jax
 import tyro
 
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size

@@ -380,7 +380,7 @@ def test_named_specs_in_yaml_and_on_the_command_line(monkeypatch, capsys):
     with pytest.raises(UserError, match=r"x\.yaml: reward: unknown reward spec 'papers'; did you mean 'paper'"):
         from_dict(GRPOConfig, {"reward": "papers"}, "x.yaml")
     taken = []
-    monkeypatch.setattr("zoomearth_jax.grpo.grpo", taken.append)
+    monkeypatch.setattr("zoomearth_jax.verbs.grpo.grpo", taken.append)
     assert main(["grpo", "--reward", "reference", "--reward.pattern-weight", "0.5"]) == 0
     assert main(["grpo"]) == 0
     assert [config.reward for config in taken] == [

@@ -110,9 +110,8 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
             if len(looks) > 1:
                 row |= {"looks": looks, "thought": q.thought}
             else:
-                one = looks[0] if looks else {"box": None, "label": "", "thought": ""}
-                thoughts = [one.pop("thought"), q.thought] if looks else [q.thought, ""]
-                row |= one | {"thoughts": thoughts}
+                one = looks[0] if looks else {"box": None, "label": "", "thought": q.thought}
+                row |= one | {"thoughts": [one.pop("thought"), q.thought if looks else ""]}
             row |= {"category": q.category} if q.category else {}
             row |= {"choices": list(q.choices)} if q.choices else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
