@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
@@ -92,6 +92,8 @@ def test_nothing_that_transformers_4_does_not_know(chain):
         assert {"min_pixels", "max_pixels", "image_mean", "image_std", "patch_size", "merge_size"} <= images.keys()
 
 
+@example(19, 56)
+@example(38, 512)
 @given(st.integers(1, 20_000), st.sampled_from([56, 112, 280, 448, 512, 784, 1024]))
 def test_square_images_get_the_size_of_our_overview(side, view_px):
     episode = EpisodeConfig(view_px=view_px, prompt_len=4096)

@@ -113,6 +113,8 @@ def view_size(width: float, height: float, view_px: int, unit: int, min_tokens: 
     tokens = [max(1, round(side / unit)) for side in (width, height)]
     if tokens[0] * tokens[1] < min_tokens:
         enlarge = math.sqrt(min_tokens * unit * unit / (width * height))
-        tokens = [math.ceil(side * enlarge / unit) for side in (width, height)]
+        tokens = [
+            math.ceil(side * enlarge / unit - 1e-9) for side in (width, height)
+        ]  # 2 stays 2, whatever the root's last bit
     limit = view_px // unit
     return Frame(*(min(side, limit) * unit for side in tokens))

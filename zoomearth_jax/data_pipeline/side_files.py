@@ -57,13 +57,14 @@ def view_images(episode: EpisodeConfig, kept: Mapping[str, Any]) -> dict[str, An
     """Settings by which HF's processor gives a square image the size of our overview.
 
     Qwen's processor limits the area, we limit the longer side; so an oblong image gets more tokens from it than from us, but
-    never more than a square one. max_pixels is less than one token over the largest view, because the processor rounds down.
+    never more than a square one. max_pixels is less than one token over the largest view, because the processor rounds down, and
+    min_pixels a px less than its least view, because it rounds up what its square roots make of small images.
 
     Args:
         kept: other settings of preprocessor_config.json, from the checkpoint that training began with.
     """
     token = episode.merged_px**2
-    return _images(kept, {"min_pixels": 4 * token, "max_pixels": (episode.view_tokens + 1) * token - 1})
+    return _images(kept, {"min_pixels": 4 * token - 1, "max_pixels": (episode.view_tokens + 1) * token - 1})
 
 
 def complete(directory: Path) -> None:
