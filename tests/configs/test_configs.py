@@ -19,9 +19,9 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.presets import PRESETS, preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
-from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
 from zoomearth_jax.verbs.ablate import AblateConfig
 from zoomearth_jax.verbs.ask import AskConfig
 from zoomearth_jax.verbs.demo import DemoConfig

@@ -16,12 +16,11 @@ from zoomearth_jax.hardware.flops import (
     row_counts,
     segment_pairs,
     sft_flops,
-    vision_flops,
 )
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from zoomearth_jax.models.qwen2_5_vl.vision import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 
 ARRAYS = {
     "prompt_N": [5],
@@ -46,7 +45,7 @@ def test_decoder_by_hand():
     assert forward.layers == 3 * tokens * 2 * sum(products.values())
     assert forward.attention == 3 * pairs * (2 * 8 + 2 * 8)  # scores, and the sum of values, over all heads
     assert forward.logits == (2 + 4) * 2 * 8 * 10
-    assert forward.vision == vision_flops(config.vision, [[2, 2], [1, 3]])
+    assert forward.vision == config.vision_flops([[2, 2], [1, 3]])
 
 
 def test_vision_by_hand():
@@ -59,8 +58,8 @@ def test_vision_by_hand():
     attention = 4 * 16 * (patches**2 + 2 * sum(w * w for w in windows))
     merger = 30 * 2 * (64 * 64 + 64 * 8)
     expected = patches * 2 * (3 * 2 * 14 * 14) * 16 + products + attention + merger
-    assert vision_flops(config, [[5, 6]]) == expected
-    assert vision_flops(config, [[5, 6], [0, 0], [6, 5]]) == 2 * expected
+    assert config.flops([[5, 6]]) == expected
+    assert config.flops([[5, 6], [0, 0], [6, 5]]) == 2 * expected
 
 
 def test_steps_count_what_trains():
@@ -115,7 +114,7 @@ def test_vision_as_xla_counts_it(full):
     graph, params = nnx.split(Qwen2_5_VL(config, rngs=nnx.Rngs(0)).vision)
     patches = np.zeros((2, 256, config.vision.patch_dim), np.float32)
     counted = xla_flops(lambda params, patches: nnx.merge(graph, params)(patches, layout), params, patches)
-    assert counted == pytest.approx(vision_flops(config.vision, grids // 2), rel=0.03)
+    assert counted == pytest.approx(config.vision_flops(grids // 2), rel=0.03)
 
 
 def test_decoder_as_xla_counts_it():

@@ -40,7 +40,7 @@ def losses():
     questions = scene_questions("sft", 0, 0, 16, 0.3)
     overviews = [rows.overview(q) for q in questions]
     replies = rows.reference_replies(questions, overviews)
-    batch = row_batch(rows.prompts(questions, overviews), replies, model.config.vision)
+    batch = row_batch(rows.prompts(questions, overviews), replies, model.config)
     want_loss, want = loss_and_gradients(model, batch, rows.layout)
     results = {}
     for shape in ((8, 1, 1), (2, 4, 1), (2, 2, 2)):

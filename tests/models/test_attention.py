@@ -18,7 +18,8 @@ from zoomearth_jax.models.attention import KVCache, choose_backend, decoder_atte
 from zoomearth_jax.models.presets import nano
 from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.decoder import Decoder
-from zoomearth_jax.models.qwen2_5_vl.vision import VisionBlock, vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.vision import VisionBlock
 from zoomearth_jax.models.rope import vision_angles
 from zoomearth_jax.models.sharding import MESH_AXES
 

@@ -12,7 +12,7 @@ from flax import nnx
 from tests.tiny_inputs import IMAGE, VIDEO, batch
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, _assign_images, _row_features
-from zoomearth_jax.models.qwen2_5_vl.vision import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.rl.policy import last_valid
 from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache

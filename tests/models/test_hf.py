@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.families import read_config
 from zoomearth_jax.models.qwen2_5_vl import weights as hf
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.runs.models import resolve
@@ -113,7 +114,7 @@ def test_numbers_of_the_config_that_no_model_has(checkpoint, wrong):
         ):
             (checkpoint / "config.json").write_text(json.dumps(raw | {part: raw[part] | {key: wrong}}))
             with pytest.raises(UserError, match=r"config\.json.*(must be|missing)") as caught:
-                hf.read_config(checkpoint)
+                read_config(checkpoint)
             assert "\n" not in str(caught.value)
 
 
@@ -132,14 +133,14 @@ def test_numbers_of_the_config_that_no_model_has(checkpoint, wrong):
 def test_config_files_that_are_no_json(checkpoint, content):
     (checkpoint / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json: (not readable JSON|expected an object)") as caught:
-        hf.read_config(checkpoint)
+        read_config(checkpoint)
     assert "\n" not in str(caught.value)
 
 
 def test_a_byte_order_mark_is_read_over(checkpoint):
     raw = (checkpoint / "config.json").read_bytes()
     (checkpoint / "config.json").write_bytes(b"\xef\xbb\xbf" + raw)
-    hf.read_config(checkpoint)
+    read_config(checkpoint)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -14,10 +14,11 @@ from tests.tiny_inputs import batch
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.lora import add_lora, has_lora, merge_lora
 from zoomearth_jax.models.presets import preset
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
-from zoomearth_jax.models.qwen2_5_vl.vision import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 from zoomearth_jax.models.sharding import MESH_AXES, param_shardings
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

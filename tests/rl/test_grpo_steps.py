@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.rl.batches import GRPOBatch, row_batch
-from zoomearth_jax.rl.state import init_state
 
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.models.presets import preset
+from zoomearth_jax.rl.batches import GRPOBatch, row_batch
+from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_grpo_step, make_scorer, scored_slots
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.verbs.grpo import minibatches, sampled_kl, update
@@ -39,7 +39,7 @@ def replies(nano):
 @pytest.fixture(scope="module")
 def batch(nano, start, replies):
     """The sampler's log-probabilities are off by noise; those of the policy are scored in microbatches."""
-    rows = jax.device_put(row_batch(*replies, nano.model.config.vision))
+    rows = jax.device_put(row_batch(*replies, nano.model.config))
     rng = np.random.default_rng(0)
     scored = make_scorer(start[0], nano.rows.layout, **settings(nano, accumulate=2))(*start[1][:2], rows)
     sampler = np.asarray(scored) + rng.normal(size=scored.shape).astype(np.float32) * 0.5

@@ -9,13 +9,13 @@ import jax
 import optax
 import pytest
 from flax import nnx
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.rl.batches import RowBatch, row_batch
-from zoomearth_jax.rl.state import TrainState
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.presets import preset
-from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
+from zoomearth_jax.rl.batches import RowBatch, row_batch
+from zoomearth_jax.rl.state import TrainState
 from zoomearth_jax.rl.steps import make_sft_step
 
 ROWS, VOCAB = 256, 65536
@@ -37,7 +37,7 @@ def compiled_step(rows, remat="none", *, freeze_vision=False, vocab=597):
     state = TrainState(trainable, frozen, jax.eval_shape(optimizer.init, trainable), step)
     questions = scene_questions("sft", 0, 0, 1, 0.0)
     overviews = [rows.overview(q) for q in questions]
-    one = row_batch(rows.prompts(questions, overviews), rows.reference_replies(questions, overviews), config.vision)
+    one = row_batch(rows.prompts(questions, overviews), rows.reference_replies(questions, overviews), config)
     batch: RowBatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROWS, *x.shape[1:]), x.dtype), one)
     return make_sft_step(graph, optimizer, rows.layout).lower(state, batch).compile()
 

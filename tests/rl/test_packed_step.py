@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.rl.batches import packed_batch, row_batch
-from zoomearth_jax.rl.state import init_state
 
+from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.rows.packing import pack
+from zoomearth_jax.rl.batches import packed_batch, row_batch
 from zoomearth_jax.rl.policy import packed_logprobs
+from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
 from zoomearth_jax.runs.models import load_model
 
@@ -50,7 +50,7 @@ def stepped(nano, batch):
 
 
 def test_loss_and_gradients_are_those_of_fixed_rows(nano, fixed, packed):
-    config = nano.model.config.vision
+    config = nano.model.config
     want, want_grads = stepped(nano, row_batch(*fixed, config))
     got, got_grads = stepped(nano, packed_batch(packed, config))
     assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-5)
@@ -91,6 +91,6 @@ def test_batches_of_one_shape_compile_once(nano):
         rows = nano.rows.supervised(scene_questions("sft", 3, 8 * number, 8, global_share=0.5))
         packed = pack(*rows, nano.rows.layout.view_tokens, 256)
         shapes.add((packed.ids.shape, packed.places.shape))
-        state, metrics = step(state, packed_batch(packed, nano.model.config.vision))
+        state, metrics = step(state, packed_batch(packed, nano.model.config))
         assert np.isfinite(float(metrics["loss"]))
     assert step._cache_size() == len(shapes) <= 3

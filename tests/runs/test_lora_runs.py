@@ -75,7 +75,7 @@ def test_three_steps_move_the_adapters_alone():
     step = make_sft_step(graph, optimizer, rows.layout)
     with open_loader(config, "sft", rows.supervised, config.batch_size, config.questions) as loader:
         for batch in loader.batches(0, 3):
-            state, _ = step(state, row_batch(*batch, model.config.vision))
+            state, _ = step(state, row_batch(*batch, model.config))
     assert_same(flat(state.frozen), before[1])
     assert not any(np.array_equal(x[...], before[0][path][...]) for path, x in flat(state.trainable).items())
 

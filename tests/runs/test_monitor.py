@@ -155,7 +155,7 @@ def test_a_run_that_breaks_can_be_replayed(tmp_path, capsys):
     with Checkpoints(out / "replay") as checkpoints:
         state = checkpoints.restore(state)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trainable))
-    like = row_batch(*builder.supervised(scene_questions("sft", 7, 0, 4, global_share=0.5)), model.config.vision)
+    like = row_batch(*builder.supervised(scene_questions("sft", 7, 0, 4, global_share=0.5)), model.config)
     batch = load_replay(out / "replay" / "step_000002_0.npz", like)
     step = make_sft_step(graph, optimizer, builder.layout)
     before = jax.tree.map(np.array, state)

@@ -206,7 +206,7 @@ def test_a_step_compiles_once(sft_run):
     step = make_sft_step(graph, optimizer, rows.layout)
     with open_loader(sft_run, "sft", rows.supervised, 16, sft_run.questions) as loader:
         for batch in loader.batches(0, 3):
-            state, metrics = step(state, jax.device_put(row_batch(*batch, model.config.vision)))
+            state, metrics = step(state, jax.device_put(row_batch(*batch, model.config)))
     assert step._cache_size() == 1
     assert metrics["loss"] > 0
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.qwen2_5_vl.config import TextConfig
-from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
 from zoomearth_jax.runs.models import load_model, save_model
 
 POLICY = "nano-grpo"

@@ -91,7 +91,7 @@ class Ours:
     def __init__(self, model: str, group: int):
         """Loads the model."""
         loaded = load_model(model)
-        self.rows, self.group, self.vision = loaded.rows, group, loaded.model.config.vision
+        self.rows, self.group, self.vision = loaded.rows, group, loaded.model.config
         optimizer = OptimizerConfig(lr=LR, warmup=0, decay=False).build(1)
         graph, self._state = init_state(loaded.model, optimizer, freeze_vision=True)
         self._reference = reference_policy(self._state, "float32")

@@ -81,7 +81,7 @@ def bench_packing(config: PackingConfig) -> list[dict]:
     rows = []
     for pack_len in config.pack_len:
         packed = pack(*fixed, layout.view_tokens, pack_len)
-        batches = [row_batch(*fixed, model_config.vision), packed_batch(packed, model_config.vision)]
+        batches = [row_batch(*fixed, model_config), packed_batch(packed, model_config)]
         state, seconds, losses = _alternate(step, state, jax.device_put(batches), config.repeats)
         rows.append(
             {
@@ -115,7 +115,7 @@ def _sizes(config: PackingConfig) -> tuple[ModelConfig, RowLayout]:
         mrope_section=(16, 24, 24),
     )
     model = dataclasses.replace(model, text=text, vision=dataclasses.replace(model.vision, out_dim=config.width))
-    return model, episode.layout(model.vision.merged_px)
+    return model, episode.layout(model.merged_px)
 
 
 def lrs_gro_rows(samples: int, seed: int, model: ModelConfig, layout: RowLayout) -> tuple[Prompts, Replies]:

@@ -27,7 +27,8 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values, vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
 from zoomearth_jax.rl.policy import last_valid, token_logprobs
 from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache
 from zoomearth_jax.rl.rollout.sampling import row_keys

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, to_hf_config
-from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
 from zoomearth_jax.models.qwen2_5_vl.weights import INDEX, hf_tensors
 from zoomearth_jax.terminal.progress import tracked
 

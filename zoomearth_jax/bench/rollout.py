@@ -20,7 +20,6 @@ from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.flops import RowCounts, forward_flops
-from zoomearth_jax.rl.policy import device_images
 from zoomearth_jax.rl.rollout.decoding import append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
 from zoomearth_jax.runs.models import load_model
@@ -112,8 +111,7 @@ class _Bench:
         group, prompts = self.group, self.played.prompts
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), prompts)
         shared, single = (
-            jax.device_put((p.ids, p.valid, device_images(p.views, self.model.config.vision)))
-            for p in (prompts, repeated)
+            jax.device_put((p.ids, p.valid, self.model.config.prepare(*p.views))) for p in (prompts, repeated)
         )
         each = [q for q in self.questions for _ in range(group)]
         alone = self.engine(self.params, each, self.key, sampling=T1)
@@ -132,7 +130,7 @@ class _Bench:
         """Crops on the caches of the first turn, against the whole row computed anew for the second."""
         engine, rows, layout, played = self.engine, self.rows, self.rows.layout, self.played
         group, replies = self.group, played.replies
-        vision, first, (length, after_len) = self.model.config.vision, layout.turn(0), layout.turn_lens
+        sizes, first, (length, after_len) = self.model.config, layout.turn(0), layout.turn_lens
         look = engine.send(played.prompts)
         keys = jax.random.split(self.key, len(replies.ids))
         how = {"temperature": 1.0, "filters": T1.filters}
@@ -140,8 +138,8 @@ class _Bench:
         written = rows.replies([[ids] for ids in _ids(stage)], rows.views([None] * len(replies.ids)))
         own = jax.device_put((written.ids[:, first], written.valid[:, first]))
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), played.prompts)
-        single = jax.device_put((repeated.ids, repeated.valid, device_images(repeated.views, vision)))
-        crop = *rows.picture_slots(replies.pictures.grids), device_images(replies.pictures, vision)
+        single = jax.device_put((repeated.ids, repeated.valid, sizes.prepare(*repeated.views)))
+        crop = *rows.picture_slots(replies.pictures.grids), sizes.prepare(*replies.pictures)
         active = replies.pictures.grids.prod(-1) > 0
         crop = jax.device_put(crop)
 

@@ -17,8 +17,8 @@ from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.protocol import parse_answer
+from zoomearth_jax.models.families import read_config
 from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
-from zoomearth_jax.models.qwen2_5_vl.weights import read_config
 from zoomearth_jax.rl.episode import Episode, Turn
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards.episodes import episode_rewards

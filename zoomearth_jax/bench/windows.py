@@ -13,7 +13,8 @@ from zoomearth_jax.bench.timing import median_seconds
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.presets import preset
-from zoomearth_jax.models.qwen2_5_vl.vision import VisionBlock, vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.vision import VisionBlock
 from zoomearth_jax.models.rope import vision_angles
 
 

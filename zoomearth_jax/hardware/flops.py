@@ -9,8 +9,7 @@ backward pass computes anew (remat) is not counted. Otherwise it is stricter tha
 - A prompt counts once a group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
 - All views are counted: overviews and the pictures after each turn.
 
-Per decoder layer and token: 2 D (2 D + 2 K H) + 6 D F. Per vision block and patch: 2 (4 W^2 + 3 W F). A patch is embedded for
-2 x patch_dim x W; a merged token costs 2 (4 W) (4 W + D). A scored token costs 2 D V.
+What a token, a pair and a picture cost is the family's to say (`models.family.Sizes`). A scored token costs 2 D V.
 
 The backward pass of what trains costs twice its forward pass: one product for the gradient of the input, one for that of the
 weights. Of products whose weights are frozen under adapters it costs as much as the forward pass; of a frozen vision
@@ -27,7 +26,7 @@ import numpy as np
 
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies
-from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from zoomearth_jax.models.family import Sizes
 
 
 class RowCounts(NamedTuple):
@@ -88,40 +87,15 @@ def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
     )
 
 
-def vision_flops(config: VisionConfig, merged_grids_I2) -> float:
-    """Forward pass of the vision encoder over images of the given merged grids (rows and columns of visual tokens)."""
-    grids = np.asarray(merged_grids_I2, np.int64).reshape(-1, 2)
-    area = config.merge_size**2
-    tokens_I = grids.prod(-1)
-    patches, width = area * int(tokens_I.sum()), config.width
-    full_blocks = len(set(config.full_attention_blocks) & set(range(config.depth)))
-    full_pairs = int(((area * tokens_I) ** 2).sum())
-    window_pairs = area**2 * int(np.prod([_window_squares(grids[:, i], config.window_merged) for i in (0, 1)], 0).sum())
-    block = patches * 2 * (4 * width**2 + 3 * width * config.mlp_dim)
-    attention = 4 * width * (full_blocks * full_pairs + (config.depth - full_blocks) * window_pairs)
-    merged_width = width * area
-    merger = int(tokens_I.sum()) * 2 * merged_width * (merged_width + config.out_dim)
-    return float(patches * 2 * config.patch_dim * width + config.depth * block + attention + merger)
-
-
-def _window_squares(sides, window: int):
-    """Sum over the windows along a side of their squared lengths; the last one may be cut."""
-    return sides // window * window**2 + (sides % window) ** 2
-
-
-def forward_flops(config: ModelConfig, counts: RowCounts) -> Flops:
+def forward_flops(config: Sizes, counts: RowCounts) -> Flops:
     """One forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
-    text = config.text
-    kv_width = text.num_kv_heads * text.head_dim
-    per_token = 2 * text.width * (2 * text.width + 2 * kv_width) + 6 * text.width * text.mlp_dim
     past_B = np.repeat(counts.prompt_N, len(counts.reply_B) // len(counts.prompt_N))
     pairs = segment_pairs(counts.prompt_N) + segment_pairs(counts.reply_B, past_B)
-    vision = vision_flops(config.vision, np.concatenate([counts.overview_N2, counts.picture_BP2.reshape(-1, 2)]))
     return Flops(
-        vision,
-        float(text.num_layers * per_token * counts.tokens),
-        float(text.num_layers * 4 * text.width * pairs),
-        float(2 * text.width * text.vocab_size * int(counts.scored_B.sum())),
+        config.vision_flops(np.concatenate([counts.overview_N2, counts.picture_BP2.reshape(-1, 2)])),
+        float(config.token_flops * counts.tokens),
+        float(config.pair_flops * pairs),
+        float(2 * config.width * config.vocab_size * int(counts.scored_B.sum())),
     )
 
 
@@ -131,12 +105,12 @@ def segment_pairs(length_B, past_B=0) -> int:
     return int((length_B * (length_B + 1) // 2 + length_B * past_B).sum())
 
 
-def rollout_flops(config: ModelConfig, counts: RowCounts) -> float:
+def rollout_flops(config: Sizes, counts: RowCounts) -> float:
     """A rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
     return sum(forward_flops(config, counts))
 
 
-def sft_flops(config: ModelConfig, counts: RowCounts, *, freeze_vision: bool, lora: bool = False) -> float:
+def sft_flops(config: Sizes, counts: RowCounts, *, freeze_vision: bool, lora: bool = False) -> float:
     """A fine-tuning step.
 
     Args:
@@ -148,7 +122,7 @@ def sft_flops(config: ModelConfig, counts: RowCounts, *, freeze_vision: bool, lo
 
 
 def grpo_flops(
-    config: ModelConfig,
+    config: Sizes,
     counts: RowCounts,
     *,
     freeze_vision: bool,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from zoomearth_jax.models.qwen2_5_vl.config import VISION_ROPE_THETA
+VISION_ROPE_THETA = 10_000.0  # of every published size; configs of transformers 4.x don't name it
 
 
 def _rotate(x, cos, sin):

@@ -77,7 +77,7 @@ def _tried(candidate: Candidate, report: dict, fits: bool, seconds: float | None
 def candidates(config, devices, known: Chip) -> list[Candidate]:
     """All settings that divide the work, those first that look fastest."""
     model, episode = preset(config.preset)
-    layout = config.layout.of(episode).layout(model.vision.merged_px)
+    layout = config.layout.of(episode).layout(model.merged_px)
     chips, slices = len(devices), num_slices(devices)
     parameters = count_parameters(model)
     flops = max(step_flops(name, config, _Sizes(model, layout)) for name in ("sft", "grpo"))

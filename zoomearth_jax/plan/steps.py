@@ -19,11 +19,10 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
-from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
+from zoomearth_jax.models.families import abstract_model, family_of
+from zoomearth_jax.models.family import Images, Sizes
 from zoomearth_jax.models.sharding import param_shardings, partition_spec
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
-from zoomearth_jax.rl.policy import Images, device_images
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
@@ -62,7 +61,7 @@ class Training:
         kl: whether GRPO holds a reference policy.
     """
 
-    model: ModelConfig
+    model: Sizes
     episode: EpisodeConfig
     compute: ComputeConfig
     mesh: Mesh
@@ -74,7 +73,7 @@ class Training:
     @property
     def layout(self) -> RowLayout:
         """The slots of the rows."""
-        return self.episode.layout(self.model.vision.merged_px)
+        return self.episode.layout(self.model.merged_px)
 
     def init(self) -> tuple[Any, TrainState]:
         """The model's structure, and its state as shapes with shardings."""
@@ -82,7 +81,7 @@ class Training:
         graphs = []
 
         def make():
-            model = Qwen2_5_VL(self.model, compute=self.compute, rngs=nnx.Rngs(0))
+            model = family_of(self.model).make(self.model, self.compute, nnx.Rngs(0))
             graph, state = init_state(model, optimizer, freeze_vision=self.freeze_vision)
             graphs.append(graph)
             return state
@@ -154,8 +153,7 @@ class Training:
 
     def cache_bytes(self, rows: int) -> int:
         """Of the keys and values of all slots of a rollout's rows, on one chip."""
-        text, layout = self.model.text, self.layout
-        shape = (text.num_layers, rows, text.num_kv_heads, layout.prompt_len + layout.reply_len, text.head_dim)
+        shape = self.model.cache_shape(rows, self.layout.prompt_len + self.layout.reply_len)
         spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
         return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
 
@@ -165,9 +163,8 @@ class Training:
 
     def _tokens(self) -> TokenIds:
         """Special ids; the stops are banned, so that rows run to the ends of their slots."""
-        model = self.model
-        banned = (model.vision_start_id, model.vision_end_id, model.image_token_id, model.video_token_id)
-        return TokenIds(model.bos_id, banned[:2], banned)
+        banned = self.model.placed_ids
+        return TokenIds(0, banned[:2], banned)
 
     def _on_rows(self, x) -> jax.ShapeDtypeStruct:
         """A shape whose first dimension lies along data and fsdp."""
@@ -177,9 +174,9 @@ class Training:
 
     def _views(self, count: int) -> Images:
         """Pictures of full size as the verbs send them, one a row."""
-        side, vision = self.layout.view_side, self.model.vision
+        side = self.layout.view_side
         view = Views(np.zeros((1, side, side, 3), np.uint8), np.full((1, 2), side // self.layout.merged_px))
-        return self._repeated(count, device_images(view, vision))
+        return self._repeated(count, self.model.prepare(*view))
 
     def _repeated(self, count: int, tree):
         """The shapes of a tree of one row with so many."""
@@ -189,7 +186,7 @@ class Training:
         """Rows as the verbs send them; `tokens`: visual tokens in place of pictures."""
         layout, replies = self.layout, prompts * group
         pictures = replies * layout.num_pictures
-        features = jax.ShapeDtypeStruct((1, layout.view_tokens, self.model.text.width), self.compute.dtype)
+        features = jax.ShapeDtypeStruct((1, layout.view_tokens, self.model.width), self.compute.dtype)
 
         def slots(count: int, length: int, dtype):
             return self._repeated(count, jax.ShapeDtypeStruct((1, length), dtype))
@@ -213,7 +210,7 @@ class Training:
         )
 
 
-def count_parameters(model: ModelConfig) -> int:
+def count_parameters(model: Sizes) -> int:
     """Of the whole model."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(model))))
 

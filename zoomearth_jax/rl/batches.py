@@ -8,14 +8,10 @@ import jax
 
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies
 from zoomearth_jax.data_pipeline.rows.packing import PackedRows
+from zoomearth_jax.models.family import Images, Sizes
 from zoomearth_jax.models.layers import Places
-from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
 from zoomearth_jax.models.sharding import constrain
-from zoomearth_jax.rl.policy import (
-    Images,
-    device_images,
-    group_places,
-)
+from zoomearth_jax.rl.policy import group_places
 
 
 class RowBatch(NamedTuple):
@@ -67,17 +63,17 @@ class GRPOBatch(NamedTuple):
 
 
 def row_batch(
-    prompts: Prompts, replies: Replies, config: VisionConfig, overviews=None, pictures=None, parts: int = 0
+    prompts: Prompts, replies: Replies, config: Sizes, overviews=None, pictures=None, parts: int = 0
 ) -> RowBatch:
     """Rows from NumPy arrays; `overviews` and `pictures` are visual tokens to use instead of the pixels, `parts` as of
     `group_places` (0: every slot is computed)."""
     grids, shown = replies.grids, replies.grids.shape[1] > 0
     if shown and pictures is None:
-        pictures = device_images(replies.pictures, config)
+        pictures = config.prepare(*replies.pictures)
     return RowBatch(
         prompts.ids,
         prompts.valid,
-        device_images(prompts.views, config) if overviews is None else overviews,
+        config.prepare(*prompts.views) if overviews is None else overviews,
         prompts.views.grids[:, None],
         replies.ids,
         replies.valid,
@@ -88,9 +84,9 @@ def row_batch(
     )
 
 
-def packed_batch(rows: PackedRows, config: VisionConfig) -> PackedBatch:
+def packed_batch(rows: PackedRows, config: Sizes) -> PackedBatch:
     """Packed rows from NumPy arrays."""
-    return PackedBatch(*rows[:-1], device_images(rows.views, config))
+    return PackedBatch(*rows[:-1], config.prepare(*rows.views))
 
 
 def split_batch(batch, rows: int, parts: int):

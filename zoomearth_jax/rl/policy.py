@@ -9,23 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoomearth_jax.data_pipeline.rows.builder import Views
 from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Places, take_rows
-from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from zoomearth_jax.models.qwen2_5_vl.vision import VisionLayout, num_windows, vision_layout
 from zoomearth_jax.models.sharding import constrain, num_devices
 
 LOGITS_BUDGET = 2**28  # a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
-
-
-class Images(NamedTuple):
-    """Pictures as the device takes them: uint8 pixels [I, side, side, 3], their layout, merged grids [I, 1, 2]."""
-
-    pixels: jax.Array
-    layout: VisionLayout
-    grids: jax.Array
 
 
 class Segment(NamedTuple):
@@ -36,14 +25,6 @@ class Segment(NamedTuple):
     valid: jax.Array
     features: jax.Array | None = None
     grids: jax.Array | None = None
-
-
-def device_images(views: Views, config: VisionConfig) -> Images:
-    """Adds the layout of fixed budget to a batch of views."""
-    side = views.pixels.shape[1]
-    budget = (side // config.patch_size) ** 2
-    layout = vision_layout(views.grids * config.merge_size, config, budget, num_windows(side, config))
-    return Images(views.pixels, layout, views.grids[:, None])
 
 
 def row_features(features_IMD, grids_BP2):
@@ -94,7 +75,9 @@ def masked_logits(logits, banned_ids: tuple[int, ...]):
     return jnp.where(banned_V, -jnp.inf, logits)  # a scatter would copy the logits into another layout on TPUs
 
 
-def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banned_ids=(), budget: int = LOGITS_BUDGET):
+def token_logprobs(
+    model: VisionLanguageModel, hidden_BTD, targets_BT, temperature, banned_ids=(), budget: int = LOGITS_BUDGET
+):
     """Log-probabilities of targets, in chunks of slots that the backward pass recomputes.
 
     No [B, T, V] array over the budget exists. A chunk has some slots of every row, so that each device works on its own
@@ -109,7 +92,7 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
         log-probabilities and entropies, float32 [B, T].
     """
     batch, length = targets_BT.shape
-    tokens = budget * num_devices() // model.config.text.vocab_size
+    tokens = budget * num_devices() // model.config.vocab_size
     step = min(length, max(1, tokens // batch))
     step = -(-length // -(-length // step))  # equal chunks: as little padding as that number of chunks allows
     padding = -length % step
@@ -119,7 +102,7 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
         return x.reshape(batch, -1, step, *x.shape[2:]).swapaxes(0, 1)
 
     def one(hidden_BTD, targets_BT):
-        logits = constrain(model.decoder.logits(hidden_BTD) / temperature, "batch", None, "vocab")
+        logits = constrain(model.logits(hidden_BTD) / temperature, "batch", None, "vocab")
         logp = jax.nn.log_softmax(masked_logits(logits, banned_ids))
         # the product of a banned id's 0 and -inf would have a NaN gradient inside the choice
         entropy = -jnp.sum(jnp.exp(logp) * jnp.where(jnp.isfinite(logp), logp, 0.0), axis=-1)
@@ -132,7 +115,7 @@ def token_logprobs(model: Qwen2_5_VL, hidden_BTD, targets_BT, temperature, banne
     return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in results)
 
 
-def reply_hidden(model: Qwen2_5_VL, prompt: Segment, reply: Segment, places: Places | None = None):
+def reply_hidden(model: VisionLanguageModel, prompt: Segment, reply: Segment, places: Places | None = None):
     """For each slot of the reply, the hidden state that predicts its token.
 
     Prompts run once a group: with N prompts and B = N x G replies, replies i G … (i + 1) G - 1 follow prompt i.
@@ -180,7 +163,7 @@ def reply_logprobs(
     return token_logprobs(model, hidden_BTD[:, scored], reply.ids[:, scored], temperature, banned_ids)
 
 
-def packed_logprobs(model: Qwen2_5_VL, batch, features_IMD):
+def packed_logprobs(model: VisionLanguageModel, batch, features_IMD):
     """Log-probabilities and entropies of the targets of packed rows, [R, T] each, at T = 1 over the full vocabulary.
 
     Args:

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.lora import has_lora
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.sharding import cast_kernels, param_shardings
 
 
@@ -32,7 +32,11 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: Qwen2_5_VL, optimizer: optax.GradientTransformation, *, freeze_vision: bool, mesh: Mesh | None = None
+    model: VisionLanguageModel,
+    optimizer: optax.GradientTransformation,
+    *,
+    freeze_vision: bool,
+    mesh: Mesh | None = None,
 ):
     """The model's structure and a fresh TrainState; what is frozen has no optimizer state and no backward.
 

@@ -12,21 +12,16 @@ from flax import nnx
 
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.sharding import constrain, constrain_params
 from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch, split_batch
 from zoomearth_jax.rl.objective import grpo_loss, row_weights
-from zoomearth_jax.rl.policy import (
-    Images,
-    Segment,
-    packed_logprobs,
-    reply_logprobs,
-    row_features,
-)
+from zoomearth_jax.rl.policy import Segment, packed_logprobs, reply_logprobs, row_features
 from zoomearth_jax.rl.state import TrainState
 
 
 def _features(model, images: Images | jax.Array):
-    return model.encode_views(images.pixels, images.layout) if isinstance(images, Images) else images
+    return model.encode_views(images) if isinstance(images, Images) else images
 
 
 def scored_slots(layout: RowLayout, mask: str) -> np.ndarray:

@@ -24,10 +24,9 @@ from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.side_files import IMAGES, complete, view_images
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import write_file
+from zoomearth_jax.models.families import abstract_model, hf_config, read_config
+from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.lora import add_lora, merge_lora
-from zoomearth_jax.models.qwen2_5_vl.config import to_hf_config
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
-from zoomearth_jax.models.qwen2_5_vl.weights import read_config
 from zoomearth_jax.models.sharding import param_shardings
 from zoomearth_jax.rl.state import TrainState
 from zoomearth_jax.runs import saved_steps
@@ -49,9 +48,9 @@ def write_rows(directory: Path, rows: RowBuilder) -> None:
     complete(directory)
 
 
-def write_run_header(directory: Path, model: Qwen2_5_VL, rows: RowBuilder) -> None:
+def write_run_header(directory: Path, model: VisionLanguageModel, rows: RowBuilder) -> None:
     """Writes what a checkpoint needs to become a model again: config.json, and what `write_rows` writes."""
-    write_file(Path(directory) / "config.json", json.dumps(to_hf_config(model.config), indent=2) + "\n")
+    write_file(Path(directory) / "config.json", json.dumps(hf_config(model.config), indent=2) + "\n")
     write_rows(directory, rows)
 
 
@@ -113,7 +112,7 @@ class Checkpoints:
         """
         self._save(step, _items(state), score)
 
-    def save_params(self, step: int, model: Qwen2_5_VL) -> None:
+    def save_params(self, step: int, model: VisionLanguageModel) -> None:
         """Writes a model's parameters alone: enough to load it, not to resume."""
         self._save(step, {"params": _flat(nnx.state(model, nnx.Param))})
 
@@ -252,7 +251,7 @@ def saved_dtype(directory: Path, step: int | None = None) -> str:
 
 def load_run_model(
     directory: Path, compute: ComputeConfig, mesh: Mesh | None = None, step: int | None = None
-) -> Qwen2_5_VL:
+) -> VisionLanguageModel:
     """The model of a run directory, from its last readable checkpoint or the given one; adapters are merged into their layers.
 
     Raises:

@@ -19,23 +19,23 @@ from zoomearth_jax.data_pipeline.text.chat import load_tokenizer
 from zoomearth_jax.data_pipeline.text.side_files import complete, read_processors
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.files import SIDE_FILES, staged_model
+from zoomearth_jax.models.families import abstract_model, family_of, load_pretrained, read_config, write_checkpoint
+from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.presets import preset
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, abstract_model
-from zoomearth_jax.models.qwen2_5_vl.weights import read_config, source_dtype, write_checkpoint
 from zoomearth_jax.runs.checkpoints import load_run_model, saved_dtype, write_rows
 
 
 class LoadedModel(NamedTuple):
     """A model and what turns questions into its rows."""
 
-    model: Qwen2_5_VL
+    model: VisionLanguageModel
     rows: RowBuilder
 
 
 SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
 
 
-def save_model(directory: Path, model: Qwen2_5_VL, rows: RowBuilder, dtype: str | None = None) -> None:
+def save_model(directory: Path, model: VisionLanguageModel, rows: RowBuilder, dtype: str | None = None) -> None:
     """Writes config.json, safetensors (rounded to `dtype`), and what `write_rows` writes, all or nothing."""
     with staged_model(directory, owner=jax.process_index() == 0) as staging:
         write_checkpoint(model, staging, dtype)
@@ -53,7 +53,7 @@ def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuil
     directory, tokenizer = Path(directory), load_tokenizer(directory)
     episode = layout.of(read_episode(directory) or preset("qwen2_5_vl_3b")[1])
     generation = _read_generation(directory / "generation_config.json", len(tokenizer))
-    merged_px = read_config(directory).vision.merged_px
+    merged_px = read_config(directory).merged_px
     return RowBuilder(tokenizer, episode, merged_px, generation, read_processors(directory))
 
 
@@ -95,17 +95,17 @@ def is_run(directory: Path) -> bool:
 def weights_dtype(directory: Path, step: int | None = None) -> str:
     """The type that most of a model directory's parameters have."""
     if not is_run(directory):
-        return source_dtype(directory)
+        return family_of(read_config(directory)).source_dtype(directory)
     return saved_dtype(directory, step)
 
 
 def load_weights(
     directory: Path, compute: ComputeConfig, mesh: Mesh | None = None, step: int | None = None
-) -> Qwen2_5_VL:
+) -> VisionLanguageModel:
     """The model of an HF directory, or of the last readable checkpoint of a run, or of the given step of one."""
     if is_run(directory):
         return load_run_model(directory, compute, mesh, step)
-    return Qwen2_5_VL.from_pretrained(directory, compute=compute, mesh=mesh)
+    return load_pretrained(directory, compute, mesh)
 
 
 def count_parameters(name: str | Path) -> int:
@@ -135,9 +135,9 @@ def load_model(
         raise UserError(
             f"{directory}: <|image_pad|> is {rows.image_id} in the tokenizer, {model.config.image_token_id} in config.json"
         )
-    if len(rows.tokenizer) > model.config.text.vocab_size:
+    if len(rows.tokenizer) > model.config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.text.vocab_size}"
+            f"{directory}: the tokenizer has {len(rows.tokenizer)} ids, the model {model.config.vocab_size}"
         )
     return LoadedModel(model, rows)
 

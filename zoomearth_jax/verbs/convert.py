@@ -16,9 +16,7 @@ from flax import nnx
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
-from zoomearth_jax.models.qwen2_5_vl.config import to_hf_config
-from zoomearth_jax.models.qwen2_5_vl.model import abstract_model
-from zoomearth_jax.models.qwen2_5_vl.weights import INDEX, read_config, write_checkpoint
+from zoomearth_jax.models.families import abstract_model, hf_config, read_config, write_checkpoint
 from zoomearth_jax.runs.checkpoints import Checkpoints
 from zoomearth_jax.runs.models import copy_side_files, existing, is_run, load_weights, weights_dtype
 from zoomearth_jax.runs.saved_steps import numbers
@@ -63,9 +61,7 @@ def convert(config: ConvertConfig) -> dict:
         else:
             with Checkpoints(staging) as checkpoints:
                 checkpoints.save_params(0, model)
-            (staging / "config.json").write_text(
-                json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8"
-            )
+            (staging / "config.json").write_text(json.dumps(hf_config(model.config), indent=2) + "\n", encoding="utf-8")
         copy_side_files(source, staging)
     summary = {
         "out": str(out),
@@ -94,7 +90,10 @@ def _check_target(config: ConvertConfig, source: Path, out: Path) -> None:
         raise UserError(f"{out}: the source and the directory to make lie inside one another; give another directory")
     if (out / "run.yaml").exists():
         raise UserError(f"{out}: holds a training run; give another directory")
-    holds_model = any((out / name).exists() for name in ("config.json", "model.safetensors", INDEX, "checkpoints"))
+    holds_model = any(
+        (out / name).exists()
+        for name in ("config.json", "model.safetensors", "model.safetensors.index.json", "checkpoints")
+    )
     if holds_model and not config.overwrite:
         raise UserError(f"{out}: holds a model; pass --overwrite to replace it, or give another directory")
 

@@ -26,6 +26,7 @@ from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import grpo_flops, rollout_flops, row_counts
+from zoomearth_jax.models.family import Sizes
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.reports.panel import write_panel
@@ -150,11 +151,11 @@ class GRPOConfig:
 
 
 def learner_rows(
-    played: Trajectories, vision, freeze_vision: bool, mesh: Mesh | None = None, compact: int = 0
+    played: Trajectories, sizes: Sizes, freeze_vision: bool, mesh: Mesh | None = None, compact: int = 0
 ) -> RowBatch:
     """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
     tokens = (played.overview_features, played.picture_features) if freeze_vision else (None, None)
-    return shard_batch(row_batch(played.prompts, played.replies, vision, *tokens, parts=compact), mesh)
+    return shard_batch(row_batch(played.prompts, played.replies, sizes, *tokens, parts=compact), mesh)
 
 
 def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +266,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     played, rewards = play_scored(
                         engine, state.params, questions, looks, key, sampling=sampling, group=config.group, score=reward
                     )
-                    on_devices = learner_rows(played, model.config.vision, config.freeze_vision, mesh, config.compact)
+                    on_devices = learner_rows(played, model.config, config.freeze_vision, mesh, config.compact)
                     more, total_reward = {}, rewards["total"]
                     if objective.kl_in_reward:
                         ref_logp = local_rows(score(reference, state.frozen, on_devices))

@@ -28,9 +28,10 @@ from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.text.protocol import is_correct
 from zoomearth_jax.files import check_writable, write_file
+from zoomearth_jax.models.family import Sizes
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from zoomearth_jax.rl.policy import Segment, device_images, reply_hidden, token_logprobs
+from zoomearth_jax.rl.policy import Segment, reply_hidden, token_logprobs
 from zoomearth_jax.rl.rewards.boxes import box_iou
 from zoomearth_jax.rl.rewards.episodes import box_arrays
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
@@ -148,7 +149,7 @@ def _chunks(items: list, size: int) -> list[list]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) -> dict:
+def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step: int) -> dict:
     """The data of one step, from the seed and the step's number alone."""
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
     scenes = [random_scene(rng) for _ in range(config.scenes)]
@@ -171,7 +172,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, vision, step: int) 
     for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
         views, ids, valid = _prefix(rows, pictures)
         batch[name] = {
-            "prompt": (ids, valid, device_images(views, vision)),
+            "prompt": (ids, valid, sizes.prepare(*views)),
             "reply": _replies(rows, asked, config.first_number_weight),
         }
     stripes = np.array([list(ORIENTATIONS).index(site.orientation) for _, site in read], np.int32)
@@ -183,7 +184,7 @@ def _group_loss(model, part):
     """Visual tokens, states that predict each slot, the weighted cross-entropy, and that of first numbers alone."""
     ids, valid, images = part["prompt"]
     reply_ids, reply_valid, weight, first, _ = part["reply"]
-    features = model.encode_views(images.pixels, images.layout)
+    features = model.encode_views(images)
     hidden = reply_hidden(model, Segment(ids, valid, features, images.grids), Segment(reply_ids, reply_valid))
     logp, _ = token_logprobs(model, hidden, reply_ids, 1.0)
     first_loss = -(logp * first).sum() / jnp.maximum(first.sum(), 1)
@@ -278,7 +279,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     """Trains and writes the base checkpoint; returns its directory."""
     check_writable(config.out, directory=True)
     model_config, episode = preset("nano")
-    rows = RowBuilder(build_nano_tokenizer(), episode, model_config.vision.merged_px)
+    rows = RowBuilder(build_nano_tokenizer(), episode, model_config.merged_px)
     rngs = nnx.Rngs(config.seed)
     model = nnx.jit(lambda rngs: Qwen2_5_VL(model_config, rngs=rngs))(rngs)
     _quiet_branches(model)
@@ -298,7 +299,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     smoothed = None
     with MetricsLog(config.out, total=config.steps, label="pretrain-nano") as log:
         for step in range(config.steps):
-            batch = make_batch(config, rows, model_config.vision, step)
+            batch = make_batch(config, rows, model_config, step)
             state, opt_state, metrics = train_step(state, opt_state, batch)
             x1_loss = float(metrics["x1_loss"])
             smoothed = x1_loss if smoothed is None else 0.95 * smoothed + 0.05 * x1_loss

@@ -123,11 +123,11 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     lr, adapted, frozen = config.optimizer.rates(config.steps), has_lora(model), "vision" not in state.trainable
 
     def prepare(batch):
-        vision, counts = model.config.vision, row_counts(*batch)
+        sizes, counts = model.config, row_counts(*batch)
         if not config.pack_len:
-            return shard_batch(row_batch(*batch, vision), mesh), counts
+            return shard_batch(row_batch(*batch, sizes), mesh), counts
         packed = pack(*batch, rows.layout.view_tokens, config.pack_len)
-        return shard_batch(packed_batch(packed, vision), mesh), counts
+        return shard_batch(packed_batch(packed, sizes), mesh), counts
 
     loader = open_loader(
         config, "sft", rows.supervised, config.batch_size, config.questions, mesh, check=rows.check_supervised

@@ -15,7 +15,8 @@ from zoomearth_jax.data_pipeline.text.processor import Frames, ImageConfig, Proc
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig, to_hf_config
-from zoomearth_jax.models.qwen2_5_vl.vision import patchify, pixel_values, vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.vision import patchify, pixel_values
 
 IMAGE = {"type": "image"}
 

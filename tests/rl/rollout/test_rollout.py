@@ -95,7 +95,7 @@ def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, n
     mask = played.replies.target[:, nano.rows.layout.written()]
     # from the rollout's visual tokens, and from the pixels anew
     for tokens in ((played.overview_features, played.picture_features), (None, None)):
-        batch = row_batch(played.prompts, played.replies, nano.model.config.vision, *tokens)
+        batch = row_batch(played.prompts, played.replies, nano.model.config, *tokens)
         logp, _ = row_logprobs(model, batch, nano.rows.layout, temperature, nano.rows.banned_ids)
         assert np.abs(np.asarray(logp) - played.logprobs)[mask].max() < 1e-5
     assert (played.logprobs[~mask] == 0).all()
@@ -104,7 +104,7 @@ def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, n
 def test_group_shared_prompt_equals_one_prompt_each(tuned, played, nano):
     """Gradients of the grouped batch equal those of a batch that repeats each prompt."""
     graph, state = tuned
-    vision, layout = nano.model.config.vision, nano.rows.layout
+    vision, layout = nano.model.config, nano.rows.layout
     repeated = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), played.prompts)
     mask = played.replies.target[:, layout.written()]
 
@@ -149,7 +149,7 @@ def test_grpo_step_raises_what_was_rewarded(tuned, played, questions, nano):
     optimizer = OptimizerConfig(lr=1e-4, warmup=0, decay=False).build(1)
     layout = nano.rows.layout
     rewards = np.tile([0.0, 1.0, 0.0, 1.0], len(questions))
-    rows = learner_rows(played, nano.model.config.vision, freeze_vision=True)
+    rows = learner_rows(played, nano.model.config, freeze_vision=True)
     batch = GRPOBatch(rows, played.logprobs, group_advantages(rewards, GROUP))
     reference = jax.tree.map(jnp.copy, state.trainable)
     objective = ObjectiveConfig(kl_weight=0.1)

@@ -123,7 +123,7 @@ def test_the_trainer_gives_the_sampler_s_log_probabilities_and_their_gradient(th
     rows, _, played = three
     graph, params = nnx.split(load_model("nano-grpo").model)
     mask = played.replies.target[:, rows.layout.written()]
-    vision, results = tuned.model.config.vision, []
+    vision, results = tuned.model.config, []
 
     @jax.jit
     def run(params, batch):
@@ -189,7 +189,7 @@ def test_packed_rows_train_as_fixed_ones_do(tuned, turns):
     rows = tuned.rows.replaced(turn_lens=turns)
     asked = chains(scene_questions("sft", 3, 0, 8, global_share=0.0))
     asked = [dataclasses.replace(q, looks=q.looks[: len(turns) - 1]) for q in asked]
-    fixed, vision = rows.supervised(asked), tuned.model.config.vision
+    fixed, vision = rows.supervised(asked), tuned.model.config
     assert [(grid.prod(-1) > 0).sum() for grid in fixed[1].grids] == [len(q.looks) for q in asked]
     packed = pack(*fixed, rows.layout.view_tokens, 240)
     assert packed.samples.max() > 1
@@ -220,7 +220,7 @@ def test_one_turn_is_an_episode_without_tools(tuned, questions):
     engine = RolloutEngine(tuned.model, rows)
     played = engine(nnx.state(tuned.model, nnx.Param), questions, KEY, group=GROUP)
     assert all(len(e.turns) == 1 and not e.zoomed for e in played.episodes)
-    batch = row_batch(played.prompts, played.replies, tuned.model.config.vision, played.overview_features, None)
+    batch = row_batch(played.prompts, played.replies, tuned.model.config, played.overview_features, None)
     logp, _ = row_logprobs(tuned.model, batch, rows.layout, 1.0, rows.banned_ids)
     mask = played.replies.target
     assert np.abs(np.asarray(logp) - played.logprobs)[mask].max() < 2e-5

@@ -223,7 +223,7 @@ def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
         logp, entropy = row_logprobs(nnx.merge(graph, params), batch, nano.rows.layout, 1.0, nano.rows.banned_ids)
         return ((logp + 0.1 * entropy) * target).sum() / target.sum(), logp * target
 
-    every, some = (row_batch(whole.prompts, whole.replies, model.config.vision, *tokens, parts=p) for p in (0, 16))
+    every, some = (row_batch(whole.prompts, whole.replies, model.config, *tokens, parts=p) for p in (0, 16))
     need = whole.prompts.valid.sum(1) + whole.replies.valid.sum(1).reshape(len(whole.prompts.ids), -1).sum(1)
     slots = nano.rows.layout.prompt_len + GROUP * nano.rows.layout.reply_len
     unit = -(-slots // 16)

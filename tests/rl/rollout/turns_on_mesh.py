@@ -24,7 +24,7 @@ for mesh in (None, make_mesh((4, 2, 1))):
         engine = RolloutEngine(model, rows, mesh)
         graph, params = nnx.split(model, nnx.Param)
         played = engine(params, questions, key, sampling=sampling, group=2, tool=Wander(rows))
-        batch = shard_batch(row_batch(played.prompts, played.replies, model.config.vision), mesh)
+        batch = shard_batch(row_batch(played.prompts, played.replies, model.config), mesh)
         score = jax.jit(lambda p, b: row_logprobs(nnx.merge(graph, p), b, rows.layout, 1.0, rows.tokens.banned_ids)[0])  # noqa: B023
         mask = played.replies.target[:, rows.layout.written()]
         gaps.append(float(np.abs(local_rows(score(params, batch)) - played.logprobs)[mask].max()))

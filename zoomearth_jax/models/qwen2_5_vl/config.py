@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.family import Images
+from zoomearth_jax.models.qwen2_5_vl.patches import num_windows, vision_layout
+from zoomearth_jax.models.rope import VISION_ROPE_THETA
 
 _MOST_LAYERS, _LARGEST = 4096, 2**24  # beyond these a config.json is broken; nothing is allocated by it
-VISION_ROPE_THETA = 10_000.0  # of every published size; configs of transformers 4.x don't name it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,27 @@ class VisionConfig:
         """Side of an attention window in merged tokens (4 for Qwen2.5-VL)."""
         return self.window_px // self.merged_px
 
+    def flops(self, grids) -> float:
+        """FLOPs of a forward pass over pictures with these grids (rows and columns) of visual tokens [I, 2].
+
+        Per block and patch 2 (4 W^2 + 3 W F), attention's pairs 4 W each, inside windows or over the whole picture. A patch is
+        embedded for 2 x patch_dim x W; a merged token costs 2 (4 W) (4 W + D).
+        """
+        grids = np.asarray(grids, np.int64).reshape(-1, 2)
+        area = self.merge_size**2
+        tokens_I = grids.prod(-1)
+        patches, width, window = area * int(tokens_I.sum()), self.width, self.window_merged
+        full_blocks = len(set(self.full_attention_blocks) & set(range(self.depth)))
+        full_pairs = int(((area * tokens_I) ** 2).sum())
+        # along each side the windows' squared lengths; the last one may be cut
+        squares_I2 = grids // window * window**2 + (grids % window) ** 2
+        window_pairs = area**2 * int(squares_I2.prod(-1).sum())
+        block = patches * 2 * (4 * width**2 + 3 * width * self.mlp_dim)
+        attention = 4 * width * (full_blocks * full_pairs + (self.depth - full_blocks) * window_pairs)
+        merged_width = width * area
+        merger = int(tokens_I.sum()) * 2 * merged_width * (merged_width + self.out_dim)
+        return float(patches * 2 * self.patch_dim * width + self.depth * block + attention + merger)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -66,8 +91,9 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole Qwen2.5-VL and the ids of its special tokens."""
+    """A whole Qwen2.5-VL and the ids of its special tokens; see `models.family.Sizes`."""
 
+    family: ClassVar[str] = "qwen2_5_vl"
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     image_token_id: int = 151655
@@ -96,6 +122,59 @@ class ModelConfig:
         for ok, message in checks:
             if not ok:
                 raise UserError(f"model config: {message}")
+
+    @property
+    def merged_px(self) -> int:
+        """Side in px of the square that one visual token covers."""
+        return self.vision.merged_px
+
+    @property
+    def width(self) -> int:
+        """Width of the decoder's states and of visual tokens."""
+        return self.text.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return self.text.vocab_size
+
+    @property
+    def placed_ids(self) -> tuple[int, ...]:
+        """Ids around and in place of pictures."""
+        return self.vision_start_id, self.vision_end_id, self.image_token_id, self.video_token_id
+
+    def prepare(self, pixels: np.ndarray, grids: np.ndarray) -> Images:
+        """Pictures with the layout of their patches, padded to the canvas.
+
+        Args:
+            pixels: uint8 [I, side, side, 3]. grids: visual tokens, int [I, 2].
+        """
+        side, vision = pixels.shape[1], self.vision
+        budget = (side // vision.patch_size) ** 2
+        layout = vision_layout(grids * vision.merge_size, vision, budget, num_windows(side, vision))
+        return Images(pixels, layout, grids[:, None])
+
+    def vision_flops(self, grids: np.ndarray) -> float:
+        """See `VisionConfig.flops`."""
+        return self.vision.flops(grids)
+
+    @property
+    def token_flops(self) -> int:
+        """FLOPs of the decoder's layers for one token, per layer 2 D (2 D + 2 K H) + 6 D F; attention's pairs are left out."""
+        text = self.text
+        kv_width = text.num_kv_heads * text.head_dim
+        per_layer = 2 * text.width * (2 * text.width + 2 * kv_width) + 6 * text.width * text.mlp_dim
+        return text.num_layers * per_layer
+
+    @property
+    def pair_flops(self) -> int:
+        """FLOPs of attention for one (query, key) pair: 4 D a layer."""
+        return self.text.num_layers * 4 * self.text.width
+
+    def cache_shape(self, rows: int, slots: int) -> tuple[int, ...]:
+        """Shape [L, B, K, S, H] of a cache's keys, and of its values."""
+        text = self.text
+        return text.num_layers, rows, text.num_kv_heads, slots, text.head_dim
 
 
 def _check_numbers(prefix: str, part) -> None:

@@ -11,10 +11,12 @@ from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.layers import Places, take_rows
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig
 from zoomearth_jax.models.qwen2_5_vl.decoder import Decoder
-from zoomearth_jax.models.qwen2_5_vl.vision import VisionEncoder, VisionLayout, patchify, vision_layout
+from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
+from zoomearth_jax.models.qwen2_5_vl.vision import VisionEncoder, patchify
 from zoomearth_jax.models.rope import mrope_positions
 
 
@@ -46,9 +48,9 @@ class Qwen2_5_VL(nnx.Module):
         Raises:
             UserError: an unreadable directory, another architecture, or an unknown, missing or mis-shaped tensor, by name.
         """
-        from zoomearth_jax.models.qwen2_5_vl.weights import load_pretrained
+        from zoomearth_jax.models.qwen2_5_vl.weights import load_as
 
-        return load_pretrained(cls, directory, compute, mesh)
+        return load_as(cls, directory, compute, mesh)
 
     def save_pretrained(self, directory, *, dtype: str | None = None) -> None:
         """Writes config.json and safetensors as HF transformers reads them; `dtype` rounds, e.g. to bfloat16.
@@ -90,9 +92,14 @@ class Qwen2_5_VL(nnx.Module):
         images = jnp.asarray(pixel_values)[flat_IP], layout, feature_BF
         return _forward(self.compute)(self, ids_BT, valid_BT, grids_BI2, *images)
 
-    def encode_views(self, views_IHWC, layout: VisionLayout):
-        """Merged visual tokens [I, M, D] of uint8 views (see `patchify`)."""
-        return self.vision(patchify(views_IHWC, layout.positions_IP2, self.config.vision), layout)
+    def encode_views(self, images: Images):
+        """Merged visual tokens [I, M, D] of pictures that `ModelConfig.prepare` made ready."""
+        layout = images.layout
+        return self.vision(patchify(images.pixels, layout.positions_IP2, self.config.vision), layout)
+
+    def logits(self, hidden_BTD):
+        """float32 logits [..., V] of hidden states."""
+        return self.decoder.logits(hidden_BTD)
 
     def embed(self, ids_BT, features_BFD=None):
         """Token embeddings with image features at the placeholders.
@@ -211,8 +218,3 @@ def _row_features(rows: list[list[int]], merged_I2, budget: int):
         feature_BF[b, : len(index[b])] = index[b]
         grids_BI2[b, : len(row)] = merged_I2[row]
     return feature_BF, grids_BI2
-
-
-def abstract_model(config: ModelConfig, compute: ComputeConfig = ComputeConfig()) -> Qwen2_5_VL:
-    """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: Qwen2_5_VL(config, compute=compute, rngs=nnx.Rngs(0)))

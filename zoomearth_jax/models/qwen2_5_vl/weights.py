@@ -30,6 +30,7 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
+from zoomearth_jax.models.config_file import raw_config
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, from_hf_config, to_hf_config
 from zoomearth_jax.models.sharding import param_shardings
 from zoomearth_jax.terminal.progress import Progress, tracked
@@ -216,17 +217,6 @@ def hf_tensors(model) -> dict[str, tuple[int, ...]]:
     return {key: _hf_shape(tensor, model.config) for tensor in _tensors(model) for key in tensor.keys}
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """The model's config from an HF directory; UserError when it is absent, broken or another architecture."""
-    file = directory / "config.json"
-    if not file.exists():
-        snapshots = sorted(directory.glob("snapshots/*/config.json"))
-        place = f"its snapshot {snapshots[-1].parent}" if snapshots else "an HF checkpoint directory"
-        raise UserError(f"{directory}: no config.json; give {place}")
-    raw = read_json(file)
-    return from_hf_config(raw, str(file))
-
-
 @functools.partial(jax.jit, donate_argnums=0)
 def _put_layers(stacked, layers, first):
     return jax.lax.dynamic_update_slice_in_dim(stacked, layers, first, axis=0)
@@ -258,12 +248,12 @@ def _load_tensor(source: _Source, tensor: _Tensor, sharding: Sharding) -> jax.Ar
     return stacked
 
 
-def load_pretrained(cls, directory, compute: ComputeConfig | None = None, mesh: Mesh | None = None):
+def load_as(cls, directory, compute: ComputeConfig | None = None, mesh: Mesh | None = None):
     """See `Qwen2_5_VL.from_pretrained`."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give an HF checkpoint directory")
-    config = read_config(directory)
+    config = from_hf_config(*raw_config(directory))
     source = _Source(directory)
     compute = compute or ComputeConfig()
     model = nnx.eval_shape(lambda: cls(config, compute=compute, rngs=nnx.Rngs(0)))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import constrain, row_shards
-from zoomearth_jax.rl.policy import Images, last_valid, repeat_cache, repeat_rows
+from zoomearth_jax.rl.policy import last_valid, repeat_cache, repeat_rows
 from zoomearth_jax.rl.rollout.sampling import mark_seen, sample
 
 
@@ -64,7 +64,7 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
     return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
 
 
-def prefill(model: Qwen2_5_VL, ids, valid, images: Images, group: int, slots: int):
+def prefill(model: VisionLanguageModel, ids, valid, images: Images, group: int, slots: int):
     """Encodes the overviews of N prompts, runs each prompt once and broadcasts its cache to its G samples.
 
     Args:
@@ -75,13 +75,13 @@ def prefill(model: Qwen2_5_VL, ids, valid, images: Images, group: int, slots: in
         visual tokens [N, M, D]; of each sample [N x G]: the state that predicts its first token, its cache, and that
         token's position.
     """
-    features = model.encode_views(images.pixels, images.layout)
+    features = model.encode_views(images)
     hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
     hidden = repeat_rows(last_valid(hidden, valid), group)
     return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_N, group)
 
 
-def append_pictures(model: Qwen2_5_VL, cache: KVCache, ids, valid, images: Images, start_B, slots: int):
+def append_pictures(model: VisionLanguageModel, cache: KVCache, ids, valid, images: Images, start_B, slots: int):
     """Encodes pictures and appends them to their rows' caches, with `slots` empty slots after them.
 
     Args:
@@ -91,7 +91,7 @@ def append_pictures(model: Qwen2_5_VL, cache: KVCache, ids, valid, images: Image
     Returns:
         visual tokens [B, M, D], the state that predicts the next token, the cache, and that token's position.
     """
-    features, offset = model.encode_views(images.pixels, images.layout), cache.k.shape[3]
+    features, offset = model.encode_views(images), cache.k.shape[3]
     hidden, own, next_B = model.segment(ids, valid, features, images.grids, start_B, cache)
     cache = _append(grow_cache(cache, ids.shape[1] + slots), own, offset)
     return features, last_valid(hidden, valid), cache, next_B
@@ -105,7 +105,7 @@ class Sampler(NamedTuple):
     filters: SamplingConfig = SamplingConfig()
 
     def begin(
-        self, model: Qwen2_5_VL, hidden_BD, cache: KVCache, length: int, start_B, alive_B, keys_B, seen_BV=None
+        self, model: VisionLanguageModel, hidden_BD, cache: KVCache, length: int, start_B, alive_B, keys_B, seen_BV=None
     ) -> Writing:
         """Draws the first token of a turn.
 
@@ -136,7 +136,7 @@ class Sampler(NamedTuple):
         """One more token of every row that goes on."""
         step, alive_B = writing.step, writing.alive_B
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(writing.keys_B, step)
-        logits_BV = model.decoder.logits(hidden_BD)
+        logits_BV = model.logits(hidden_BD)
         token_B, logp_B = sample(
             logits_BV, step_keys_B, self.temperature, self.tokens.banned_ids, self.filters, writing.seen_BV
         )
@@ -151,7 +151,9 @@ class Sampler(NamedTuple):
             seen_BV=mark_seen(writing.seen_BV, token_B[:, None], going_B[:, None]),
         )
 
-    def go_on(self, model: Qwen2_5_VL, cache: KVCache, writing: Writing, tokens: int) -> tuple[KVCache, Writing]:
+    def go_on(
+        self, model: VisionLanguageModel, cache: KVCache, writing: Writing, tokens: int
+    ) -> tuple[KVCache, Writing]:
         """Up to `tokens` more a row, until every row has stopped or its slots are full; the last one stays out of the cache."""
         until = jnp.minimum(writing.step + tokens, writing.ids_BT.shape[1])
 
@@ -167,20 +169,20 @@ class Sampler(NamedTuple):
         return cache, _counted(writing)
 
 
-def _read_last(model: Qwen2_5_VL, cache: KVCache, writing: Writing):
+def _read_last(model: VisionLanguageModel, cache: KVCache, writing: Writing):
     """Runs the last token of the rows that go on: its state, the cache with it, and the position after it."""
     last_B1 = jax.lax.dynamic_slice_in_dim(writing.ids_BT, writing.step - 1, 1, axis=1)
     hidden, own, next_B = model.segment(last_B1, writing.alive_B[:, None], start_B=writing.position_B, past=cache)
     return hidden, _append(cache, own, writing.first + writing.step - 1), next_B
 
 
-def close(model: Qwen2_5_VL, cache: KVCache, writing: Writing) -> tuple[KVCache, jax.Array]:
+def close(model: VisionLanguageModel, cache: KVCache, writing: Writing) -> tuple[KVCache, jax.Array]:
     """The cache with the last token of rows that filled their slots, and the position [B] after every row's turn."""
     _, cache, next_B = _read_last(model, cache, writing)
     return cache, next_B
 
 
-def reread(model: Qwen2_5_VL, cache: KVCache, writing: Writing, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
+def reread(model: VisionLanguageModel, cache: KVCache, writing: Writing, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
     """As `close`, with other tokens in place of those that were sampled."""
     prompt = cache.k.shape[3] - writing.ids_BT.shape[1]
     past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.valid_BS[:, :prompt])

@@ -25,10 +25,9 @@ from zoomearth_jax.data_pipeline.images.boxes import Frame
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, RowBuilder, interleaved
 from zoomearth_jax.data_pipeline.text.protocol import parse_answer
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import constrain, local_rows, process_share, row_shards, shard_batch
 from zoomearth_jax.rl.episode import Episode, Turn
-from zoomearth_jax.rl.policy import Images, device_images
 from zoomearth_jax.rl.rollout.decoding import Writing
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms
 from zoomearth_jax.rl.rollout.sampling import row_keys
@@ -130,7 +129,7 @@ class RolloutEngine:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: VisionLanguageModel,
         rows: RowBuilder,
         mesh: Mesh | None = None,
         gather: bool = False,
@@ -150,7 +149,7 @@ class RolloutEngine:
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
         self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config.visit)
-        self._vision = model.config.vision
+        self._sizes = model.config
         self._warm: set = set()
         self.readers = ThreadPoolExecutor(8, thread_name_prefix="tool")
 
@@ -170,7 +169,7 @@ class RolloutEngine:
 
     def send(self, prompts: Prompts) -> Look:
         """Sends prompts to the devices, overviews as uint8."""
-        on_devices = prompts.ids, prompts.valid, device_images(prompts.views, self._vision)
+        on_devices = prompts.ids, prompts.valid, self._sizes.prepare(*prompts.views)
         return Look(prompts, shard_batch(on_devices, self.mesh))
 
     def __call__(
@@ -224,7 +223,7 @@ class RolloutEngine:
             if not _anywhere(turns.active.any()):
                 break
             views[k] = rows.views(pictures)
-            picture = *rows.picture_slots(views[k].grids), device_images(views[k], self._vision), turns.active
+            picture = *rows.picture_slots(views[k].grids), self._sizes.prepare(*views[k]), turns.active
             own = None if own is None else shard_batch(own, self.mesh)
             seen, *state = self.programs.next_turn(
                 weights,

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
-from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import cast_kernels
-from zoomearth_jax.rl.policy import Images, repeat_rows
+from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, close, narrow, prefill, reread, widen
 from zoomearth_jax.rl.rollout.sampling import mark_seen
 
@@ -23,7 +23,7 @@ class RolloutPrograms:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: VisionLanguageModel,
         layout: RowLayout,
         tokens: TokenIds,
         mesh: Mesh | None = None,
@@ -63,7 +63,7 @@ class RolloutPrograms:
         features, hidden, cache, start = prefill(model, ids, valid, images, group, length)
         seen = None
         if filters.repetition_penalty != 1:
-            nothing = jnp.zeros((len(ids), model.config.text.vocab_size), bool)
+            nothing = jnp.zeros((len(ids), model.config.vocab_size), bool)
             seen = repeat_rows(mark_seen(nothing, ids, valid), group)
         active = jnp.ones(hidden.shape[:1], bool)
         writing = sampler.begin(model, hidden, cache, length, start, active, keys, seen)

@@ -1,0 +1,136 @@
+"""What the rest of the package needs of a family of models; a family is a folder here and a line in `families.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.layers import Places
+
+
+class Images(NamedTuple):
+    """Pictures as a model takes them on the device.
+
+    Attributes:
+        pixels: uint8 [I, side, side, 3], each picture in the top left corner of its canvas.
+        layout: what else the family needs of them, any tree of arrays that begin with I.
+        grids: rows and columns of visual tokens, int32 [I, 1, 2]; 0 x 0 where there is no picture.
+    """
+
+    pixels: jax.Array
+    layout: Any
+    grids: jax.Array
+
+
+class Sizes(Protocol):
+    """Sizes and special ids of a model, a frozen dataclass of the family."""
+
+    family: str
+    image_token_id: int
+
+    @property
+    def merged_px(self) -> int:
+        """Side in px of the square that one visual token covers."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the decoder's states and of visual tokens."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        ...
+
+    @property
+    def placed_ids(self) -> tuple[int, ...]:
+        """Special ids around and in place of pictures, which only we place."""
+        ...
+
+    def prepare(self, pixels: np.ndarray, grids: np.ndarray) -> Images:
+        """Pictures, made ready on the host.
+
+        Args:
+            pixels: uint8 [I, side, side, 3]. grids: visual tokens, int [I, 2].
+        """
+        ...
+
+    def vision_flops(self, grids: np.ndarray) -> float:
+        """FLOPs of the vision encoder's forward pass over pictures with these grids of visual tokens [I, 2]."""
+        ...
+
+    @property
+    def token_flops(self) -> int:
+        """FLOPs of the decoder's layers for one token, attention's pairs left out."""
+        ...
+
+    @property
+    def pair_flops(self) -> int:
+        """FLOPs of attention for one (query, key) pair, over all layers."""
+        ...
+
+    def cache_shape(self, rows: int, slots: int) -> tuple[int, ...]:
+        """Shape [L, B, K, S, H] of a cache's keys, and of its values."""
+        ...
+
+
+class VisionLanguageModel(Protocol):
+    """A model: an `nnx.Module` whose vision encoder's parameters lie under `vision`."""
+
+    config: Any
+    compute: ComputeConfig
+    vision: Any
+
+    def encode_views(self, images: Images) -> jax.Array:
+        """Visual tokens [I, M, D] in raster order; those past a picture's own are anything."""
+        ...
+
+    def segment(
+        self, ids_BT, valid_BT, features_BFD=None, grids_BI2=None, start_B=None, past: KVCache | None = None
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Hidden states [B, T, D] of a segment of each row after its cached past, the segment's own cache, and the position [B]
+        after it. The arguments are those of `Qwen2_5_VL.segment`."""
+        ...
+
+    def grouped(self, prompt, reply, places: Places | None = None) -> tuple[jax.Array, jax.Array]:
+        """Hidden states [N, P, D] of prompts and [B, T, D] of the B / N replies that follow each, in one pass."""
+        ...
+
+    def logits(self, hidden_BTD) -> jax.Array:
+        """float32 logits [..., V] of hidden states."""
+        ...
+
+
+class Family(Protocol):
+    """A family: what its package exports."""
+
+    def from_hf_config(self, raw: dict[str, Any], where: str) -> Any:
+        """Sizes from the data of a config.json; UserError where the family can't represent it."""
+        ...
+
+    def to_hf_config(self, config: Any) -> dict[str, Any]:
+        """The data of config.json."""
+        ...
+
+    def make(self, config: Any, compute: ComputeConfig, rngs) -> VisionLanguageModel:
+        """A model with random parameters."""
+        ...
+
+    def load_pretrained(self, directory: Path, compute: ComputeConfig | None, mesh: Mesh | None) -> VisionLanguageModel:
+        """The model of a directory with safetensors."""
+        ...
+
+    def write_checkpoint(self, model: Any, directory: Path, dtype: str | None = None) -> None:
+        """Writes config.json and safetensors."""
+        ...
+
+    def source_dtype(self, directory: Path) -> str:
+        """The number type of most tensors of a directory."""
+        ...
