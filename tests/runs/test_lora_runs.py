@@ -141,4 +141,4 @@ def test_adapters_in_a_frozen_encoder_are_refused(folder, capsys):
         sft(config)
     assert not config.out.exists()
     assert main(["sft", "--out", str(folder / "no"), "--lora.rank", "4", "--lora.pattern", "q_proj"]) == 2
-    assert "did you mean decoder.layers.q_proj" in capsys.readouterr().err
+    assert "did you mean 'decoder.layers.q_proj'?" in capsys.readouterr().err
