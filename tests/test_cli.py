@@ -81,7 +81,7 @@ def test_the_process_exits_with_2(tmp_path):
 
 def test_settings_from_a_file_are_defaults(tmp_path):
     from zoomearth_jax.configs.io import write_yaml
-    from zoomearth_jax.verbs.sft import SFTConfig
+    from zoomearth_jax.configs.training import SFTConfig
 
     write_yaml(tmp_path / "run.yaml", SFTConfig(steps=7, seed=3))
     parsed = cli._parse(["sft", "--config", str(tmp_path / "run.yaml"), "--seed", "4"], cli._verbs())

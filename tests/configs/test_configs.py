@@ -14,10 +14,11 @@ from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.configs.train import OptimizerConfig
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.presets import PRESETS, preset
@@ -26,10 +27,8 @@ from zoomearth_jax.verbs.ablate import AblateConfig
 from zoomearth_jax.verbs.ask import AskConfig
 from zoomearth_jax.verbs.demo import DemoConfig
 from zoomearth_jax.verbs.evaluate import EvaluateConfig
-from zoomearth_jax.verbs.grpo import GRPOConfig
 from zoomearth_jax.verbs.make_scenes import ScenesConfig
 from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig
-from zoomearth_jax.verbs.sft import SFTConfig
 
 CONFIGS = (
     VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,

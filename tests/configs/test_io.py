@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.io import at_home, load_yaml, read_yaml, write_yaml
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.training import SFTConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.verbs.sft import SFTConfig
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.rl.batches import GRPOBatch, row_batch
+from zoomearth_jax.rl.grpo import minibatches, sampled_kl, updated
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_grpo_step, make_scorer, scored_slots
 from zoomearth_jax.runs.models import load_model
-from zoomearth_jax.verbs.grpo import minibatches, sampled_kl, update
 
 PROMPTS, GROUP = 4, 2
 
@@ -112,11 +112,11 @@ def test_an_update_passes_over_its_batches():
             "loss": loss, "grad_norm": finite, "update_ratio": finite, "ratio_max": loss, "sampler_gap": loss,
         }  # fmt: skip
 
-    state, metrics = update(step, 0, None, ["a", "b", "c"], 2)
+    state, metrics = updated(step, 0, None, ["a", "b", "c"], 2)
     assert (state, seen) == (6, list("abcabc"))
     assert (metrics["loss"], metrics["ratio_max"], metrics["sampler_gap"]) == (4, 5, 0)
     losses = iter([0.0, np.nan, 2.0, 3.0])
-    assert np.isnan(update(step, 0, None, ["a", "b"], 2)[1]["loss"])
+    assert np.isnan(updated(step, 0, None, ["a", "b"], 2)[1]["loss"])
 
 
 def test_the_kl_of_episodes_by_hand():

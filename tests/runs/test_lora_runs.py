@@ -10,7 +10,8 @@ from flax import nnx
 
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.lora import LoRAConfig
-from zoomearth_jax.configs.train import OptimizerConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.rl.batches import row_batch
@@ -21,8 +22,8 @@ from zoomearth_jax.runs.metrics import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.start import open_loader
 from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
-from zoomearth_jax.verbs.sft import SFTConfig, sft
+from zoomearth_jax.verbs.grpo import grpo
+from zoomearth_jax.verbs.sft import sft
 
 LORA = LoRAConfig(rank=8)
 FAST = OptimizerConfig(lr=1e-2, decay=False)

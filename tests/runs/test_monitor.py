@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
-from zoomearth_jax.configs.train import OptimizerConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
+from zoomearth_jax.configs.training import SFTConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.flops import RowCounts
@@ -20,7 +21,7 @@ from zoomearth_jax.runs.metrics import MetricsLog, read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.monitor import Alarms, Compilations, Monitor, throughput
 from zoomearth_jax.runs.replay import load_replay, save_replay
-from zoomearth_jax.verbs.sft import SFTConfig, sft
+from zoomearth_jax.verbs.sft import sft
 
 ONE = RowCounts(np.array([10]), np.array([20, 30]), np.array([5, 5]), np.array([[2, 2]]), np.array([[1, 2], [0, 0]]))
 

@@ -12,12 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from tests.processes import address
+from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.rows.workers import Pool
+from zoomearth_jax.rl import grpo as grpo_module
 from zoomearth_jax.runs import saved_steps
 from zoomearth_jax.runs.metrics import read_metrics
 from zoomearth_jax.runs.preemption import StopSignal
-from zoomearth_jax.verbs import grpo as grpo_module
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.grpo import grpo
 
 SFT = ["--questions", "48", "--batch-size", "8", "--steps", "40", "--checkpoint-every", "100"]
 

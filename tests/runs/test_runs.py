@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.processes import ROOT
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.batches import row_batch
@@ -26,9 +27,9 @@ from zoomearth_jax.runs.start import open_loader
 from zoomearth_jax.verbs.ask import AskConfig, ask
 from zoomearth_jax.verbs.demo import DemoConfig
 from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
-from zoomearth_jax.verbs.sft import SFTConfig, sft
+from zoomearth_jax.verbs.sft import sft
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import pytest
 
 from tests.runs.test_preemption import members
 from zoomearth_jax import cli
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.hardware import tpu_flags
 from zoomearth_jax.runs import saved_steps
 from zoomearth_jax.terminal.process import explained
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
-from zoomearth_jax.verbs.sft import SFTConfig, sft
+from zoomearth_jax.verbs.grpo import grpo
+from zoomearth_jax.verbs.sft import sft
 
 SFT = ["--questions", "48", "--batch-size", "8", "--steps", "4000", "--checkpoint-every", "3"]
 

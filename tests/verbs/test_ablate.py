@@ -11,12 +11,13 @@ from zoomearth_jax.cli import main
 from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
+from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.reports.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.metrics import read_metrics
 from zoomearth_jax.verbs.ablate import VARIANTS, AblateConfig, _runs, ablate
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
+from zoomearth_jax.verbs.grpo import grpo
 
 
 def row(variant, seed, **scores):

@@ -11,12 +11,12 @@ from PIL import Image
 from zoomearth_jax import cli
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.io import read_yaml, write_yaml
+from zoomearth_jax.configs.training import SFTConfig
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.runs.start import Run, open_loader
 from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
-from zoomearth_jax.verbs.sft import SFTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

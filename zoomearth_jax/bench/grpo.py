@@ -28,14 +28,15 @@ from zoomearth_jax.bench.grown import GROWN, write_grown
 from zoomearth_jax.bench.loader import stored_images
 from zoomearth_jax.bench.torch_grpo import TorchGRPO
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions, site_question
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.questions.scenes import random_scene
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.batches import GRPOBatch
+from zoomearth_jax.rl.grpo import learner_rows
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards.episodes import episode_rewards
 from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
@@ -43,7 +44,6 @@ from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.rl.state import init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step
 from zoomearth_jax.runs.models import load_model
-from zoomearth_jax.verbs.grpo import learner_rows
 
 VARIANTS = ("released", "fair")
 QUESTIONS = {"nano": 16, "100m": 4}  # a step

@@ -16,8 +16,8 @@ from jax.stages import Compiled
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes

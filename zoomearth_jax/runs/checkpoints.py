@@ -230,12 +230,6 @@ def about_run(config, questions: Mapping[str, str], reference=None) -> dict:
     return {"settings": to_dict(config), "questions": dict(questions), "start": start}
 
 
-def check_keeping(verb: str, config) -> None:
-    """Refuses settings of a training verb by which nothing would be saved or kept."""
-    if config.checkpoint_every < 1 or config.keep < 1 or config.keep_best < 0:
-        raise UserError(f"{verb} config: checkpoint_every and keep must be positive, keep_best not negative")
-
-
 def saved_dtype(directory: Path, step: int | None = None) -> str:
     """The type that most parameters of a run's last readable step have, or of the given one."""
     folder = Path(directory) / "checkpoints"

@@ -16,6 +16,7 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.play import play
@@ -29,8 +30,8 @@ from zoomearth_jax.runs.saved_steps import numbers
 from zoomearth_jax.runs.start import FREE_SETTINGS, on_mesh
 from zoomearth_jax.terminal.progress import Progress, say
 from zoomearth_jax.tools.zoom import Masked
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
-from zoomearth_jax.verbs.sft import SFTConfig, sft
+from zoomearth_jax.verbs.grpo import grpo
+from zoomearth_jax.verbs.sft import sft
 
 SFT_ONLY = "sft-only"
 _REWARD = GRPOConfig.reward

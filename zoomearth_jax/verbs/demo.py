@@ -14,6 +14,7 @@ from flax import nnx
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
@@ -27,8 +28,8 @@ from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model, save_model
 from zoomearth_jax.runs.start import on_mesh
 from zoomearth_jax.tools.zoom import Masked
-from zoomearth_jax.verbs.grpo import GRPOConfig, grpo
-from zoomearth_jax.verbs.sft import SFTConfig, sft
+from zoomearth_jax.verbs.grpo import grpo
+from zoomearth_jax.verbs.sft import sft
 
 STAGES = ("base", "sft", "grpo")
 _ROWS = {

@@ -16,6 +16,7 @@ import pytest
 
 from tests.data_pipeline.rows.in_worker import RowsThenModules, nap
 from zoomearth_jax.configs.io import from_dict, to_dict
+from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.images.boxes import Frame
 from zoomearth_jax.data_pipeline.images.sources import whole
 from zoomearth_jax.data_pipeline.questions.mixture import SceneQuestions, Source, open_sources
@@ -23,7 +24,6 @@ from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.rows.loader import Loader, order
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.runs.start import look_ahead
-from zoomearth_jax.verbs.grpo import GRPOConfig
 from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
 
 STEPS = 12

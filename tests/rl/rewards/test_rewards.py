@@ -15,6 +15,7 @@ from zoomearth_jax.cli import main
 from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
 from zoomearth_jax.configs.io import from_dict, to_dict
 from zoomearth_jax.configs.reward import SPECS, RewardSpec
+from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, from_annotation
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.errors import UserError
@@ -22,7 +23,6 @@ from zoomearth_jax.rl.metrics import episode_table, rollout_metrics
 from zoomearth_jax.rl.rewards.boxes import box_iou, box_rewards, reference_window, region_reward
 from zoomearth_jax.rl.rewards.episodes import episode_box_rewards, episode_rewards
 from zoomearth_jax.rl.rollout.engine import Trajectories
-from zoomearth_jax.verbs.grpo import GRPOConfig
 
 PAPER, REFERENCE = SPECS["paper"], SPECS["reference"]
 numbers = st.floats(-100, 20_000, width=32).map(lambda x: round(x * 64) / 64)  # sides that float32 can square

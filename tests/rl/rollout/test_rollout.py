@@ -10,12 +10,13 @@ import pytest
 from flax import nnx
 
 from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.configs.train import OptimizerConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.rl.batches import GRPOBatch, row_batch
+from zoomearth_jax.rl.grpo import learner_rows
 from zoomearth_jax.rl.objective import group_advantages
 from zoomearth_jax.rl.rewards.episodes import RewardSpec, episode_rewards
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
@@ -23,7 +24,6 @@ from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_grpo_step, row_logprobs
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.tools.zoom import Masked
-from zoomearth_jax.verbs.grpo import learner_rows
 
 GROUP = 4
 T1 = SamplingConfig(temperature=1.0)

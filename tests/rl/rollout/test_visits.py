@@ -12,6 +12,7 @@ from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
@@ -23,7 +24,6 @@ from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.rl.steps import row_logprobs
 from zoomearth_jax.runs.models import load_model
-from zoomearth_jax.verbs.grpo import GRPOConfig
 
 GROUP = 4
 T1 = SamplingConfig(temperature=1.0)

@@ -1,0 +1,178 @@
+"""Settings of the training verbs: what SFT and GRPO share, and what each has of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+import tyro
+
+from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import LayoutConfig
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.configs.lora import LoRAConfig
+from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.optimizer import OptimizerConfig
+from zoomearth_jax.configs.reward import RewardSpec
+from zoomearth_jax.configs.rollout import RolloutConfig
+from zoomearth_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What all training runs share.
+
+    Attributes:
+        model: the shipped model, model directory or run to start from.
+        out: the run's directory.
+        data: `scenes`, folders with questions.jsonl and images, or several of them.
+        images: how image files become 8-bit RGB (bands, stretch, limit).
+        mix: share of each of `data`, in any unit; equal shares by default.
+        workers: processes that make rows ahead, for large images; 0 makes them in threads of this one.
+        global_share: share of procedural questions that need no crop.
+        steps: optimizer steps of SFT, rollouts of GRPO.
+        accumulate: microbatches that a step's samples or questions are cut into, to save memory.
+        optimizer: AdamW's settings.
+        lora: adapters that train instead of the model's own parameters; GRPO's reference is the model without them.
+        compute: number types, attention backend, and what the backward pass recomputes.
+        mesh: how devices and processes share the work.
+        layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
+        freeze_vision: keep the vision encoder as it is; in GRPO its tokens then come from the rollout.
+        log: where metrics go beside metrics.jsonl: tensorboard, wandb, or both.
+        profile: write an XProf trace of three steps after warm-up to OUT/profile.
+        checkpoint_every: steps between checkpoints; the last step is always saved.
+        keep: checkpoints to keep, the last ones.
+        keep_best: checkpoints to keep beside them, those of the steps with the lowest losses or the highest mean rewards.
+        seed: of the data's order, and of samples.
+        strict: end at the first image that can't be read, instead of naming it and going on with the next question.
+        resume: go on from the last checkpoint in `out`.
+        overwrite: start anew where `out` holds a run.
+    """
+
+    verb: ClassVar[str] = "training"
+
+    model: str = "nano"
+    out: Path = Path("runs/training")
+    data: tuple[str, ...] = ("scenes",)
+    images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
+    mix: tuple[float, ...] = ()
+    workers: int = 0
+    global_share: float = 0.3
+    steps: int = 100
+    accumulate: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = LoRAConfig()
+    compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
+    layout: LayoutConfig = LayoutConfig()
+    freeze_vision: bool = True
+    log: tuple[str, ...] = ()
+    profile: bool = False
+    checkpoint_every: int = 500
+    keep: int = 2
+    keep_best: int = 0
+    seed: int = 0
+    strict: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self):
+        if self.checkpoint_every < 1 or self.keep < 1 or self.keep_best < 0:
+            self.refuse("checkpoint_every and keep must be positive, keep_best not negative")
+        if self.accumulate < 1:
+            self.refuse("accumulate must be positive")
+
+    def refuse(self, why: str) -> None:
+        """Ends with one line about these settings.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{self.verb} config: {why}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(TrainingConfig):
+    """Settings of a fine-tuning run.
+
+    Attributes:
+        questions: size of the finite set of procedural questions.
+        batch_size: samples per step, over all devices.
+        pack_len: tokens of a packed row, which holds several samples; 0 for one sample a row, in fixed slots. The loss is
+            the same.
+    """
+
+    verb: ClassVar[str] = "sft"
+
+    out: Path = Path("runs/sft")
+    questions: int = 512
+    batch_size: int = 32
+    pack_len: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pack_len < 0:
+            self.refuse("pack_len must be a number of tokens, or 0 for fixed rows")
+        if self.accumulate > 1 and self.pack_len:
+            self.refuse("accumulate must be 1 for packed rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig(TrainingConfig):
+    """Settings of a GRPO run. The model that it starts from is also the reference policy.
+
+    Attributes:
+        prompts: questions per step, over all devices.
+        compact: parts that the slots of a question and its episodes are cut into; the update computes only as many as the
+            fullest question of the step fills. Each number of parts compiles once, when it comes up; 0 computes every slot.
+        group: episodes per question (paper: 4).
+        updates: passes over each rollout (mu).
+        minibatches: optimizer steps per pass: a rollout's questions are cut into that many batches.
+        temperature: of sampling, in all turns, and of the log-probabilities. (Top-k, top-p and a repetition penalty would
+            draw from another distribution than the ratio is taken of.)
+        rollout: the tool, who decides on a crop, what later turns read, in how many parts a step is played.
+        objective: advantages, ratio, clipping, KL and how tokens add up.
+        reward: weights and shapes of the rewards; `--reward paper` and `--reward reference` take a named spec, which further
+            settings change.
+        panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
+    """
+
+    verb: ClassVar[str] = "grpo"
+
+    model: str = "runs/sft"
+    out: Path = Path("runs/grpo")
+    global_share: float = 0.25
+    steps: int = 130
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
+    prompts: int = 16
+    compact: int = 0
+    group: int = 8
+    updates: int = 1
+    minibatches: int = 1
+    temperature: float = 1.0
+    rollout: RolloutConfig = RolloutConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    reward: RewardSpec = RewardSpec(region_alpha=0.5, region_unit="side")
+    panel_every: int = 50
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.group < 2:
+            self.refuse("group must be at least 2, advantages compare samples of one question")
+        if self.temperature <= 0:
+            self.refuse("temperature must be positive")
+        if self.updates < 1 or self.minibatches < 1:
+            self.refuse("updates and minibatches must be positive")
+        if self.rollout.turn_ids == "retokenised" and self.objective.mask != "reference":
+            self.refuse("rollout.turn_ids retokenised needs objective.mask reference: nobody sampled those ids")
+        if self.compact < 0:
+            self.refuse("compact must be a number of parts, or 0 to compute every slot")
+        if self.panel_every < 0:
+            self.refuse("panel_every must be a number of steps, or 0 for no panels")
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps on each rollout."""
+        return self.updates * self.minibatches

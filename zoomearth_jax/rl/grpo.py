@@ -1,0 +1,174 @@
+"""A GRPO step in its parts: play, advantages, update."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.training import GRPOConfig
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.rows.builder import Prompts, RowBuilder
+from zoomearth_jax.models.family import Sizes, VisionLanguageModel
+from zoomearth_jax.models.lora import add_lora, has_lora
+from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
+from zoomearth_jax.rl.batches import GRPOBatch, RowBatch, row_batch, split_batch
+from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
+from zoomearth_jax.rl.rewards.episodes import episode_rewards
+from zoomearth_jax.rl.rollout.engine import Look, RolloutEngine, Trajectories
+from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
+from zoomearth_jax.rl.state import init_state, reference_policy
+from zoomearth_jax.rl.steps import make_grpo_step, make_scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """A step's episodes.
+
+    Attributes:
+        questions: the N that were played.
+        episodes: N x G.
+        rewards: of each episode by name, [N x G].
+        rows: what the learner trains on, on the devices.
+    """
+
+    questions: Sequence[Question]
+    episodes: Trajectories
+    rewards: Mapping[str, np.ndarray]
+    rows: RowBatch
+
+
+class GRPO:
+    """A policy in training: its state, the reference policy, and the programs of a step.
+
+    Attributes:
+        state: parameters and optimizer state; replaced by `update`, or from a checkpoint.
+        reference: parameters of the reference policy; None where no KL is asked for.
+        freezes_vision, adapted: whether the vision encoder is frozen, and whether adapters train.
+    """
+
+    def __init__(self, config: GRPOConfig, model: VisionLanguageModel, rows: RowBuilder, mesh: Mesh):
+        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`."""
+        add_lora(model, config.lora, nnx.Rngs(config.seed))
+        objective = config.objective
+        if config.rollout.crop != "model":
+            rows = rows.replaced(crop=config.rollout.crop)
+        self._config, self._mesh, self._sizes, self.rows = config, mesh, model.config, rows
+        optimizer = config.optimizer.build(config.steps * config.optimizer_steps)
+        self._engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)
+        graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
+        self.reference = reference_policy(self.state, config.compute.dtype) if objective.kl_weight else None
+        self.freezes_vision, self.adapted = "vision" not in self.state.trainable, has_lora(model)
+        scoring = {
+            "temperature": config.temperature,
+            "banned_ids": rows.tokens.banned_ids,
+            "objective": objective,
+            "accumulate": config.accumulate,
+        }
+        self._train_step = make_grpo_step(graph, optimizer, rows.layout, **scoring)
+        self._score = make_scorer(graph, rows.layout, **scoring)
+        # in a first optimizer step the policy is the old one
+        self._scores_old = objective.old_by_trainer and config.optimizer_steps > 1
+
+    @property
+    def scorings(self) -> int:
+        """Forward passes over a rollout ahead of its updates."""
+        return self._scores_old + self._config.objective.kl_in_reward
+
+    def send(self, prompts: Prompts) -> list[Look]:
+        """A step's prompts on the devices, in the parts that it is played in."""
+        return send_parts(self._engine, prompts, self._config.rollout.batches)
+
+    def play(self, questions: Sequence[Question], looks: Sequence[Look], step: int) -> Played:
+        """Plays and scores the questions of a step; what is drawn follows from the seed and the step's number."""
+        config = self._config
+        episodes, rewards = play_scored(
+            self._engine,
+            self.state.params,
+            questions,
+            looks,
+            jax.random.fold_in(jax.random.key(config.seed), step),
+            sampling=SamplingConfig(temperature=config.temperature),
+            group=config.group,
+            score=lambda asked, played: episode_rewards(config.reward, asked, played, self.rows),
+        )
+        rows = learner_rows(episodes, self._sizes, config.freeze_vision, self._mesh, config.compact)
+        return Played(questions, episodes, rewards, rows)
+
+    def advantages(self, played: Played) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Advantages [N x G] within each group; and where the KL is in the reward, its estimate of each episode as `kl`."""
+        objective, total, more = self._config.objective, played.rewards["total"], {}
+        if objective.kl_in_reward:
+            ref_logp = local_rows(self._score(self.reference, self.state.frozen, played.rows))
+            written = self.rows.layout.written()
+            kl_sum, more["kl"] = sampled_kl(objective.kl, played.episodes, ref_logp, written)
+            total = total - objective.kl_weight * kl_sum
+        return group_advantages(total, self._config.group, objective.advantage), more
+
+    def update(self, played: Played, advantages: np.ndarray) -> tuple[dict[str, float], GRPOBatch]:
+        """The optimizer steps on a rollout: their metrics, and the batch that they were made on."""
+        config, drops = self._config, self._config.objective.flat_groups == "drop"
+        kept = disagreeing(played.rewards["total"], config.group) if drops else None
+        batch = shard_batch(GRPOBatch(played.rows, played.episodes.logprobs, advantages, kept), self._mesh)
+        if self._scores_old:
+            batch = batch._replace(old_logp=self._score(self.state.trainable, self.state.frozen, batch.rows))
+        batches = [batch] if config.minibatches == 1 else minibatches(batch, config.minibatches)
+        self.state, metrics = updated(self._train_step, self.state, self.reference, batches, config.updates)
+        return metrics, batch
+
+
+def learner_rows(
+    played: Trajectories, sizes: Sizes, freeze_vision: bool, mesh: Mesh | None = None, compact: int = 0
+) -> RowBatch:
+    """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
+    tokens = (played.overview_features, played.picture_features) if freeze_vision else (None, None)
+    return shard_batch(row_batch(played.prompts, played.replies, sizes, *tokens, parts=compact), mesh)
+
+
+def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sampler's estimated KL against the reference in each episode: summed over its tokens, and a token, float32 [N x G].
+
+    Args:
+        ref_logp: of the reference, [N x G, slots].
+        slots: those that the policy writes.
+    """
+    mask = played.replies.target[:, slots]
+    estimate = np.asarray(kl_estimate(kind, np.where(mask, played.logprobs, 0.0), np.where(mask, ref_logp, 0.0)))
+    total = (estimate * mask).sum(axis=1)
+    return total, total / np.maximum(mask.sum(axis=1), 1)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def minibatches(batch: GRPOBatch, parts: int) -> list[GRPOBatch]:
+    """A rollout cut into batches of whole groups, every row on its device."""
+    cut = split_batch(batch, len(batch.rows.prompt_ids), parts)
+
+    def part(i):
+        return jax.tree.map(lambda x: constrain(x[i], "batch", *[None] * (x.ndim - 2)), cut)
+
+    return [part(i) for i in range(parts)]
+
+
+def updated(train_step, state, reference, batches: Sequence[GRPOBatch], updates: int):
+    """The optimizer steps on one rollout: `updates` passes over its batches.
+
+    Returns:
+        the state, and metrics: means over the last pass (a step that is not finite stands for all, so that it is seen), and
+        the gap to the sampler before the first step, of its batch.
+    """
+    metrics = []
+    for batch in [*batches] * updates:
+        state, one = train_step(state, reference, batch)
+        metrics.append(one)
+    metrics = jax.device_get(metrics)
+    gap = {name: x for name, x in metrics[0].items() if name.startswith("sampler_gap")}
+    broken = [one for one in metrics if not np.isfinite(one["loss"] + one["grad_norm"] + one["update_ratio"])]
+    last = broken[:1] or metrics[-len(batches) :]
+    merge = {name: np.max if name.endswith("_max") else np.mean for name in metrics[0]}
+    return state, {name: merge[name]([one[name] for one in last]) for name in merge} | gap
