@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -23,7 +22,9 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.bench.random_checkpoint import shortened, write_random_checkpoint
+from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
@@ -143,7 +144,8 @@ class Ours:
         model = nnx.merge(self._graph, text, vision)
         merge, valid_BT = self._config.vision.merge_size, jnp.ones(ids_BT.shape, bool)
         grids_BI2 = jnp.full((len(ids_BT), 1, 2), int(views.shape[1] // self._config.vision.patch_size // merge))
-        return model, valid_BT, model.segment(ids_BT, valid_BT, model.encode_views(views, layout), grids_BI2)
+        features = model.encode_views(Images(views, layout, grids_BI2))
+        return model, valid_BT, model.segment(ids_BT, valid_BT, features, grids_BI2)
 
     def _loss_of(self, text, vision, ids_BT, views, layout):
         model, _, (hidden_BTD, _, _) = self._look(text, vision, ids_BT, views, layout)
@@ -153,12 +155,12 @@ class Ours:
     def _generate_from(self, text, vision, ids_BT, views, layout, count: int):
         model, valid_BT, (hidden_BTD, cache, next_B) = self._look(text, vision, ids_BT, views, layout)
         banned = (self._config.image_token_id, self._config.video_token_id)
-        rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=banned)
-        keys_B = row_keys(jax.random.key(0), jnp.arange(len(ids_BT)))[0]
+        (keys_B,) = row_keys(jax.random.key(0), jnp.arange(len(ids_BT)), turns=1)
+        cache = grow_cache(cache, count)
         first, active = last_valid(hidden_BTD, valid_BT), jnp.ones(len(ids_BT), bool)
-        sampler = Sampler(rows, 0.0)
-        stage = sampler.begin(model, first, ids_BT.shape[1], count, next_B, active, keys_B)
-        return sampler.go_on(model, grow_cache(cache, count), stage, count)[1].ids_BT
+        sampler = Sampler(TokenIds(0, (-1,), banned), 0.0)
+        writing = sampler.begin(model, first, cache, count, next_B, active, keys_B)
+        return sampler.go_on(model, cache, writing, count)[1].ids_BT
 
     def _inputs(self, batch: Batch):
         return *self._params, batch.ids, batch.views, vision_layout(batch.grids[:, 1:], self._config.vision)

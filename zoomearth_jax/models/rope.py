@@ -26,7 +26,7 @@ def apply_rope(x, angles):
     return _rotate(x, jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :])
 
 
-def vision_angles(positions_P2, head_dim: int, theta: float = VISION_ROPE_THETA):
+def vision_angles(positions_P2, head_dim: int):
     """Angles of the vision encoder's axial rotary embedding.
 
     Args:
@@ -37,7 +37,7 @@ def vision_angles(positions_P2, head_dim: int, theta: float = VISION_ROPE_THETA)
         float32 [..., P, head_dim // 2].
     """
     spatial = head_dim // 2
-    frequencies = theta ** (-jnp.arange(0, spatial, 2, dtype=jnp.float32) / spatial)
+    frequencies = VISION_ROPE_THETA ** (-jnp.arange(0, spatial, 2, dtype=jnp.float32) / spatial)
     angles = positions_P2.astype(jnp.float32)[..., None] * frequencies
     return angles.reshape(*angles.shape[:-2], spatial)
 

@@ -14,7 +14,9 @@ from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Places, take_rows
 from zoomearth_jax.models.sharding import constrain, num_devices
 
-LOGITS_BUDGET = 2**28  # a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
+LOGITS_BUDGET = (
+    2**28
+)  # of a device at a time, a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
 
 
 class Segment(NamedTuple):
@@ -75,24 +77,21 @@ def masked_logits(logits, banned_ids: tuple[int, ...]):
     return jnp.where(banned_V, -jnp.inf, logits)  # a scatter would copy the logits into another layout on TPUs
 
 
-def token_logprobs(
-    model: VisionLanguageModel, hidden_BTD, targets_BT, temperature, banned_ids=(), budget: int = LOGITS_BUDGET
-):
+def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperature, banned_ids=()):
     """Log-probabilities of targets, in chunks of slots that the backward pass recomputes.
 
-    No [B, T, V] array over the budget exists. A chunk has some slots of every row, so that each device works on its own
-    rows.
+    No [B, T, V] array over LOGITS_BUDGET exists on a device. A chunk has some slots of every row, so that each device works
+    on its own rows.
 
     Args:
         hidden_BTD: the states that predict the targets.
         temperature: logits are divided by it, as in sampling.
-        budget: float32 logits that a device holds at a time.
 
     Returns:
         log-probabilities and entropies, float32 [B, T].
     """
     batch, length = targets_BT.shape
-    tokens = budget * num_devices() // model.config.vocab_size
+    tokens = LOGITS_BUDGET * num_devices() // model.config.vocab_size
     step = min(length, max(1, tokens // batch))
     step = -(-length // -(-length // step))  # equal chunks: as little padding as that number of chunks allows
     padding = -length % step
@@ -109,7 +108,7 @@ def token_logprobs(
         is_target = targets_BT[..., None] == jnp.arange(logp.shape[-1])  # a sum over the vocabulary stays on its shards
         return jnp.sum(jnp.where(is_target, logp, 0.0), axis=-1), entropy
 
-    if step == length:  # all logits are within the budget: kept for the backward pass
+    if step == length:  # all logits are within LOGITS_BUDGET: kept for the backward pass
         return one(hidden_BTD, targets_BT)
     results = jax.lax.map(lambda x: jax.checkpoint(one)(*x), (chunks(hidden_BTD), chunks(targets_BT)))
     return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in results)

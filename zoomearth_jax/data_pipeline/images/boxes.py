@@ -97,22 +97,24 @@ def crop_window(box: Box, min_side: int, crop: str = "grow") -> Box:
     return Box(x1, y1, x2, y2, box.frame)
 
 
-def view_size(width: float, height: float, view_px: int, unit: int, min_tokens: int = 4) -> Frame:
+MIN_TOKENS = 4  # that a view has at least: Qwen's min_pixels of 3136
+
+
+def view_size(width: float, height: float, view_px: int, unit: int) -> Frame:
     """Size of the picture that the model sees of width x height px.
 
-    The longer side shrinks to at most `view_px` (images are enlarged only to reach min_tokens), then each side is rounded
+    The longer side shrinks to at most `view_px` (images are enlarged only to reach MIN_TOKENS), then each side is rounded
     to a multiple of `unit`, as Qwen's smart_resize does. Very elongated images are clamped to the view, so that every
     view fits the budget of (view_px // unit)^2 tokens; their aspect ratio then changes.
 
     Args:
         unit: side of a merged visual token, 28 px.
-        min_tokens: tokens that a view has at least; Qwen's min_pixels of 3136 is 4.
     """
     scale = min(1.0, view_px / max(width, height))
     width, height = width * scale, height * scale
     tokens = [max(1, round(side / unit)) for side in (width, height)]
-    if tokens[0] * tokens[1] < min_tokens:
-        enlarge = math.sqrt(min_tokens * unit * unit / (width * height))
+    if tokens[0] * tokens[1] < MIN_TOKENS:
+        enlarge = math.sqrt(MIN_TOKENS * unit * unit / (width * height))
         tokens = [
             math.ceil(side * enlarge / unit - 1e-9) for side in (width, height)
         ]  # 2 stays 2, whatever the root's last bit
