@@ -66,3 +66,17 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(copy):
     (copy / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"no <\|image_pad\|>"):
         load_rows(copy)
+
+
+def test_a_model_of_an_older_version_says_what_to_write(tmp_path):
+    """Rows had two stages once; the line that it ends with, put into the file, loads."""
+    copy = shutil.copytree(resolve("nano"), tmp_path / "old")
+    saved = json.loads((copy / "episode.json").read_text())
+    old = {key: value for key, value in saved.items() if key != "turn_lens"}
+    (copy / "episode.json").write_text(json.dumps(old | {"stage1_len": 20, "stage2_len": 12, "merged_px": 28}))
+    with pytest.raises(
+        UserError, match=r'stage1_len and stage2_len are of an older version; put "turn_lens": \[20, 12\]'
+    ):
+        load_rows(copy)
+    (copy / "episode.json").write_text(json.dumps(old | {"turn_lens": [20, 12]}))
+    assert load_rows(copy).layout == load_rows(resolve("nano")).layout
