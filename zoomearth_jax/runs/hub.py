@@ -9,11 +9,12 @@ from pathlib import Path
 from zoomearth_jax.errors import UserError
 
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*", "LICENSE*", "README.md")  # what is fetched
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_NAME = re.compile(r"(?!runs/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # verbs write to runs/
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether it has the form of a model's name on the hub, ORG/NAME; a relative path may have it too."""
+    """Whether it has the form of a model's name on the hub, ORG/NAME. Relative paths have it too, so look there first; those
+    in runs/ are never names."""
     return _NAME.fullmatch(str(name)) is not None
 
 
@@ -32,32 +33,31 @@ def fetched(name: str) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(PATTERNS)))
     except Exception as error:  # of several libraries
-        raise UserError(f"{name}: no such directory, and {_reason(name, error)}") from None
+        raise UserError(f"{name}: no such directory, {_reason(name, error)}") from None
 
 
 def _reason(name: str, error: Exception) -> str:
     from huggingface_hub import constants, errors
 
-    download = f"give a model directory (`hf download {name} --local-dir DIR` makes one where there is a network)"
+    download = f"give a model directory; `hf download {name} --local-dir DIR` makes one where there is a network"
     if isinstance(error, errors.GatedRepoError):
-        return f"the Hugging Face hub asks for a login; accept the terms at {_page(name)} and run `hf auth login`"
+        return (
+            f"and the Hugging Face hub wants a login: accept the terms at huggingface.co/{name} and run `hf auth login`"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            "no such model on the Hugging Face hub; give a model directory, a run, or the right name "
-            "(`hf auth login` opens private ones)"
+            "and no such model on the Hugging Face hub; give a model directory, a run, or the right name (private models "
+            "need `hf auth login`)"
         )
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        partly = type(error).__name__ == "IncompleteSnapshotError"  # of later versions
-        cache = "the cache of the Hugging Face hub holds " + ("only parts of it" if partly else "no such model")
+        partly = type(error).__name__ == "IncompleteSnapshotError"  # which older versions lack
+        cache = "its cache holds " + ("only parts of the model" if partly else "no such model")
         if constants.HF_HUB_OFFLINE:
-            return f"{cache}; HF_HUB_OFFLINE forbids to fetch it: unset that, or {download}"
-        cause = error.__cause__
-        return f"{cache}, which can't be reached ({_first_line(cause or error)}); {download}"
-    return f"it can't be fetched from the Hugging Face hub ({_first_line(error)}); {download}"
-
-
-def _page(name: str) -> str:
-    return f"https://huggingface.co/{name}"
+            return f"HF_HUB_OFFLINE forbids asking the Hugging Face hub, and {cache}; unset it, or {download}"
+        return (
+            f"the Hugging Face hub can't be reached ({_first_line(error.__cause__ or error)}), and {cache}; {download}"
+        )
+    return f"and the Hugging Face hub can't give it ({_first_line(error)}); {download}"
 
 
 def _first_line(error: BaseException) -> str:
