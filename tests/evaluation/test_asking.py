@@ -69,6 +69,13 @@ def test_a_path_an_array_and_a_picture_are_one_image(policy, scene, file, questi
     assert (last.box, last.window, last.picture) == (None, None, None)
 
 
+def test_images_of_tile_stores_are_paths_too(policy, file, question):
+    store = file.parents[1] / "tiles"
+    assert cli.main(["tile", str(file.parent), "--out", str(store)]) == 0
+    for path in (store, store / "scene.png", str(store / "scene.png")):
+        assert policy.ask(path, question.text) == policy.ask(file, question.text)
+
+
 def test_an_answer_shows_itself(policy, file, question):
     answer = policy.ask(file, question.text)
     shown = Image.open(io.BytesIO(answer._repr_png_()))
@@ -126,6 +133,8 @@ def test_what_is_given_wrongly_is_said_in_one_line(policy, file, tmp_path, capsy
         ((np.zeros((0, 8, 3), np.uint8), SEASON), "8 x 0 px"),
         ((Image.new("I;16", (8, 8)), SEASON), "Pillow's mode 'I;16' has no 8-bit channels"),
         ((Image.open(tmp_path / "cut.png"), SEASON), "broken image data"),
+        (([file, np.zeros((8, 8))], SEASON), "image 2 of 2: an array of float64 [8, 8]; give uint8"),
+        (([tmp_path / "gone.png"], SEASON), f"image 1 of 1: {tmp_path / 'gone.png'}: no such image file"),
         ((7, SEASON), "image: a int; give a path, an array uint8 [height, width, 3]"),
         ((tmp_path / "gone.png", SEASON), "gone.png: no such image file"),
         (([file, file], [SEASON]), "2 images and 1 questions"),
@@ -200,9 +209,13 @@ def test_other_models_give_no_note(policy, monkeypatch):
 
 
 def test_the_package_is_imported_fast_and_lists_its_names():
-    code = "import sys, zoomearth_jax as ze; print(dir(ze)); print({'jax', 'numpy', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys, zoomearth_jax as ze, zoomearth_jax.cli as cli; cli.main(['--version']); print(dir(ze)); "
+        "print({'jax', 'numpy', 'transformers'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    names, loaded = done.stdout.splitlines()
+    version, names, loaded = done.stdout.splitlines()
+    assert version == ze.__version__
     assert loaded == "set()"
     assert set(ze.__all__) <= set(eval(names))
     assert all(getattr(ze, name) is not None for name in ze.__all__)

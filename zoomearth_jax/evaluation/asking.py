@@ -20,6 +20,7 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.given import as_source
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.questions.scenes import looks_like_scene
 from zoomearth_jax.errors import UserError
@@ -214,7 +215,7 @@ def _questions(image: Any, question: Any) -> list[Question]:
         if not given or not all(isinstance(one, Question) for one in given):
             raise UserError("ask: give an image and a question, or a Question, or a list of them")
         return given
-    images = [as_source(one) for one in image] if isinstance(image, list | tuple) else as_source(image)
+    images = _sources(image) if isinstance(image, list | tuple) else as_source(image)
     texts = list(question) if isinstance(question, list | tuple) else question
     if isinstance(images, list) and isinstance(texts, list) and len(images) != len(texts):
         raise UserError(f"ask: {len(images)} images and {len(texts)} questions; give as many of both, or one of either")
@@ -227,3 +228,15 @@ def _questions(image: Any, question: Any) -> list[Question]:
         if not isinstance(text, str):
             raise UserError(f"ask: a question is a text, not a {type(text).__name__}")
     return [Question(source, text, answer="", level="global") for source, text in zip(images, texts, strict=True)]
+
+
+def _sources(images: Sequence[Any]) -> list[ImageSource]:
+    """What is given as images; what can't be taken is named by its place."""
+    sources = []
+    for number, image in enumerate(images, 1):
+        try:
+            sources.append(as_source(image))
+        except UserError as error:
+            said = str(error).removeprefix("image: ")
+            raise UserError(f"image {number} of {len(images)}: {said}") from None
+    return sources

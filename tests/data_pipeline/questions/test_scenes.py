@@ -133,15 +133,15 @@ def as_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
 
 
 def test_all_scenes_look_like_scenes():
-    """Missed: 0 of 200, as they are and in JPEG files of quality 30 to 90. The ground's share of an overview was at least 0.90, in
-    JPEG files 0.78 (of 0.7 that it must be); the pixels of sites' colours at least 2.2 % (8 pixels, 0.3 %, are enough)."""
+    """Missed: 0 of 200, as they are and in JPEG files of quality 30 to 90. The ground's share of an overview was at least 0.89, in
+    JPEG files 0.79 (of 0.7 that it must be); the pixels of sites' colours at least 2.2 % (8 pixels, 0.3 %, are enough)."""
     missed = []
     for i in range(200):
         scene = random_scene(np.random.default_rng([1, i]))
-        picture = pixels(scene, side := (112, 150, 224, 300, 512)[i % 5])
+        picture = pixels(scene, side := (112, 150, 224, 300, 400)[i % 5])
         quality = (30, 50, 75, 90)[i % 4]
         large = dataclasses.replace(scene, side=(2048, 5000, 30000)[i % 3])
-        views = [seen(picture), seen(picture, 224), seen(as_jpeg(picture, quality))]
+        views = [seen(picture, (112, 224)[i % 2]), seen(as_jpeg(picture, quality))]
         views += [looks_like_scene(global_view(large, (112, 224, 336)[i % 3], 28))]
         missed += [(i, side, quality, views)] * (not all(views))
     assert missed == []
@@ -203,8 +203,8 @@ OTHERS = {  # functions of a random generator and a ground's colour
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_nothing_else_does(kind):
-    """Taken for scenes: 0 of 25 of each kind. The ground's share was at most 0.22 in pictures that are no scenes, 0.65 in parts
-    of scenes, and 1 in scenes without sites, in which no pixel has a site's colour."""
+    """Taken for scenes: 0 of 25 of each kind. The ground's share was at most 0.18 in pictures that are no scenes, 0.22 in mirror
+    images of scenes, 0.65 in parts of them, and 1 in scenes without sites, in which no pixel has a site's colour."""
     grounds = [np.array(ground, np.float64) for ground in SEASONS.values()]
     for i in range(25):
         picture = OTHERS[kind](np.random.default_rng([2, i]), grounds[i % len(grounds)])
