@@ -38,7 +38,7 @@ class SFTConfig:
     """Settings of a fine-tuning run.
 
     Attributes:
-        model: `nano`, a model directory, a run, or ORG/NAME of the Hugging Face hub, to start from.
+        model: `nano`, a model directory or a run to start from.
         out: the run's directory.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
         images: how image files become 8-bit RGB (bands, stretch, limit).
