@@ -14,6 +14,7 @@ CORE = [
     "importlib-resources>=6",  # tensorflow-datasets imports it without naming it
     "pyarrow>=18",
     "transformers>=5.0",
+    "huggingface_hub>=1.0",
     "nltk>=3.9",
     "numpy>=2.0",
     "pillow>=11",

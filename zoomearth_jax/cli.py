@@ -59,7 +59,6 @@ def _quiet() -> None:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax prints errors that it also raises

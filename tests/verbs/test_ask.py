@@ -114,7 +114,7 @@ def test_a_store_of_several_images_lists_how_to_name_one(tmp_path, capsys):
 
 def test_the_picture_s_place_is_checked_before_the_model_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoomearth_jax.verbs.ask.load_model", None)  # never reached
+    monkeypatch.setattr("zoomearth_jax.verbs.ask.load", None)  # never reached
     Image.new("RGB", (60, 50)).save("image.png")
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()

@@ -23,6 +23,7 @@ from zoomearth_jax.models.families import abstract_model, family_of, load_pretra
 from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.runs.checkpoints import load_run_model, saved_dtype, write_rows
+from zoomearth_jax.runs.hub import fetched, is_hub_name
 
 
 class LoadedModel(NamedTuple):
@@ -119,7 +120,8 @@ def load_model(
     mesh: Mesh | None = None,
     layout: LayoutConfig = LayoutConfig(),
 ) -> LoadedModel:
-    """Loads a shipped model, an HF directory, or the last checkpoint of a run, in the types of `compute`.
+    """Loads a shipped model, an HF directory, the last checkpoint of a run, or a model of the Hugging Face hub, in the types of
+    `compute`.
 
     Args:
         mesh: where the parameters go, sharded by `models.sharding.RULES`; the default device without one.
@@ -143,7 +145,14 @@ def load_model(
 
 
 def existing(name: str | Path) -> Path:
-    """The directory of a model that is there; UserError with a suggestion otherwise."""
+    """The directory of a model: of a shipped one, at a path, or where neither is there of the Hugging Face hub's cache.
+
+    Args:
+        name: a name in SHIPPED, a path, or ORG/NAME of the hub.
+
+    Raises:
+        UserError: no such model, with a suggestion; or one that can't be fetched.
+    """
     directory = resolve(name)
     try:
         if directory.is_dir():
@@ -152,5 +161,7 @@ def existing(name: str | Path) -> Path:
             raise UserError(f"{name}: is a file; give the model directory that holds it")
     except OSError as error:
         raise UserError(f"{name}: can't be looked at ({error.strerror})") from None
+    if is_hub_name(name):
+        return fetched(str(name))
     hint = suggestion(name, SHIPPED, f"give a model directory, a run, or one of {', '.join(SHIPPED)}")
     raise UserError(f"{name}: no such model; {hint}")

@@ -8,9 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
-from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
@@ -19,14 +17,10 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
 from zoomearth_jax.data_pipeline.images.tiles import expanded
-from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluation.asking import load
 from zoomearth_jax.files import check_writable, write_file
-from zoomearth_jax.reports.pictures import annotate
 from zoomearth_jax.rl.records import turn_record
-from zoomearth_jax.rl.rollout.engine import RolloutEngine
-from zoomearth_jax.runs.models import load_model
-from zoomearth_jax.runs.start import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +30,8 @@ class AskConfig:
     Attributes:
         image: an image file, however large; or an image of a tile store, as STORE/NAME, or STORE alone if it holds one image.
         question: what to ask.
-        model: `nano-grpo`, a model directory or a run. (`nano` is the base, which doesn't speak the protocol.)
+        model: `nano-grpo`, a model directory, a run, or ORG/NAME of the Hugging Face hub. (`nano` is the base, which doesn't
+            speak the protocol.)
         save: write a picture of the overview with the box, and the crop, to this PNG file.
         images: how an image file becomes 8-bit RGB (bands, stretch, limit); a tile store's own settings rule.
         sampling: how tokens are drawn.
@@ -64,23 +59,19 @@ def ask(config: AskConfig) -> dict:
     """Plays the episode, prints it and returns it."""
     save = None if config.save is None else _png(config.save, config.image)
     image = open_image(config.image, config.images)
-    question = Question(image, config.question, answer="", level="global")
-    with on_mesh(config.mesh, config.model, processes=False) as mesh:
-        model, rows = load_model(config.model, config.compute, mesh, config.layout)
-        engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
-        params, key = nnx.state(model, nnx.Param), jax.random.key(config.seed)
-        played = engine(params, [question], key, sampling=config.sampling)
-    episode = played.episodes[0]
+    policy = load(config.model, compute=config.compute, mesh=config.mesh, layout=config.layout)
+    answer = policy.ask(image, config.question, seed=config.seed, **dataclasses.asdict(config.sampling))
+    episode = answer.episode
     result = {
-        "answer": episode.answer,
-        "box": None if episode.box is None else [round(c) for c in episode.box.to(image.frame).corners],
+        "answer": answer.answer,
+        "box": None if answer.box is None else [round(c) for c in answer.box.corners],
         "window": None if episode.window is None else list(episode.window.corners),
         "turns": [turn_record(turn, image.frame) for turn in episode.turns],
         "truncated": episode.truncated,
+        "note": answer.note or None,
     }
     if save is not None:
-        picture = annotate(played.overviews[0], episode.pictures, [(box, "predicted") for box in episode.boxes])
-        write_file(save, lambda path: picture.save(path, format="PNG"))
+        write_file(save, lambda path: answer.show().save(path, format="PNG"))
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 
@@ -110,5 +101,7 @@ def _text(result: dict, reason: str) -> str:
         lines.append(f"box     none: {reason}")
     if result["truncated"]:
         lines.append("note    the model ran out of room for its text")
+    if result["note"]:
+        lines.append(f"note    {result['note']}")
     answer = result["answer"] if result["answer"] is not None else "(the model gave no answer)"
     return "\n".join([*lines, f"answer  {answer}"])

@@ -27,7 +27,7 @@ class ConvertConfig:
     """Settings of a conversion.
 
     Attributes:
-        source: an HF directory of a Qwen2.5-VL, a run of ours, or a shipped model's name.
+        source: an HF directory of a Qwen2.5-VL, a run of ours, a shipped model's name, or ORG/NAME of the Hugging Face hub.
         out: the directory to make.
         step: of a run; its last one by default.
         to: `hf` for safetensors that transformers loads, `orbax` for the form of a run's checkpoint.

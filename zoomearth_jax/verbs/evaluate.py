@@ -39,7 +39,7 @@ class EvaluateConfig:
     """Settings of an evaluation.
 
     Attributes:
-        model: `nano-grpo`, a model directory or a run.
+        model: `nano-grpo`, a model directory, a run, or ORG/NAME of the Hugging Face hub.
         data: `scenes`, folders with questions.jsonl and images, or several of them.
         images: how image files become 8-bit RGB (bands, stretch, limit).
         questions: at most how many of each folder's, or how many procedural ones; left out, all of a folder's, and 1,024.

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageMode
 
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
 from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+from zoomearth_jax.errors import BrokenImage, UserError
 
 
 class ImageSource(Protocol):
@@ -28,6 +29,57 @@ class ImageSource(Protocol):
             exact: computed from the full resolution, however large the window. Sources that hold coarser levels
                 otherwise take those for large windows; the others are always exact.
         """
+
+
+class _Decoded:
+    """A picture in memory."""
+
+    def __init__(self, picture: Image.Image):
+        """Keeps an RGB picture."""
+        self._picture, self.frame = picture, Frame(picture.width, picture.height)
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """See `ImageSource.window`; always exact."""
+        return resized(self._picture, box.corners, size)
+
+
+class ArrayImage(_Decoded):
+    """An image in memory, of an array or of Pillow. It is copied: later changes of what was given don't reach it."""
+
+    def __init__(self, pixels: np.ndarray | Image.Image):
+        """Makes 8-bit RGB of the pixels. Grey becomes three equal channels; alpha is dropped, as of files.
+
+        Args:
+            pixels: uint8 [h, w, 3] or [h, w], or a picture of Pillow's with 8 bits in each channel.
+
+        Raises:
+            UserError: another shape or type, no pixels, or a lazy picture whose file is broken.
+        """
+        super().__init__(_of_pillow(pixels) if isinstance(pixels, Image.Image) else _of_array(np.asarray(pixels)))
+
+
+def _of_pillow(picture: Image.Image) -> Image.Image:
+    if ImageMode.getmode(picture.mode).typestr not in ("|u1", "|b1"):
+        raise UserError(
+            f"image: Pillow's mode {picture.mode!r} has no 8-bit channels; scale it to 0 ... 255 and convert it to RGB"
+        )
+    if not picture.width or not picture.height:
+        raise UserError(f"image: {picture.width} x {picture.height} px; give one with pixels")
+    try:
+        return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes a file only now
+        raise BrokenImage(f"image: broken image data ({error})") from None
+
+
+def _of_array(pixels: np.ndarray) -> Image.Image:
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+        described = f"{pixels.dtype} {list(shape)}"
+        raise UserError(f"image: an array of {described}; give uint8 [height, width, 3], or [height, width] for grey")
+    if not pixels.size:
+        raise UserError(f"image: {shape[1]} x {shape[0]} px; give one with pixels")
+    picture = Image.fromarray(np.ascontiguousarray(pixels))  # a copy of RGB, but not of grey
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 class RawImage:
@@ -48,8 +100,8 @@ class RawImage:
         if self.frame.width * self.frame.height > KEPT_PIXELS:
             return self._streamed(box, size)
         with _DECODING:  # threads that want the same file wait for one decoding of it
-            pixels = _decode(self)
-        return resized(pixels, box.corners, size)
+            image = _decode(self)
+        return image.window(box, size)
 
     def _streamed(self, box: Box, size: Frame) -> np.ndarray:
         """As `resized`, whose columns are resized strip by strip."""
@@ -71,12 +123,12 @@ _DECODING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)
-def _decode(image: RawImage) -> Image.Image:
+def _decode(image: RawImage) -> _Decoded:
     pixels, top = Image.new("RGB", (image.frame.width, image.frame.height)), 0
     for strip in ImageFile(image.path, image.config).strips(256):
         pixels.paste(Image.fromarray(strip), (0, top))
         top += len(strip)
-    return pixels
+    return _Decoded(pixels)
 
 
 def span(low: float, high: float, size: int, side: int) -> tuple[int, int]:

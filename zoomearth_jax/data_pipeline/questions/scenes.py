@@ -37,6 +37,10 @@ COLORS = {
     "black": (62, 62, 62),
 }
 SEASONS = {"spring": (128, 168, 96), "summer": (66, 112, 62), "autumn": (150, 118, 72), "winter": (196, 200, 204)}
+SLOPE_X, SLOPE_Y = (
+    (36.0, 0.0, -36.0),
+    (-28.0, 36.0, 0.0),
+)  # added to all colours across the scene: says where a pixel is
 ORIENTATIONS = {"horizontal": (0, 1), "vertical": (1, 0), "rising": (1, 1), "falling": (1, -1)}  # wave vector (x, y)
 
 
@@ -84,7 +88,7 @@ class Scene:
     def _terms(self, edges_y, edges_x):
         """Means over each pixel of all row and column factors, [terms, h] and [terms, w], and colours [terms, 3]."""
         ground = np.array(SEASONS[self.season], np.float64)
-        slope_x, slope_y = np.array([36.0, 0.0, -36.0]), np.array([-28.0, 36.0, 0.0])  # says where a pixel is
+        slope_x, slope_y = np.array(SLOPE_X), np.array(SLOPE_Y)
         one_x, one_y = np.ones(len(edges_x) - 1), np.ones(len(edges_y) - 1)
         ramp_x, ramp_y = (0.5 * (e[1:] + e[:-1]) / UNITS - 0.5 for e in (edges_x, edges_y))
         rows, columns, colors = [one_y, one_y, ramp_y], [one_x, ramp_x, one_x], [ground, slope_x, slope_y]
@@ -155,3 +159,27 @@ def random_scene(rng: np.random.Generator, side: int = 2048) -> Scene:
         orientation = str(rng.choice(list(ORIENTATIONS)))
         sites.append(Site(x, y, x + w, y + h, str(color), orientation, rng.uniform(0, 2 * np.pi)))
     return Scene(tuple(sites), str(rng.choice(list(SEASONS))), side)
+
+
+_SEEN_SIDE = 56  # px: two periods of the stripes in each, which average to zero
+_GROUND_LEVELS, _SITE_LEVELS = 8, 40  # how far a pixel may be from what a scene has there, of 255
+_GROUND_SHARE, _SITE_PIXELS = 0.7, 8
+
+
+def looks_like_scene(overview: np.ndarray) -> bool:
+    """Whether a picture shows a whole procedural scene: most of it is the ground of one season, with its slopes from side to
+    side, and some of the rest has the colours of sites. Scenes in JPEG files and of any size do; parts of scenes don't.
+
+    Args:
+        overview: the whole image at any size, uint8 [h, w, 3].
+    """
+    small = Image.fromarray(overview).resize((_SEEN_SIDE, _SEEN_SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(small).astype(np.float64)
+    ramp = ((np.arange(_SEEN_SIDE) + 0.5) / _SEEN_SIDE - 0.5)[:, None]
+    slopes = ramp[None] * np.array(SLOPE_X) + ramp[:, None] * np.array(SLOPE_Y)
+    for ground in SEASONS.values():
+        is_ground = np.abs(pixels - slopes - np.array(ground)).max(-1) <= _GROUND_LEVELS
+        if is_ground.mean() >= _GROUND_SHARE:
+            away = np.abs(pixels[~is_ground][:, None] - np.array(list(COLORS.values()))).max(-1)
+            return int((away.min(-1) <= _SITE_LEVELS).sum()) >= _SITE_PIXELS
+    return False
