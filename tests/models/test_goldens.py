@@ -1,7 +1,6 @@
 """The port against committed outputs of HF transformers: no torch needed. `make parity` compares live, and more widely."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.tiny_inputs import IMAGE, VIDEO, batch
+from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, _assign_images, _row_features
 from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
@@ -92,19 +92,19 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
     hidden, cache, following = segment(
         model, jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2)
     )
-    rows = SimpleNamespace(stop_ids=(-1,), pad_id=0, banned_ids=(IMAGE, VIDEO))
+    tokens = TokenIds(0, (-1,), (IMAGE, VIDEO))
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
     keys = jax.random.split(jax.random.key(0), len(ids))
 
     @nnx.jit
     def decoded(model, cache, first, following):
-        sampler = Sampler(rows, 0.0)
-        stage = sampler.begin(model, first, ids.shape[1], 12, following, active, keys)
-        return sampler.go_on(model, grow_cache(cache, 12), stage, 12)[1]
+        sampler, cache = Sampler(tokens, 0.0), grow_cache(cache, 12)
+        writing = sampler.begin(model, first, cache, 12, following, active, keys)
+        return sampler.go_on(model, cache, writing, 12)[1]
 
-    stage = decoded(model, cache, first, following)
-    assert np.asarray(stage.written_BT).all()
-    np.testing.assert_array_equal(stage.ids_BT, expected["greedy"])
+    writing = decoded(model, cache, first, following)
+    assert np.asarray(writing.written_BT).all()
+    np.testing.assert_array_equal(writing.ids_BT, expected["greedy"])
 
 
 def test_cache_equals_full_forward(golden):

@@ -121,7 +121,7 @@ def test_grpo_hands_its_settings_to_the_engine(tmp_path, monkeypatch):
         pass
 
     def engine(self, params, questions, key, **how):
-        raise Seen(self._config)
+        raise Seen(self.config)
 
     monkeypatch.setattr(RolloutEngine, "__call__", engine)
     for rollout in (RolloutConfig(), RolloutConfig(mask_crop=True, crop_gate="oracle", visit=5)):

@@ -97,7 +97,8 @@ class HeldFile(WholeFile):
 def bench_loader(config: LoaderConfig) -> list[dict]:
     """Rows `images, files_per_s, loader_per_s, ratio`: rollouts a second. With both formats, the last row is of LRS-GRO's
     shares of them."""
-    rows = RowBuilder(load_rows(resolve("nano")).tokenizer, EpisodeConfig())
+    nano = load_rows(resolve("nano"))
+    rows = RowBuilder(nano.tokenizer, EpisodeConfig(), nano.layout.merged_px)
     results = {}
     for suffix in config.formats:
         with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ def kept(probs, **filters) -> set[int]:
 
 def draw(logits, count=1, temperature=1.0, banned_ids=(), seen=None, seed=0, **filters):
     """`count` tokens from one distribution, with their log-probabilities."""
-    keys, _ = row_keys(jax.random.key(seed), np.arange(count, dtype=np.uint32))
+    keys, _ = row_keys(jax.random.key(seed), np.arange(count, dtype=np.uint32), 2)
     logits_BV = jnp.broadcast_to(jnp.array(logits, jnp.float32), (count, len(logits)))
     seen_BV = None if seen is None else jnp.broadcast_to(jnp.array(seen), logits_BV.shape)
     ids, logps = sample(logits_BV, keys, temperature, banned_ids, SamplingConfig(**filters), seen_BV)
@@ -119,12 +119,14 @@ def test_frequencies_are_the_probabilities(temperature, filters):
     np.testing.assert_allclose(logps, np.log(tempered)[ids], rtol=1e-5)  # before the filters: what the learner computes
 
 
-def test_a_key_belongs_to_its_seed_and_stage():
+def test_a_key_belongs_to_its_seed_and_turn():
     seeds = np.array([5, 0, 7, 5], np.uint32)
-    keys = jax.random.key_data(jnp.stack(row_keys(jax.random.key(0), seeds)))
-    alone = jax.random.key_data(jnp.stack(row_keys(jax.random.key(0), seeds[2:3])))
+    keys = jax.random.key_data(row_keys(jax.random.key(0), seeds, 2))
+    alone = jax.random.key_data(row_keys(jax.random.key(0), seeds[2:3], 2))
     np.testing.assert_array_equal(keys[:, 2:3], alone)
-    assert len(np.unique(np.asarray(keys).reshape(8, -1), axis=0)) == 6  # three seeds, two stages
+    assert len(np.unique(np.asarray(keys).reshape(8, -1), axis=0)) == 6  # three seeds, two turns
+    more = jax.random.key_data(row_keys(jax.random.key(0), seeds, 4))
+    np.testing.assert_array_equal(more[:2], keys)  # whatever the number of turns
 
 
 @pytest.fixture(scope="module")
