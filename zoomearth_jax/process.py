@@ -43,6 +43,9 @@ def hush_late_writes() -> None:
     import logging
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # the process that tidies up after data workers takes its warnings' filter from here; where this one ends at once, by
+    # Ctrl-C, it would tell of the semaphores that it then removes
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     before = sys.unraisablehook
     sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else before(said)
 
