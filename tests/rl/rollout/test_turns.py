@@ -158,6 +158,7 @@ def test_nothing_recompiles_after_warm_up(three, tuned):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_on_several_devices():
     found = result(start("rl/rollout/turns_on_mesh.py", 8))
     assert max(found["gaps"]) < 2e-5
@@ -183,7 +184,10 @@ def chains(questions):
     return out
 
 
-@pytest.mark.parametrize("turns", [(20,), (20, 12), (20, 20, 20, 12)])
+@pytest.mark.parametrize(
+    "turns",
+    [pytest.param((20,), marks=pytest.mark.slow), pytest.param((20, 12), marks=pytest.mark.slow), (20, 20, 20, 12)],
+)
 def test_packed_rows_train_as_fixed_ones_do(tuned, turns):
     """Of K = 1, 2 and 4: loss and gradients, with fewer looks than there are turns and as many."""
     rows = tuned.rows.replaced(turn_lens=turns)
