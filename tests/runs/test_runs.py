@@ -173,7 +173,7 @@ def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
     image = next(scenes.glob("*.tif"))
     ask(AskConfig(image, "Which season is it?", model=str(grpo_run.out), save=folder / "a" / "out.png", json=True))
     said = json.loads(capsys.readouterr().out)
-    assert set(said) == {"answer", "box", "window", "turns", "truncated"}
+    assert set(said) == {"answer", "box", "window", "turns", "truncated", "note"}
     with Image.open(folder / "a" / "out.png") as picture:
         assert picture.height >= 448
 
