@@ -58,6 +58,7 @@ def stepped(nano, start, batch, **more):
     return step(state, None, batch)
 
 
+@pytest.mark.slow
 def test_microbatches_and_a_scored_old_policy_change_nothing(nano, start, batch):
     """Rows of different lengths, one without a token, a dropped group: means are over the whole batch. In a first step the
     old policy is the current one, whether it was scored or not."""

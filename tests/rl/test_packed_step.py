@@ -83,6 +83,7 @@ def test_a_sample_sees_nothing_of_its_neighbours(nano, packed):
     assert (got != want)[~own & mask].any()
 
 
+@pytest.mark.slow
 def test_batches_of_one_shape_compile_once(nano):
     graph, state = init_state(load_model("nano").model, optax.sgd(1e-3), freeze_vision=True)
     step = make_sft_step(graph, optax.sgd(1e-3), nano.rows.layout)

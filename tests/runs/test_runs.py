@@ -199,6 +199,7 @@ def test_shipped_models_stay_small():
     assert total < 3e6
 
 
+@pytest.mark.slow
 def test_a_step_compiles_once(sft_run):
     """Started from a checkpoint, whose arrays are committed to a device, and fresh optimizer state, whose aren't."""
     model, rows = load_model(sft_run.out)

@@ -101,6 +101,7 @@ def test_trainer_gives_the_sampler_log_probabilities(tuned, engine, questions, n
     assert (played.logprobs[~mask] == 0).all()
 
 
+@pytest.mark.slow
 def test_group_shared_prompt_equals_one_prompt_each(tuned, played, nano):
     """Gradients of the grouped batch equal those of a batch that repeats each prompt."""
     graph, state = tuned
