@@ -45,6 +45,7 @@ def test_it_plays_and_the_trainer_scores_the_same(tiny):
     assert np.abs(np.asarray(logp) - played.logprobs)[mask].max() < 2e-5
 
 
+@pytest.mark.slow
 def test_it_is_fine_tuned_saved_and_asked(tiny, tmp_path, capsys):
     model, rows = tiny
     save_model(tmp_path / "tiny", model, rows)

@@ -178,7 +178,9 @@ def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
         assert picture.height >= 448
 
 
-@pytest.mark.parametrize("side", [2048, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "side", [pytest.param(2048, marks=pytest.mark.slow), pytest.param(5000, marks=pytest.mark.slow)]
+)
 def test_shipped_policy_answers_about_a_file(side, folder, capsys):
     """On real TIFFs: right answers about most sites, and boxes that lie on them."""
     scenes = write_scenes(ScenesConfig(out=folder / f"tiff{side}", count=2, side=side, seed=5))

@@ -186,7 +186,11 @@ def chains(questions):
 
 @pytest.mark.parametrize(
     "turns",
-    [pytest.param((20,), marks=pytest.mark.slow), pytest.param((20, 12), marks=pytest.mark.slow), (20, 20, 20, 12)],
+    [
+        pytest.param((20,), marks=pytest.mark.slow),
+        pytest.param((20, 12), marks=pytest.mark.slow),
+        pytest.param((20, 20, 20, 12), marks=pytest.mark.slow),
+    ],
 )
 def test_packed_rows_train_as_fixed_ones_do(tuned, turns):
     """Of K = 1, 2 and 4: loss and gradients, with fewer looks than there are turns and as many."""
@@ -219,6 +223,7 @@ def test_visual_tokens_of_a_row_lie_one_after_the_other():
         np.testing.assert_array_equal(got[row, : len(want)], want)
 
 
+@pytest.mark.slow
 def test_one_turn_is_an_episode_without_tools(tuned, questions):
     rows = tuned.rows.replaced(turn_lens=(32,))
     engine = RolloutEngine(tuned.model, rows)
