@@ -5,7 +5,6 @@ This file, and one line in `FAMILIES`, is all that a family is to the rest of th
 
 import dataclasses
 import json
-import sys
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -37,6 +36,7 @@ class TinySizes:
     placed_ids: tuple[int, ...] = (3, 4, 5, 6)
     token_flops: int = TEXT.num_layers * (2 * TEXT.width * (2 * TEXT.width + 2 * 32) + 6 * TEXT.width * TEXT.mlp_dim)
     pair_flops: int = TEXT.num_layers * 4 * TEXT.width
+    branch_shares: ClassVar[dict[int, float]] = {}
 
     def prepare(self, pixels, grids):
         """Where each visual token's cell lies on the canvas."""
@@ -135,6 +135,3 @@ def write_checkpoint(model, directory, dtype=None):
 def source_dtype(directory):
     """See `Family`."""
     return "float32"
-
-
-FAMILY = sys.modules[__name__]

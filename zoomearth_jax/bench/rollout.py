@@ -25,7 +25,7 @@ from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
 from zoomearth_jax.runs.models import load_model
 
 T1 = SamplingConfig(temperature=1.0)
-SLOTS = 256  # of the long stage: as many as LRS-GRO's longest reasoning before a crop takes
+SLOTS = 256  # of the long turn: as many as LRS-GRO's longest reasoning before a crop takes
 MEAN_TOKENS = 75  # that rows write there
 VISIT = 16
 
@@ -134,8 +134,8 @@ class _Bench:
         look = engine.send(played.prompts)
         keys = jax.random.split(self.key, len(replies.ids))
         how = {"temperature": 1.0, "filters": T1.filters}
-        _, cache, stage = engine.programs.first_turn(self.params, *look.on_devices, keys, group=group, **how)
-        written = rows.replies([[ids] for ids in _ids(stage)], rows.views([None] * len(replies.ids)))
+        _, cache, writing = engine.programs.first_turn(self.params, *look.on_devices, keys, group=group, **how)
+        written = rows.replies([[ids] for ids in _ids(writing)], rows.views([None] * len(replies.ids)))
         own = jax.device_put((written.ids[:, first], written.valid[:, first]))
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), played.prompts)
         single = jax.device_put((repeated.ids, repeated.valid, sizes.prepare(*repeated.views)))
@@ -144,20 +144,20 @@ class _Bench:
         crop = jax.device_put(crop)
 
         @jax.jit
-        def after(params, cache, stage):
-            return append_pictures(nnx.merge(self.graph, params), cache, *crop, stage.position_B, after_len)[1:]
+        def after(params, cache, writing):
+            return append_pictures(nnx.merge(self.graph, params), cache, *crop, writing.position_B, after_len)[1:]
 
         @jax.jit
-        def anew(params, stage):
+        def anew(params, writing):
             model = nnx.merge(self.graph, params)
             _, _, cache, _ = prefill(model, *single, group=1, slots=length)
-            cache, next_B = reread(model, cache, stage, *own)
+            cache, next_B = reread(model, cache, writing, *own)
             return cache, append_pictures(model, cache, *crop, next_B, after_len)[1:]
 
-        stopped = stage._replace(alive_B=jnp.zeros_like(stage.alive_B))
+        stopped = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
         zoom = [
             engine.programs.next_turn(self.params, c, s, o, *crop, active, keys, length=after_len, **how)[2]
-            for c, s, o in ((cache, stage, None), (anew(self.params, stage)[0], stopped, own))
+            for c, s, o in ((cache, writing, None), (anew(self.params, writing)[0], stopped, own))
         ]
         tokens = np.where(active, replies.pictures.grids.prod(-1) + 2, 0)
         before = np.repeat(played.prompts.valid.sum(1), group) + written.valid[:, first].sum(1)
@@ -167,8 +167,8 @@ class _Bench:
         gap = np.abs(np.asarray(zoom[0].logps_BT) - np.asarray(zoom[1].logps_BT))[active][same]
         return self._row(
             "crops on the same cache",
-            lambda: after(self.params, cache, stage),
-            lambda: anew(self.params, stage),
+            lambda: after(self.params, cache, writing),
+            lambda: anew(self.params, writing),
             flops,
             (bool(same.all()), float(gap.max())),
         )
@@ -205,8 +205,8 @@ def _same(a: Trajectories, b: Trajectories) -> tuple[bool, float]:
     return bool(same.all()), float(np.abs(a.logprobs - b.logprobs)[rows].max())
 
 
-def _ids(stage) -> list[list[int]]:
+def _ids(writing) -> list[list[int]]:
     return [
         ids[written].tolist()
-        for ids, written in zip(np.asarray(stage.ids_BT), np.asarray(stage.written_BT), strict=True)
+        for ids, written in zip(np.asarray(writing.ids_BT), np.asarray(writing.written_BT), strict=True)
     ]

@@ -19,7 +19,7 @@ class MeshConfig:
         fsdp: devices that share out one group's parameters and optimizer state; 0 for as few as keep a device's part of
             them under 4 GB in training (1 for nano; 16 for the 3B, 64 for the 7B, where there are that many).
         tensor: devices that share out each layer's heads and MLP.
-        gather: in rollouts each device gathers the weights of its tensor group once a stage, in the compute type. Without
+        gather: in rollouts each device gathers the weights of its tensor group once per rollout, in the compute type. Without
             it they are gathered layer by layer for every token: slow, for models that don't fit otherwise.
         coordinator: HOST:PORT of process 0, the same for all processes; `auto` asks the cluster's environment (SLURM, MPI,
             Kubernetes, Cloud TPU). Cloud TPU pods need nothing.

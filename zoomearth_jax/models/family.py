@@ -80,6 +80,11 @@ class Sizes(Protocol):
         """Shape [L, B, K, S, H] of a cache's keys, and of its values."""
         ...
 
+    @property
+    def branch_shares(self) -> dict[int, float]:
+        """How often loops over layers take the true branch of their conditions, 0 to 1, by their number of trips."""
+        ...
+
 
 class VisionLanguageModel(Protocol):
     """A model: an `nnx.Module` whose vision encoder's parameters lie under `vision`."""

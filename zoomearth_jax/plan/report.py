@@ -156,8 +156,7 @@ def _memory(compiled, training: Training, reference: bool = False, resident: boo
 
 def play(compiled, training: Training, network: Network, cycles: bool, open_trips: int = 1) -> tuple[Cost, Cost]:
     """The cost of a program, and what of it its loop over tokens is."""
-    vision = training.model.vision
-    share = {vision.depth: len(set(vision.full_attention_blocks)) / vision.depth}
+    share = training.model.branch_shares
     cost = Player(parse(compiled.as_text()), network, share, open_trips, cycles).play()
     loops = Cost()
     for trips, body in cost.open_loops:

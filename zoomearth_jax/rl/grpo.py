@@ -21,7 +21,7 @@ from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch, row_batch, split_batch
 from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
 from zoomearth_jax.rl.rewards.episodes import episode_rewards
-from zoomearth_jax.rl.rollout.engine import Look, RolloutEngine, Trajectories
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, SentPrompts, Trajectories
 from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.rl.state import init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_scorer
@@ -81,11 +81,11 @@ class GRPO:
         """Forward passes over a rollout ahead of its updates."""
         return self._scores_old + self._config.objective.kl_in_reward
 
-    def send(self, prompts: Prompts) -> list[Look]:
+    def send(self, prompts: Prompts) -> list[SentPrompts]:
         """A step's prompts on the devices, in the parts that it is played in."""
         return send_parts(self._engine, prompts, self._config.rollout.batches)
 
-    def play(self, questions: Sequence[Question], looks: Sequence[Look], step: int) -> Played:
+    def play(self, questions: Sequence[Question], looks: Sequence[SentPrompts], step: int) -> Played:
         """Plays and scores the questions of a step; what is drawn follows from the seed and the step's number."""
         config = self._config
         episodes, rewards = play_scored(

@@ -1,4 +1,4 @@
-"""The record that every stage works on."""
+"""The record that fine-tuning, GRPO and evaluation work on."""
 
 from __future__ import annotations
 

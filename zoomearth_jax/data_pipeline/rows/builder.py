@@ -121,13 +121,17 @@ class RowBuilder:
         self.stop_ids = tuple(dict.fromkeys((self.stop_id, self.pad_id, *generation.get("eos_token_id", ()))))
         self.generation = {**generation, "eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         self.banned_ids = (start, self.look_id, self.seen_id, self.image_id, video)
-        self.tokens = TokenIds(self.pad_id, self.stop_ids, self.banned_ids)
         self.chat = Chat(tokenizer)
         prompt = self.prompt_ids("", 1)
         image = prompt.index(self.image_id)
         if prompt[image - 1 : image + 2] != [self.look_id, self.image_id, self.seen_id]:
             raise UserError(f"{self.chat.name}: the chat template doesn't put an image between vision marks")
         self.head_ids, self.tail_ids = prompt[: image - 1], prompt[image + 2 :]
+
+    @property
+    def tokens(self) -> TokenIds:
+        """The ids that sampling and scoring need to know."""
+        return TokenIds(self.pad_id, self.stop_ids, self.banned_ids)
 
     def replaced(self, **changes) -> RowBuilder:
         """The same with changes of its episode (see `EpisodeConfig`)."""

@@ -176,6 +176,11 @@ class ModelConfig:
         text = self.text
         return text.num_layers, rows, text.num_kv_heads, slots, text.head_dim
 
+    @property
+    def branch_shares(self) -> dict[int, float]:
+        """The share of the vision encoder's blocks that attend to the whole picture, by the number of blocks."""
+        return {self.vision.depth: len(set(self.vision.full_attention_blocks)) / self.vision.depth}
+
 
 def _check_numbers(prefix: str, part) -> None:
     """Refuses fields that are not numbers of their kind and of a size that a model can have."""

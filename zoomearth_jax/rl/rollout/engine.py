@@ -37,7 +37,7 @@ from zoomearth_jax.tools.tool import Request, Tool, View
 LEAST_ROWS = 8  # of a device: fewer don't decode faster
 
 
-class Look(NamedTuple):
+class SentPrompts(NamedTuple):
     """What N questions show the policy first: the prompt slots, and on the devices their ids, validity and overviews."""
 
     prompts: Prompts
@@ -163,14 +163,14 @@ class RolloutEngine:
         """See `RolloutPrograms.weights`."""
         return self.programs.weights(params)
 
-    def look(self, questions: Sequence[Question]) -> Look:
+    def look(self, questions: Sequence[Question]) -> SentPrompts:
         """Makes the prompts of questions, reading overviews in threads; errors as of a call."""
         return self.send(self.rows.prompts(questions, list(self.readers.map(self.rows.overview, questions))))
 
-    def send(self, prompts: Prompts) -> Look:
+    def send(self, prompts: Prompts) -> SentPrompts:
         """Sends prompts to the devices, overviews as uint8."""
         on_devices = prompts.ids, prompts.valid, self._sizes.prepare(*prompts.views)
-        return Look(prompts, shard_batch(on_devices, self.mesh))
+        return SentPrompts(prompts, shard_batch(on_devices, self.mesh))
 
     def __call__(
         self,
@@ -182,7 +182,7 @@ class RolloutEngine:
         group: int = 1,
         seeds: Sequence[int] | None = None,
         tool: Tool | None = None,
-        look: Look | None = None,
+        look: SentPrompts | None = None,
     ) -> Trajectories:
         """Plays `group` episodes of each question.
 
@@ -211,7 +211,7 @@ class RolloutEngine:
         turns = _Turns(self, asked, [rows.view_frame(v) for v in overviews for _ in range(group)], tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
-        views, features = [rows.views([None] * len(asked))] * layout.num_pictures, []
+        views, features = [], []
         overview_features, *state = self.programs.first_turn(weights, *look.on_devices, keys[0], group=group, **how)
         for k, length in enumerate(layout.turn_lens):
             cache, writing = self._finish(weights, *state, how, turns, last=k == layout.num_pictures)
@@ -222,7 +222,7 @@ class RolloutEngine:
                 row.append(one)
             if not _anywhere(turns.active.any()):
                 break
-            views[k] = rows.views(pictures)
+            views.append(rows.views(pictures))
             picture = *rows.picture_slots(views[k].grids), self._sizes.prepare(*views[k]), turns.active
             own = None if own is None else shard_batch(own, self.mesh)
             seen, *state = self.programs.next_turn(
@@ -236,7 +236,9 @@ class RolloutEngine:
                 **how,
             )
             features.append(seen)
-        features += [self._no_features(overview_features, group)] * (layout.num_pictures - len(features))
+        if unseen := layout.num_pictures - len(views):
+            views += [rows.views([None] * len(asked))] * unseen
+            features += [self._no_features(overview_features, group)] * unseen
         return Trajectories(
             prompts=prompts,
             replies=rows.replies(ids, interleaved(views, rows.views([]))),

@@ -12,12 +12,12 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import Prompts
 from zoomearth_jax.models.sharding import process_share
-from zoomearth_jax.rl.rollout.engine import Look, RolloutEngine, Trajectories, join
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, SentPrompts, Trajectories, join
 
 Score = Callable[[Sequence[Question], Trajectories], dict[str, np.ndarray]]
 
 
-def send_parts(engine: RolloutEngine, prompts: Prompts, parts: int) -> list[Look]:
+def send_parts(engine: RolloutEngine, prompts: Prompts, parts: int) -> list[SentPrompts]:
     """A step's prompts on the devices, in equal parts."""
     cut = [jax.tree.map(lambda x, part=part: np.split(x, parts)[part], prompts) for part in range(parts)]
     return [engine.send(one) for one in cut]
@@ -27,7 +27,7 @@ def play_scored(
     engine: RolloutEngine,
     params,
     questions: Sequence[Question],
-    looks: Sequence[Look],
+    looks: Sequence[SentPrompts],
     key,
     *,
     sampling: SamplingConfig,
