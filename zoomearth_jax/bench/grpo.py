@@ -4,9 +4,10 @@ The other side is HF's `generate` and autograd, in two ways: as released (the se
 computed again, probabilities over prompts too) and a fair one (the second turn in one batch, probabilities of replies
 only). All get the same weights, questions, rewards and cores, in float32. Before anything is timed the loss and the
 gradient of one rollout are compared. The iterations of each side follow one another: the first after another side's took a
-quarter longer, in memory anew.  With `--images` the scenes are files of 5,000 px. As released, a file is decoded whole for
-every rollout and again for every crop; the fair way decodes it once a step; ours reads a tile store, which was built
-before.
+quarter longer, in memory anew.
+
+With `--images` the scenes are files of 5,000 px. As released, a file is decoded whole for every rollout and again for every
+crop; the fair way decodes it once a step; ours reads a tile store, which was built before.
 """
 
 from __future__ import annotations
