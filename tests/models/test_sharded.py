@@ -1,11 +1,14 @@
 """Meshes of simulated devices, and two processes: the same numbers as on one device."""
 
+import pytest
+
 from tests.processes import address, result, start
 from zoomearth_jax.runs.models import resolve
 
 SCRIPT = "models/sharded_check.py"
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_on_meshes_of_8_devices():
     found = result(start(SCRIPT, 8, "losses"))
     assert list(found) == ["(8, 1, 1)", "(2, 4, 1)", "(2, 2, 2)"]

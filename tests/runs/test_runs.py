@@ -215,6 +215,7 @@ def test_a_step_compiles_once(sft_run):
     assert metrics["loss"] > 0
 
 
+@pytest.mark.slow
 def test_stages_train_on_a_folder_of_files(folder):
     scenes = write_scenes(ScenesConfig(out=folder / "own", count=2, side=500, format="png"))
     first = SFTConfig(out=folder / "own_sft", data=(str(scenes),), steps=2, batch_size=4)
