@@ -16,7 +16,7 @@ import tyro
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.image_search import SIDECAR, Found, find_images
 from zoomearth_jax.data_pipeline.images.tile_build import BuildReport, build_store, verify_store
-from zoomearth_jax.data_pipeline.images.tiles import QUARANTINE, UNIT, StoreSettings, TileStore, expanded
+from zoomearth_jax.data_pipeline.images.tiles import QUARANTINE, StoreSettings, TileStore, expanded
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.terminal.progress import Progress
 
@@ -33,6 +33,8 @@ class TileConfig:
         codec: of the tiles: delta is lossless and the fastest to read, webp is lossless and some percent smaller, jpeg
             (quality 95) a quarter of the size.
         views: longest sides in px of the global views that are stored exactly.
+        token_px: side in px of a visual token of the models that will read the store, 28 for Qwen2.5-VL; the sides of stored
+            views are its multiples.
         workers: images at a time; 0 for one per core.
         strict: end at the first file that can't be read, instead of naming it in quarantine.jsonl.
         verify: build nothing, check the store's files against their hashes.
@@ -44,14 +46,17 @@ class TileConfig:
     images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     codec: Literal["delta", "webp", "jpeg"] = "delta"
     views: tuple[int, ...] = (512, 1024)
+    token_px: int = 28
     workers: int = 0
     strict: bool = False
     verify: bool = False
     json: bool = False
 
     def __post_init__(self):
-        if any(not 2 * UNIT <= view <= 4096 for view in self.views):
-            raise UserError(f"tile: views must be between {2 * UNIT} and 4096 px")
+        if not 1 <= self.token_px <= 256:
+            raise UserError("tile: token_px must be between 1 and 256")
+        if any(not 2 * self.token_px <= view <= 4096 for view in self.views):
+            raise UserError(f"tile: views must be between {2 * self.token_px} and 4096 px")
         if self.workers < 0:
             raise UserError("tile: workers must be positive, or 0 for one per core")
         if self.verify and self.paths:
@@ -80,7 +85,7 @@ def tile(config: TileConfig) -> dict:
 
 def _build(config: TileConfig, found: Found) -> BuildReport:
     views, images = tuple(sorted(set(config.views))), config.images
-    settings = StoreSettings(config.codec, views, images.bands, images.stretch)
+    settings = StoreSettings(config.codec, views, config.token_px, images.bands, images.stretch)
     with Progress("tiles", unit="px") as bar:
         lock = threading.Lock()
 

@@ -289,6 +289,14 @@ def test_unknown_names_and_folders(folder, tmp_path):
         build_store([], tmp_path / "store", StoreSettings(), workers=1)
 
 
+def test_views_are_stored_for_the_tokens_of_another_family(one):
+    build, store = one
+    build(views=(200,), token_px=32)
+    image = TileStore.open(store).image("a.png")
+    assert [view[:2] for view in image.record.views] == [(192, 192)]
+    assert TileStore.open(store).settings.token_px == 32
+
+
 def test_settings_and_records_survive_json(folder):
     store = TileStore.open(folder / "store")
     assert store.settings == StoreSettings(views=(112, 512))

@@ -42,7 +42,6 @@ from zoomearth_jax.data_pipeline.images.tiles import (
     INDEX,
     SHARDS,
     TILE,
-    UNIT,
     ImageRecord,
     StoreSettings,
     TileStore,
@@ -177,7 +176,8 @@ class _ImageBuild:
     def __init__(self, name: str, image: ImageFile, directory: Path, settings: StoreSettings, encoders: Executor, stop):
         self.name, self.image, self.directory, self.encoders, self.stop = name, image, directory, encoders, stop
         self.encode, frame = _ENCODERS[settings.codec], image.frame
-        self.sizes = list(dict.fromkeys(view_size(frame.width, frame.height, px, UNIT) for px in settings.views))
+        views = (view_size(frame.width, frame.height, px, settings.token_px) for px in settings.views)
+        self.sizes = list(dict.fromkeys(views))
         self.squeezed = [Image.new("RGB", (size.width, frame.height)) for size in self.sizes]  # to be resized in height
         depth = max(-(-max(frame.width, frame.height) // TILE) - 1, 0).bit_length()
         self.levels: list[list[int]] = [[] for _ in range(depth + 1)]

@@ -34,7 +34,6 @@ SHARDS, RECORDS = "shards", "records"
 STORE_FILES, STORE_FOLDERS = frozenset({INDEX, SETTINGS, QUARANTINE, LOCK}), frozenset({SHARDS, RECORDS})
 TILE = 256  # px
 EXACT_SIDE = 2048  # windows up to this side are read from the full resolution
-UNIT = 28  # px of a merged visual token: the sides of stored views are its multiples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +44,14 @@ class StoreSettings:
         codec: of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
             resolution.
         views: longest sides in px of the global views that are stored beside the tiles.
+        token_px: side in px of a visual token of the models that will read the views, whose sides are its multiples (see
+            `models.family.Sizes.merged_px`; 28 is Qwen2.5-VL's). Other models' views are read from the levels.
         bands, stretch: see `configs.images.ImageConfig`.
     """
 
     codec: str = "delta"
     views: tuple[int, ...] = (512, 1024)
+    token_px: int = 28
     bands: tuple[int, int, int] | None = None
     stretch: tuple[float | str, ...] = ()
 
