@@ -1,6 +1,8 @@
 """A small tokenizer in the form of published Qwen2.5-VL checkpoints. Needs no torch and no network."""
 
+import base64
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -35,19 +37,51 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(directory, ids_from: int | None = None):
+def qwen_ranks() -> Path | None:
+    """The file of Qwen's real vocabulary, 151,643 pieces in order, inside the package dashscope; None without it."""
+    spec = find_spec("dashscope")
+    return spec and Path(spec.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
+
+
+def _qwen_bpe(ranks: Path) -> dict:
+    """Vocabulary and merges of a tiktoken file, in the letters of byte-level BPE."""
+    letters = _byte_letters()
+    lines = (line.split() for line in ranks.read_bytes().splitlines() if line)
+    rank_of = {base64.b64decode(piece): int(rank) for piece, rank in lines}
+
+    def word(piece: bytes) -> str:
+        return "".join(letters[byte] for byte in piece)
+
+    merges = []
+    for piece in rank_of:  # in the order of ranks, which is that of merges
+        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs = [pair for pair in cuts if pair[0] in rank_of and pair[1] in rank_of]
+        pairs.sort(key=lambda pair: (rank_of[pair[0]], rank_of[pair[1]]))
+        merges += [(word(a), word(b)) for a, b in pairs]
+    return {"vocab": {word(piece): rank for piece, rank in rank_of.items()}, "merges": merges}
+
+
+def _byte_letters() -> list[str]:
+    """The letter of each byte in byte-level BPE: its own where it can be printed, else the next of those from 256 on."""
+    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
+
+
+def write_tokenizer(directory, ids_from: int | None = None, ranks: Path | None = None):
     """Writes tokenizer, chat template, preprocessor and generation settings as published; returns the loaded tokenizer.
 
     Args:
         directory: made if it isn't there.
         ids_from: id of <|endoftext|>, the first of SPECIAL; ADDED follow. Just after the vocabulary by default.
+        ranks: a real vocabulary (see `qwen_ranks`) in place of a small one.
 
     Raises:
         ValueError: the vocabulary doesn't fit below ids_from.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _byte_level_bpe(ids_from)
+    tokenizer = _byte_level_bpe(ids_from, ranks)
     tokenizer.save(str(directory / "tokenizer.json"))
     ids = {token: tokenizer.token_to_id(token) for token in (*SPECIAL, *ADDED)}
     image_settings = {
@@ -79,7 +113,7 @@ def write_tokenizer(directory, ids_from: int | None = None):
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def _byte_level_bpe(ids_from: int | None) -> Tokenizer:
+def _byte_level_bpe(ids_from: int | None, ranks: Path | None) -> Tokenizer:
     def empty(**model) -> Tokenizer:
         tokenizer = Tokenizer(BPE(**model))
         tokenizer.normalizer = normalizers.NFC()
@@ -90,10 +124,13 @@ def _byte_level_bpe(ids_from: int | None) -> Tokenizer:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
         return tokenizer
 
-    trained = empty()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trained.train_from_iterator(_SENTENCES, BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
-    model = json.loads(trained.to_str())["model"]
+    if ranks is None:
+        trained = empty()
+        trainer = BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        trained.train_from_iterator(_SENTENCES, trainer)
+        model = json.loads(trained.to_str())["model"]
+    else:
+        model = _qwen_bpe(ranks)
     vocabulary = model["vocab"]
     ids_from = len(vocabulary) if ids_from is None else ids_from
     if ids_from < len(vocabulary):

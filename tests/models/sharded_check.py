@@ -39,7 +39,7 @@ def losses():
     model, rows = load_model("nano")
     questions = scene_questions("sft", 0, 0, 16, 0.3)
     overviews = [rows.overview(q) for q in questions]
-    replies = rows.reference_replies(questions, overviews)
+    replies = rows.reference_replies(questions)
     batch = row_batch(rows.prompts(questions, overviews), replies, model.config)
     want_loss, want = loss_and_gradients(model, batch, rows.layout)
     results = {}

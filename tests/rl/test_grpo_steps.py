@@ -29,7 +29,7 @@ def replies(nano):
     """Two replies to each question: the reference's, and one that stops halfway; one row has no token of the policy."""
     questions = scene_questions("sft", 3, 0, PROMPTS, global_share=0.5)
     asked = [q for q in questions for _ in range(GROUP)]
-    replies = nano.rows.reference_replies(asked, [nano.rows.overview(q) for q in asked])
+    replies = nano.rows.reference_replies(asked)
     replies.target[1::2, 5:] = False
     replies.target[3] = False
     assert {0, 16} <= set(replies.pictures.grids.prod(1).tolist())  # with and without a crop

@@ -37,7 +37,7 @@ def compiled_step(rows, remat="none", *, freeze_vision=False, vocab=597):
     state = TrainState(trainable, frozen, jax.eval_shape(optimizer.init, trainable), step)
     questions = scene_questions("sft", 0, 0, 1, 0.0)
     overviews = [rows.overview(q) for q in questions]
-    one = row_batch(rows.prompts(questions, overviews), rows.reference_replies(questions, overviews), config)
+    one = row_batch(rows.prompts(questions, overviews), rows.reference_replies(questions), config)
     batch: RowBatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROWS, *x.shape[1:]), x.dtype), one)
     return make_sft_step(graph, optimizer, rows.layout).lower(state, batch).compile()
 

@@ -27,7 +27,7 @@ def fixed(nano):
     overviews = [nano.rows.overview(q) for q in questions]
     overviews[1], overviews[2] = overviews[1][:56], overviews[2][:, :84]
     questions[3] = dataclasses.replace(questions[3], text="Which?")
-    prompts, replies = nano.rows.prompts(questions, overviews), nano.rows.reference_replies(questions, overviews)
+    prompts, replies = nano.rows.prompts(questions, overviews), nano.rows.reference_replies(questions)
     assert {4 * 2, 4 * 3, 16} <= set(prompts.views.grids.prod(1).tolist())
     assert 0 < (replies.pictures.grids.prod(1) == 0).sum() < 7  # some without a crop, some with
     return prompts, replies

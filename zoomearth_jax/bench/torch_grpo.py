@@ -80,10 +80,8 @@ class TorchGRPO:
         asked = [one for one in asked for _ in range(self._group)]
         looks = [Row(list(ids), [view], []) for _, view, ids in asked]
         episodes = [
-            self._looked(q, view, look, new)
-            for (q, view, _), look, new in zip(
-                asked, looks, self._generate(looks, rows.layout.turn_lens[0]), strict=True
-            )
+            self._looked(q, look, new)
+            for (q, _, _), look, new in zip(asked, looks, self._generate(looks, rows.layout.turn_lens[0]), strict=True)
         ]
         zooms = [i for i, episode in enumerate(episodes) if episode.zoomed]
         batches = [[i] for i in zooms] if self._released else [zooms] if zooms else []
@@ -102,12 +100,12 @@ class TorchGRPO:
         images = [q.image for q in questions] if self.files is None else map(kind, self.files)
         return [dataclasses.replace(q, image=image) for q, image in zip(questions, images, strict=True)]
 
-    def _looked(self, question: Question, view: np.ndarray, look: Row, new: list[int]) -> Episode:
+    def _looked(self, question: Question, look: Row, new: list[int]) -> Episode:
         """The episode after its first turn; the crop, if there is one, is added to its sequence."""
         rows = self._rows
         _add_text(look, new, rows.stop_ids)
         text, crop = rows.decode(new), None
-        asked = self._zoom.request(text, View(question, rows.view_frame(view)))
+        asked = self._zoom.request(text, View(question, rows.box_frame(question.image.frame)))
         if isinstance(asked, str):
             return Episode((Turn(text, None, asked),), parse_answer(text), False)
         if asked.wanted:

@@ -8,6 +8,7 @@ where each slot begins.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -24,14 +25,21 @@ class RowLayout:
     Attributes:
         prompt_len: slots for the prompt with the overview's tokens.
         turn_lens: slots for what the policy writes in each turn, with its stop token; K numbers.
-        view_side: side in px of the canvas that holds any view, a multiple of merged_px.
+        view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
         merged_px: side in px of the square that one visual token covers.
+        picture_side: side in px of the canvas that holds any later picture; 0 for that of the overview.
+        reopening_len: slots after a picture for what opens the next turn, where it is a message of its own.
     """
 
     prompt_len: int
     turn_lens: tuple[int, ...]
     view_side: int
     merged_px: int
+    picture_side: int = 0
+    reopening_len: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "picture_side", self.picture_side or self.view_side)
 
     @property
     def num_turns(self) -> int:
@@ -45,13 +53,18 @@ class RowLayout:
 
     @property
     def view_tokens(self) -> int:
-        """Most visual tokens that a view has (324 at 512 px)."""
+        """Most visual tokens that an overview has (324 at 512 px)."""
         return (self.view_side // self.merged_px) ** 2
 
     @property
+    def picture_tokens(self) -> int:
+        """Most visual tokens that a later picture has."""
+        return (self.picture_side // self.merged_px) ** 2
+
+    @property
     def picture_len(self) -> int:
-        """Slots for a picture with its start and end tokens."""
-        return self.view_tokens + 2
+        """Slots for a picture with its start and end tokens, and what opens the next turn."""
+        return self.picture_tokens + 2 + self.reopening_len
 
     @property
     def reply_len(self) -> int:
@@ -86,7 +99,16 @@ class EpisodeConfig:
     longest of its sample replies, 251 before and 147 after a crop, 556 without one.
 
     Attributes:
-        view_px: longest side of the overview and of a crop as the model sees them.
+        view_px: longest side of the overview as the model sees it.
+        picture_px: longest side of a crop as the model sees it; 0 for view_px.
+        box_px: longest side of the picture in whose px boxes are written, with one scale for both axes; 0 for the overview as
+            the model sees it, whose sides are rounded to whole visual tokens.
+        gate: when a turn is followed by a crop: if it names a box and is `unanswered`; or, as the released evaluation does, if
+            it names a `box`, whatever else it says. Its text is then cut at `<answer>`, and its answer counts where no later
+            turn gives one.
+        picture_in: where a crop stands: within the assistant's `message`, which goes on after it; or at its end, and the next
+            turn is a `new_message`, as the released client's two requests are rendered.
+        temperature: of evaluation and of asking, unless another is given; 0 is greedy.
         min_window_px: a crop's shortest side in px of the original (paper: 512).
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
@@ -95,10 +117,15 @@ class EpisodeConfig:
         turn_lens: slots for what the policy writes in each turn, with its stop token. Their number is that of the turns: one
             more than the pictures that an episode may ask for.
         system: the system message; none if empty.
-        instruction: appended to every question.
+        instruction: appended to every question; or, where it holds {question}, the text that the question is put into.
     """
 
     view_px: int = 512
+    picture_px: int = 0
+    box_px: int = 0
+    gate: Literal["unanswered", "box"] = "unanswered"
+    picture_in: Literal["message", "new_message"] = "message"
+    temperature: float = 0.0
     min_window_px: int = 512
     crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
@@ -108,26 +135,40 @@ class EpisodeConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "turn_lens", tuple(self.turn_lens))
-        for field in dataclasses.fields(self):
-            if field.type == "int" and getattr(self, field.name) <= 0:
-                raise UserError(f"episode config: {field.name} must be positive, not {getattr(self, field.name)}")
+        for name in ("view_px", "min_window_px", "prompt_len"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"episode config: {name} must be positive, not {getattr(self, name)}")
+        for name in ("picture_px", "box_px"):
+            if getattr(self, name) < 0:
+                raise UserError(f"episode config: {name} must be positive, or 0, not {getattr(self, name)}")
+        if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
+            raise UserError(f"episode config: temperature must be 0 or at least 1e-6, not {self.temperature}")
+        for name, known in (
+            ("crop", ("grow", "reference")),
+            ("gate", ("unanswered", "box")),
+            ("picture_in", ("message", "new_message")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"episode config: {name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
         if not self.turn_lens or min(self.turn_lens) <= 0:
             raise UserError(
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
-        if self.crop not in ("grow", "reference"):
-            raise UserError(f"episode config: crop must be grow or reference, not {self.crop!r}")
 
-    def layout(self, merged_px: int) -> RowLayout:
+    def layout(self, merged_px: int, reopening_len: int = 0) -> RowLayout:
         """The slots of its rows.
 
         Args:
             merged_px: side in px of the square that one visual token of the model covers.
+            reopening_len: see `RowLayout`.
 
         Raises:
             UserError: the prompt's slot has no room for a question beside the overview.
         """
-        layout = RowLayout(self.prompt_len, self.turn_lens, self.view_px // merged_px * merged_px, merged_px)
+        view_side, picture_side = (
+            px // merged_px * merged_px for px in (self.view_px, self.picture_px or self.view_px)
+        )
+        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, reopening_len)
         if self.prompt_len <= layout.view_tokens:
             raise UserError(
                 f"episode config: prompt_len ({self.prompt_len}) must exceed the {layout.view_tokens} tokens of an overview "
@@ -136,6 +177,7 @@ class EpisodeConfig:
         return layout
 
 
+QUESTION = "{question}"  # its place in an instruction
 EPISODE = "episode.json"  # beside a model's weights
 
 
@@ -161,12 +203,14 @@ class LayoutConfig:
     """What is changed of the model's own episode (see `EpisodeConfig`); a run is saved with the result.
 
     Attributes:
-        view_px: longest side of the overview and of a crop as the model sees them.
+        view_px: longest side of the overview as the model sees it.
+        picture_px: longest side of a crop as the model sees it; 0 for view_px.
         prompt_len: slots for the prompt with the overview's tokens.
         turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on.
     """
 
     view_px: int | None = None
+    picture_px: int | None = None
     prompt_len: int | None = None
     turn_lens: tuple[int, ...] | None = None
 

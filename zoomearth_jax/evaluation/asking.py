@@ -135,7 +135,7 @@ class LoadedPolicy:
         image: Any,
         question: str | Sequence[str] | None = None,
         *,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,

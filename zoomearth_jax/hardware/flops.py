@@ -77,13 +77,14 @@ def row_counts(prompts: Prompts, replies: Replies) -> RowCounts:
 
 def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
     """Rows whose every slot is filled, with the largest square views: the most that a batch can hold."""
-    replies, side = prompts * group, layout.view_side // layout.merged_px
+    replies = prompts * group
+    overview, picture = (side // layout.merged_px for side in (layout.view_side, layout.picture_side))
     return RowCounts(
         np.full(prompts, layout.prompt_len),
         np.full(replies, layout.reply_len),
         np.full(replies, layout.written_len),
-        np.full((prompts, 2), side),
-        np.full((replies, layout.num_pictures, 2), side),
+        np.full((prompts, 2), overview),
+        np.full((replies, layout.num_pictures, 2), picture),
     )
 
 

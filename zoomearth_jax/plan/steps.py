@@ -116,7 +116,7 @@ class Training:
         turns, shapes = [self._compile(first, *args)], jax.eval_shape(first, *args)
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
         ids, valid = (self._on_rows(jax.ShapeDtypeStruct(slots, dtype)) for dtype in dtypes)
-        active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows)
+        active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         for length in layout.turn_lens[1:]:
             _, cache, writing = placed(shapes, turns[-1].compiled.output_shardings)
             args = (state.params, cache, writing, None, ids, valid, picture, active, keys, 1.0)
@@ -172,9 +172,8 @@ class Training:
         dtype = x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jax.dtypes.canonicalize_dtype(x.dtype)
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=NamedSharding(self.mesh, spec))
 
-    def _views(self, count: int) -> Images:
-        """Pictures of full size as the verbs send them, one a row."""
-        side = self.layout.view_side
+    def _views(self, count: int, side: int) -> Images:
+        """Square pictures of `side` px as the verbs send them, one per row."""
         view = Views(np.zeros((1, side, side, 3), np.uint8), np.full((1, 2), side // self.layout.merged_px))
         return self._repeated(count, self.model.prepare(*view))
 
@@ -186,7 +185,6 @@ class Training:
         """Rows as the verbs send them; `tokens`: visual tokens in place of pictures."""
         layout, replies = self.layout, prompts * group
         pictures = replies * layout.num_pictures
-        features = jax.ShapeDtypeStruct((1, layout.view_tokens, self.model.width), self.compute.dtype)
 
         def slots(count: int, length: int, dtype):
             return self._repeated(count, jax.ShapeDtypeStruct((1, length), dtype))
@@ -194,18 +192,21 @@ class Training:
         def grids(count: int, views: int):
             return self._repeated(count, jax.ShapeDtypeStruct((1, views, 2), jnp.int32))
 
-        def views(count: int):
-            return self._repeated(count, features) if tokens else self._views(count)
+        def views(count: int, side: int):
+            if not tokens:
+                return self._views(count, side)
+            shape = (1, (side // layout.merged_px) ** 2, self.model.width)
+            return self._repeated(count, jax.ShapeDtypeStruct(shape, self.compute.dtype))
 
         return RowBatch(
             slots(prompts, layout.prompt_len, jnp.int32),
             slots(prompts, layout.prompt_len, bool),
-            views(prompts),
+            views(prompts, layout.view_side),
             grids(prompts, 1),
             slots(replies, layout.reply_len, jnp.int32),
             slots(replies, layout.reply_len, bool),
             slots(replies, layout.reply_len, bool),
-            views(pictures) if pictures else None,
+            views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.configs.episode import LayoutConfig, read_episode
+from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig, read_episode
 from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.chat import load_tokenizer
@@ -33,6 +36,7 @@ class LoadedModel(NamedTuple):
     rows: RowBuilder
 
 
+QUESTION_ROOM = 64  # tokens that a question may have beside the words of a release; LRS-GRO's longest has 28
 SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
 
 
@@ -50,12 +54,64 @@ def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuil
 
     Args:
         layout: what changes of the episode.
+
+    Raises:
+        UserError: an unreadable tokenizer or episode; or a released ZoomEarth without its words.
     """
     directory, tokenizer = Path(directory), load_tokenizer(directory)
-    episode = layout.of(read_episode(directory) or preset("qwen2_5_vl_3b")[1])
+    saved = read_episode(directory)
+    if saved is None:
+        check_words(directory)
+    episode = layout.of(saved or preset("qwen2_5_vl_3b")[1])
     generation = _read_generation(directory / "generation_config.json", len(tokenizer))
     merged_px = read_config(directory).merged_px
     return RowBuilder(tokenizer, episode, merged_px, generation, read_processors(directory))
+
+
+def is_released(directory: Path) -> bool:
+    """Whether a directory without an episode.json is the authors' ZoomEarth, by its name, that in the hub's cache, or the one that
+    its config.json gives."""
+    names = [
+        Path(directory).resolve().name,
+        str(read_json(Path(directory) / "config.json", {}).get("_name_or_path", "")),
+    ]
+    names += [part for part in Path(directory).parts if part.startswith("models--")]
+    return any("zoomearth" in re.sub("[^a-z]", "", name.lower()) for name in names)
+
+
+def check_words(directory: Path) -> None:
+    """Refuses a released ZoomEarth without an episode.json: it was trained with words that only its release has.
+
+    Raises:
+        UserError: it is one, with the command that gives it its words.
+    """
+    if is_released(directory):
+        raise UserError(
+            f"{directory}: a ZoomEarth checkpoint without episode.json; it answers rightly only with the words that it was "
+            f"trained with: `zoomearth convert {directory} OUT --words FILE` takes them from the release's file"
+        )
+
+
+def released_episode(words: str, directory: Path) -> EpisodeConfig:
+    """The episode of the authors' ZoomEarth with its words, as its release evaluates: overviews and crops of 512 px, boxes in px of
+    the image at a longest side of 512, a crop whenever a box is named, T = 0.01, and a prompt slot that holds the words.
+
+    Args:
+        directory: the checkpoint, for its tokenizer and chat template.
+    """
+    episode = dataclasses.replace(
+        preset("qwen2_5_vl_3b")[1],
+        instruction=words,
+        box_px=512,
+        gate="box",
+        picture_in="new_message",
+        crop="reference",
+        temperature=0.01,
+        prompt_len=4096,
+    )
+    rows = RowBuilder(load_tokenizer(directory), episode, read_config(directory).merged_px)
+    taken = rows.prompt_tokens("")
+    return dataclasses.replace(episode, prompt_len=-(-(taken + QUESTION_ROOM) // 64) * 64)
 
 
 def _read_generation(file: Path, vocab_size: int) -> dict:
@@ -79,11 +135,15 @@ def resolve(name: str | Path) -> Path:
     )
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copies what a model directory holds beside the config and the weights, in forms that transformers 4.x and 5.x read."""
+def copy_side_files(source: Path, target: Path, keep: Sequence[str] = ()) -> None:
+    """Copies what a model directory holds beside the config and the weights, in forms that transformers 4.x and 5.x read.
+
+    Args:
+        keep: names of files that are in the target already and stay.
+    """
     for pattern in (*SIDE_FILES, "README.md", "LICENSE*"):
         for file in source.glob(pattern):
-            if file.is_file():
+            if file.is_file() and file.name not in keep:
                 shutil.copyfile(file, target / file.name)
     complete(target)
 

@@ -14,7 +14,7 @@ MASK_LEVEL = 128  # grey of a masked picture
 
 
 class Zoom:
-    """Shows the window of the first box that a text names, unless the text answers too."""
+    """Shows the window of the first box that a text names; unless the text answers too, where the episode's gate minds that."""
 
     def __init__(self, rows: RowBuilder):
         """Takes the size of a window and of the view from the model's episode."""
@@ -26,7 +26,8 @@ class Zoom:
         if parsed.box is None:
             return parsed.reason
         window = self._rows.window(parsed.box, view.question.image.frame)
-        return Request(wants_crop(text), parsed.box, window)
+        wanted = self._rows.episode.gate == "box" or wants_crop(text)
+        return Request(wanted, parsed.box, window)
 
     def run(self, image: ImageSource, request: Request) -> np.ndarray:
         """See `Tool`."""

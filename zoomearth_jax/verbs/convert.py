@@ -14,11 +14,21 @@ import tyro
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.episode import EPISODE
+from zoomearth_jax.data_pipeline.text.words import read_words
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import staged_model
 from zoomearth_jax.models.families import abstract_model, hf_config, read_config, write_checkpoint
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.models import copy_side_files, existing, is_run, load_weights, weights_dtype
+from zoomearth_jax.runs.models import (
+    check_words,
+    copy_side_files,
+    existing,
+    is_run,
+    load_weights,
+    released_episode,
+    weights_dtype,
+)
 from zoomearth_jax.runs.saved_steps import numbers
 
 
@@ -32,6 +42,9 @@ class ConvertConfig:
         step: of a run; its last one by default.
         to: `hf` for safetensors that transformers loads, `orbax` for the form of a run's checkpoint.
         dtype: of the written parameters; `keep` leaves them as they are.
+        words: a file of the user's copy of the authors' release that holds the instruction which a ZoomEarth checkpoint was trained
+            with: a text, or the Python file with the string (FILE.py:NAME where it has several). It goes into episode.json, with
+            the release's views, boxes, gate and temperature.
         overwrite: replace a model that `out` holds.
         json: print the summary as JSON.
     """
@@ -41,6 +54,7 @@ class ConvertConfig:
     step: int | None = None
     to: Literal["hf", "orbax"] = "hf"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    words: str | None = None
     overwrite: bool = False
     json: bool = False
 
@@ -50,6 +64,9 @@ def convert(config: ConvertConfig) -> dict:
     source, out, began = existing(config.source), config.out.expanduser(), time.monotonic()
     _check_target(config, source, out)
     _check_step(config, source)
+    words = None if config.words is None else read_words(config.words)
+    if words is None and not (source / EPISODE).exists():
+        check_words(source)
     dtype = weights_dtype(source, config.step) if config.dtype == "keep" else config.dtype
     compute = ComputeConfig(param_dtype=dtype)
     size = _size(source, compute)
@@ -62,7 +79,10 @@ def convert(config: ConvertConfig) -> dict:
             with Checkpoints(staging) as checkpoints:
                 checkpoints.save_params(0, model)
             (staging / "config.json").write_text(json.dumps(hf_config(model.config), indent=2) + "\n", encoding="utf-8")
-        copy_side_files(source, staging)
+        if words is not None:
+            text = json.dumps(dataclasses.asdict(released_episode(words, source)), indent=2, ensure_ascii=False)
+            (staging / EPISODE).write_text(text + "\n", encoding="utf-8")
+        copy_side_files(source, staging, keep=(EPISODE,) if words is not None else ())
     summary = {
         "out": str(out),
         "to": config.to,

@@ -157,6 +157,7 @@ def _open_questions(config: EvaluateConfig) -> tuple[list[Question], int]:
 def _evaluate(config: EvaluateConfig, mesh: Mesh, samples: _Samples) -> dict:
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     questions, total = _open_questions(config)
+    rows = rows.widened(questions) if config.layout.prompt_len is None else rows
     rows.check_prompts(questions)
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     tools = {"shown": engine.tool} | ({"masked": Masked(engine.tool)} if config.masked else {})

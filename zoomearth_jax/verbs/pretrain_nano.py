@@ -154,7 +154,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step:
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
     scenes = [random_scene(rng) for _ in range(config.scenes)]
     overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
-    pairs = [pair for s, o in zip(scenes, overviews, strict=True) for pair in _scene_pairs(rng, s, rows.view_frame(o))]
+    pairs = [pair for s in scenes for pair in _scene_pairs(rng, s, rows.box_frame(s.frame))]
     read = [(scene, scene.sites[rng.integers(len(scene.sites))]) for scene in scenes]
     crops = [_loose_crop(rng, rows, scene, site) for scene, site in read]
     readings = [

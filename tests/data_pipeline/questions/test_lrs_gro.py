@@ -424,7 +424,7 @@ def test_released_rows_fit_the_prompt_and_render(tmp_path):
     references = questions("sft_sample.jsonl")
     rows.check_supervised(references)
     overviews = [rows.overview(question) for question in references]
-    prompts, replies = rows.prompts(references, overviews), rows.reference_replies(references, overviews)
+    prompts, replies = rows.prompts(references, overviews), rows.reference_replies(references)
     assert prompts.valid.sum(1).max() < episode.prompt_len
     for question, ids, written in zip(references, replies.ids, replies.target, strict=True):
         text = rows.decode(ids[rows.layout.turn(0)][written[rows.layout.turn(0)]])

@@ -61,7 +61,7 @@ def test_special_tokens_in_a_question_stay_plain_text(rows):
 def test_slots_and_masks(rows, questions):
     layout = rows.layout
     overviews = [rows.overview(q) for q in questions]
-    prompts, replies = rows.prompts(questions, overviews), rows.reference_replies(questions, overviews)
+    prompts, replies = rows.prompts(questions, overviews), rows.reference_replies(questions)
     assert prompts.ids.shape == (12, layout.prompt_len)
     assert replies.ids.shape == (12, layout.reply_len)
     assert ((prompts.ids == rows.image_id).sum(1) == prompts.views.grids.prod(1)).all()  # placeholders = features
@@ -87,14 +87,13 @@ def test_slots_and_masks(rows, questions):
 
 
 def test_changing_the_crop_changes_no_trained_id(rows, questions):
-    overviews = [rows.overview(q) for q in questions]
-    before = rows.reference_replies(questions, overviews)
+    before = rows.reference_replies(questions)
     turned = {"horizontal": "vertical", "vertical": "rising", "rising": "falling", "falling": "horizontal"}
     changed = []
     for q in questions:  # other stripes in the pictures, the same words in the row
         sites = tuple(dataclasses.replace(s, orientation=turned[s.orientation]) for s in q.image.sites)
         changed.append(dataclasses.replace(q, image=dataclasses.replace(q.image, sites=sites)))
-    after = rows.reference_replies(changed, overviews)
+    after = rows.reference_replies(changed)
     assert (before.pictures.pixels != after.pictures.pixels).any()
     for name in ("ids", "valid", "target"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
@@ -117,14 +116,13 @@ def with_thoughts(question, before, after):
 
 def test_a_reference_that_does_not_fit_names_the_setting_that_holds_it(rows, questions):
     wordy = with_thoughts(next(q for q in questions if q.box), "the site is red " * 10, "so it is " * 8)
-    overviews = [rows.overview(wordy)]
     for turn in (1, 2):
         said = rf"tokens for the \d+ of turn {turn}; shorten it, or --layout.turn-lens (\d+) (\d+) holds it"
         with pytest.raises(UserError, match=said) as caught:
-            rows.reference_replies([wordy], overviews)
+            rows.reference_replies([wordy])
         wider = LayoutConfig(turn_lens=tuple(map(int, str(caught.value).split()[-4:-2])))
         rows = RowBuilder(rows.tokenizer, wider.of(rows.episode), 28)
-    rows.reference_replies([wordy], overviews)
+    rows.reference_replies([wordy])
 
 
 def test_all_rows_are_checked_at_the_start_without_their_pixels(rows, questions):

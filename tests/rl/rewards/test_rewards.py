@@ -175,7 +175,7 @@ def play(*episodes, box=(800, 800, 1040, 1040), answer="urban"):
     """Rewards by spec of episodes about one question."""
     question = Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object", (Look(Box(*box, IMAGE)),))
     played = Trajectories(None, None, None, None, None, list(episodes), [np.zeros((*(504, 504), 3), np.uint8)])
-    rows = types.SimpleNamespace(view_frame=lambda view: VIEW, episode=EpisodeConfig(min_window_px=512))
+    rows = types.SimpleNamespace(box_frame=lambda image: VIEW, episode=EpisodeConfig(min_window_px=512))
     return question, played, lambda spec: episode_rewards(spec, [question], played, rows)
 
 

@@ -52,7 +52,7 @@ def test_episodes_zoom_and_answer(played, questions, nano):
     assert len(zoomed) > 6
     for e in zoomed:
         assert e.window is not None
-        assert e.box.frame == nano.rows.view_frame(played.overviews[0])
+        assert e.box.frame == nano.rows.box_frame(questions[0].image.frame)
     assert any(e.answer for e in played.episodes)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoomearth_jax.configs.episode import EpisodeConfig, layout_flags
+from zoomearth_jax.configs.episode import QUESTION, EpisodeConfig, layout_flags
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -101,7 +101,7 @@ class RowBuilder:
         """
         generation = generation or {}
         self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
-        self.layout = episode.layout(merged_px)
+        self.layout = episode.layout(merged_px)  # the chat template's own tokens are counted below
         names = (
             "<|im_start|>",
             "<|im_end|>",
@@ -127,6 +127,8 @@ class RowBuilder:
         if prompt[image - 1 : image + 2] != [self.look_id, self.image_id, self.seen_id]:
             raise UserError(f"{self.chat.name}: the chat template doesn't put an image between vision marks")
         self.head_ids, self.tail_ids = prompt[: image - 1], prompt[image + 2 :]
+        self.reopening_ids = self._reopening_ids() if episode.picture_in == "new_message" else []
+        self.layout = episode.layout(merged_px, len(self.reopening_ids))
 
     @property
     def tokens(self) -> TokenIds:
@@ -145,6 +147,28 @@ class RowBuilder:
         messages = [{"role": "system", "content": system}] if system else []
         return self.chat.ids([*messages, {"role": "user", "content": blocks}], [image_tokens])
 
+    def prompt_tokens(self, text: str) -> int:
+        """Tokens of a prompt for a square image with this question, the instruction with it."""
+        return len(self.prompt_ids(self._instructed(text), self.layout.view_tokens))
+
+    def widened(self, questions: Sequence[Question]) -> RowBuilder:
+        """These rows, or where their prompt slot is too short for the questions the same with one that holds them all, in steps of
+        64 tokens."""
+        longest = max((self._excess(None, self._asked(q), self._view(q)) for q in questions), default=0)
+        return self.replaced(prompt_len=-(-longest // 64) * 64) if longest else self
+
+    def _view(self, question: Question) -> Frame:
+        frame = question.image.frame
+        return view_size(frame.width, frame.height, self.episode.view_px, self.layout.merged_px)
+
+    def _reopening_ids(self) -> list[int]:
+        """What the chat template writes between a message of the assistant that ends with a picture and the next one."""
+        picture = [{"type": "image"}, {"type": "text", "text": ""}]
+        answered = [{"role": "user", "content": picture}, {"role": "assistant", "content": [{"type": "image"}]}]
+        ids = self.chat.ids(answered, [1, 1])
+        last = len(ids) - ids[::-1].index(self.seen_id)
+        return ids[last:]
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; special tokens spelled out in it stay plain text."""
         return self.chat.encode(text)
@@ -153,9 +177,13 @@ class RowBuilder:
         """Text of sampled ids, without stop and pad tokens."""
         return self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=False)
 
-    def view_frame(self, view: np.ndarray) -> Frame:
-        """The frame that the model's boxes are in: the pixels of its overview."""
-        return Frame(view.shape[1], view.shape[0])
+    def box_frame(self, image: Frame) -> Frame:
+        """The frame that the model writes boxes of an image in: the pixels of its overview, or of the image with a longest side of
+        the episode's `box_px`."""
+        if not self.episode.box_px:
+            return view_size(image.width, image.height, self.episode.view_px, self.layout.merged_px)
+        scale = self.episode.box_px / max(image.width, image.height)
+        return Frame(image.width * scale, image.height * scale)
 
     def overview(self, question: Question) -> np.ndarray:
         """The question's image as the model first sees it, uint8 [h, w, 3]."""
@@ -167,11 +195,12 @@ class RowBuilder:
 
     def crop(self, image: ImageSource, window: Box) -> np.ndarray:
         """The window as the model sees it, uint8 [h, w, 3]."""
-        return view_of(image, window, self.episode.view_px, self.layout.merged_px)
+        episode = self.episode
+        return view_of(image, window, episode.picture_px or episode.view_px, self.layout.merged_px)
 
-    def views(self, pictures: Sequence[np.ndarray | None]) -> Views:
-        """Pads pictures to the view canvas; None leaves an empty one."""
-        side, unit = self.layout.view_side, self.layout.merged_px
+    def views(self, pictures: Sequence[np.ndarray | None], side: int | None = None) -> Views:
+        """Pads pictures to canvases of `side` px, by default those of overviews; None in place of a picture leaves an empty one."""
+        side, unit = side or self.layout.view_side, self.layout.merged_px
         pixels = np.zeros((len(pictures), side, side, 3), np.uint8)
         grids = np.zeros((len(pictures), 2), np.int32)
         for i, picture in enumerate(pictures):
@@ -205,15 +234,16 @@ class RowBuilder:
 
     def supervised(self, questions: Sequence[Question]) -> tuple[Prompts, Replies]:
         """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
-        overviews = [self.overview(q) for q in questions]
-        return self.prompts(questions, overviews), self.reference_replies(questions, overviews)
+        return self.prompts(questions), self.reference_replies(questions)
 
     def picture_slots(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and valid [B, picture_len] of pictures with merged grids [B, 2]; empty where the grid is 0 x 0."""
         tokens = grids.prod(-1)[:, None]
-        slot = np.arange(self.layout.picture_len)[None]
+        slot, after = np.arange(self.layout.picture_len)[None], len(self.reopening_ids)
         ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
-        valid = (slot < tokens + 2) & (tokens > 0)
+        valid = (slot < tokens + 2 + after) & (tokens > 0)
+        for place, token in enumerate(self.reopening_ids):
+            ids = np.where(slot == tokens + 2 + place, token, ids)
         return np.where(valid, ids, self.pad_id).astype(np.int32), valid
 
     def replies(self, turns: Sequence[Sequence[Sequence[int]]], pictures: Views) -> Replies:
@@ -236,15 +266,15 @@ class RowBuilder:
             ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(replies.grids[:, k])
         return replies
 
-    def reference_replies(self, questions: Sequence[Question], overviews: Sequence[np.ndarray]) -> Replies:
+    def reference_replies(self, questions: Sequence[Question]) -> Replies:
         """What fine-tuning imitates: the protocol with the reference boxes, and the pictures which these very texts ask for.
 
         Raises:
             UserError: a reference that doesn't fit its slot, or has more looks than the layout has pictures.
         """
         turns, pictures = [], []
-        for question, overview in zip(questions, overviews, strict=True):
-            view = self.view_frame(overview)
+        for question in questions:
+            view = self.box_frame(question.image.frame)
             texts = reference_texts(question, view)
             if len(texts) > self.layout.num_turns:
                 raise UserError(self._too_many(question))
@@ -252,7 +282,7 @@ class RowBuilder:
             boxes = [parse_box(text, view).box for text in texts[:-1]]
             seen = [self.crop(question.image, self.window(box, question.image.frame)) for box in boxes]
             pictures += seen + [None] * (self.layout.num_pictures - len(seen))
-        return self.replies(turns, self.views(pictures))
+        return self.replies(turns, self.views(pictures, self.layout.picture_side))
 
     def _written(self, question: Question, text: str, k: int) -> list[int]:
         ids = [*self.encode(text), self.stop_id]
@@ -261,7 +291,12 @@ class RowBuilder:
         return ids
 
     def _asked(self, question: Question) -> str:
-        return f"{question.asked} {self.episode.instruction}".strip()
+        return self._instructed(question.asked)
+
+    def _instructed(self, asked: str) -> str:
+        """What is asked with the episode's instruction."""
+        instruction = self.episode.instruction
+        return instruction.replace(QUESTION, asked) if QUESTION in instruction else f"{asked} {instruction}".strip()
 
     def _too_many(self, question: Question) -> str:
         """What is said of a question whose reference takes more turns than there are."""
@@ -303,9 +338,8 @@ class RowBuilder:
     def _check(self, questions: Sequence[Question], replies: Callable[[Question, Frame], Sequence[str]]) -> None:
         longest, worst, count = {}, None, 0
         for question in questions:
-            frame = question.image.frame
-            view = view_size(frame.width, frame.height, self.episode.view_px, self.layout.merged_px)
-            texts = {None: self._asked(question)} | dict(enumerate(replies(question, view)))
+            view, frame = self._view(question), self.box_frame(question.image.frame)
+            texts = {None: self._asked(question)} | dict(enumerate(replies(question, frame)))
             over = {k: n for k, text in texts.items() if (n := self._excess(k, text, view))}
             count += bool(over)
             for k, tokens in over.items():

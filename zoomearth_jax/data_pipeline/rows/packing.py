@@ -71,9 +71,11 @@ def pack(prompts: Prompts, replies: Replies, view_tokens: int, pack_len: int, ro
         rows_multiple: over how many devices rows must divide.
 
     Raises:
-        UserError: a sample longer than a packed row.
+        UserError: a sample longer than a packed row, or later pictures of another size than overviews.
         ValueError: a token that would have to predict two.
     """
+    if prompts.views.pixels.shape[1:] != replies.pictures.pixels.shape[1:]:
+        raise UserError("packed rows need crops as large as overviews; leave --layout.picture-px or --pack-len out")
     ids, valid, target = (np.concatenate(pair, axis=1) for pair in _whole_rows(prompts, replies))
     views = Views(*(np.concatenate(pair) for pair in zip(prompts.views, replies.pictures, strict=True)))
     turns = len(views.grids) // len(ids)

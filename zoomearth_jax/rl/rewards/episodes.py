@@ -104,7 +104,7 @@ def episode_rewards(
     """
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
-    views = [rows.view_frame(view) for view in played.overviews for _ in range(group)]
+    views = [rows.box_frame(q.image.frame) for q in asked]
     iou, region = episode_box_rewards(spec, asked, played.episodes, views, rows.episode)
     rewards = {
         "iou": iou,

@@ -119,9 +119,14 @@ class _Turns:
     def episodes(self) -> list[Episode]:
         """The episodes, once no row goes on."""
         return [
-            Episode(tuple(turns), parse_answer(turns[-1].text), not stopped)
+            Episode(tuple(turns), self._answer([turn.text for turn in turns]), not stopped)
             for turns, stopped in zip(self._done, self._stopped, strict=True)
         ]
+
+    def _answer(self, texts: list[str]) -> str | None:
+        """That of the last turn; with the gate `box` of the last turn that gives one."""
+        count = len(texts) if self._engine.rows.episode.gate == "box" else 1
+        return next(filter(None, map(parse_answer, texts[: -count - 1 : -1])), None)
 
 
 class RolloutEngine:
@@ -206,9 +211,10 @@ class RolloutEngine:
             first = process_share(self.mesh)[0] * len(questions) * group
             seeds = range(first, first + len(questions) * group)
         keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self.mesh), turns=layout.num_turns)
-        weights, how = self.weights(params), {"temperature": sampling.temperature, "filters": sampling.filters}
+        temperature = rows.episode.temperature if sampling.temperature is None else sampling.temperature
+        weights, how = self.weights(params), {"temperature": temperature, "filters": sampling.filters}
         asked = [q for q in questions for _ in range(group)]
-        turns = _Turns(self, asked, [rows.view_frame(v) for v in overviews for _ in range(group)], tool or self.tool)
+        turns = _Turns(self, asked, [rows.box_frame(q.image.frame) for q in asked], tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
         views, features = [], []
@@ -222,7 +228,7 @@ class RolloutEngine:
                 row.append(one)
             if not _anywhere(turns.active.any()):
                 break
-            views.append(rows.views(pictures))
+            views.append(rows.views(pictures, layout.picture_side))
             picture = *rows.picture_slots(views[k].grids), self._sizes.prepare(*views[k]), turns.active
             own = None if own is None else shard_batch(own, self.mesh)
             seen, *state = self.programs.next_turn(
@@ -237,11 +243,11 @@ class RolloutEngine:
             )
             features.append(seen)
         if unseen := layout.num_pictures - len(views):
-            views += [rows.views([None] * len(asked))] * unseen
+            views += [rows.views([None] * len(asked), layout.picture_side)] * unseen
             features += [self._no_features(overview_features, group)] * unseen
         return Trajectories(
             prompts=prompts,
-            replies=rows.replies(ids, interleaved(views, rows.views([]))),
+            replies=rows.replies(ids, interleaved(views, rows.views([], layout.picture_side))),
             logprobs=np.concatenate(logprobs, axis=1),
             overview_features=overview_features,
             picture_features=_interleaved(*features) if features else None,
@@ -294,7 +300,7 @@ class RolloutEngine:
     def _read_on(self, written: list[list[int]], turns: _Turns, length: int):
         """The ids of a turn that later turns read: those written; or of rows that go on, their texts' up to an answer, and then
         ids and validity [B, T] for the cache too. The picture follows these without a stop token, as in the release."""
-        if self.config.turn_ids == "sampled":
+        if self.config.turn_ids == "sampled" and self.rows.episode.gate != "box":
             return written, None
         rows, read = self.rows, list(written)
         ids, valid = np.full((len(read), length), rows.pad_id, np.int32), np.zeros((len(read), length), bool)
@@ -307,9 +313,9 @@ class RolloutEngine:
 
     def _no_features(self, overview_features, group: int):
         """Visual tokens in place of pictures, of rows without any."""
-        rows, tokens, width = overview_features.shape
-        own = rows // process_share(self.mesh)[1] * group
-        return shard_batch(np.zeros((own, tokens, width), overview_features.dtype), self.mesh)
+        rows, _, width = overview_features.shape
+        shape = rows // process_share(self.mesh)[1] * group, self.rows.layout.picture_tokens, width
+        return shard_batch(np.zeros(shape, overview_features.dtype), self.mesh)
 
 
 def join(parts: Sequence[Trajectories]) -> Trajectories:

@@ -1,0 +1,73 @@
+"""What a benchmark is: how its official file is read, and how predictions are scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.evaluation.records import Item, Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The questions of an official file.
+
+    Attributes:
+        items: those that can be asked, in the file's order.
+        faults: one line for each row that can't be, with the row and the field.
+        total: rows of the file that belong to the benchmark.
+    """
+
+    items: list[Item]
+    faults: list[str]
+    total: int
+
+
+class Scores(NamedTuple):
+    """Scores of records [N].
+
+    Attributes:
+        official: 0 to 1 by the benchmark's own rule, on the answer alone (see `Record.answer`), or on the whole last text where
+            the model wrote no <answer>.
+        strict: 1 where the answer is the reference in the one form that was asked for, else 0.
+        parsed: whether the official rule found an answer in the text at all.
+    """
+
+    official: np.ndarray
+    strict: np.ndarray
+    parsed: np.ndarray
+
+
+class Benchmark(Protocol):
+    """A benchmark: a module of this folder exports one, and `BENCHMARKS` names it."""
+
+    name: str
+    title: str
+    where: str  # how one gets the official files
+    published: dict[str, dict[str, float]]  # model -> the figures of papers, by the summary's keys, in percent
+
+    def open(self, data: Path, images: Path | None, config: ImageConfig) -> Opened:
+        """Reads the official file or folder.
+
+        Args:
+            data: the file, or the folder that holds it under its official name.
+            images: the folder with the images; by default beside the file.
+
+        Raises:
+            UserError: not this benchmark's file, or nothing in it that can be asked.
+        """
+        ...
+
+    def score(self, records: Sequence[Record]) -> Scores:
+        """Scores of records without faults."""
+        ...
+
+    def summarize(self, records: Sequence[Record], scores: Scores) -> dict[str, Any]:
+        """The benchmark's own figures: `official` and `strict` (its headline averages), tables by kind under `by_…` (each a mapping
+        of name to {"official", "strict", "count"}), all as shares of 1."""
+        ...
