@@ -20,9 +20,10 @@ slow: .venv/installed   ## proofs that take minutes: training on meshes and in s
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py
 
-lint: .venv/dev         ## ruff's checks and format
+lint: .venv/dev         ## ruff's checks and format, mypy's types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 setup: .venv/installed  ## the environment alone
 
@@ -33,7 +34,7 @@ goldens: .venv/parity   ## writes the committed goldens anew from HF transformer
 	$(BIN)/python tests/make_goldens.py
 
 clean:
-	rm -rf .venv .venv-beam runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 .venv/installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv

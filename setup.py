@@ -39,7 +39,7 @@ EXTRAS = {
     "bench": ["torch>=2.9"],
     "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
     "test": TEST,
-    "dev": [*TEST, "ruff>=0.12"],
+    "dev": [*TEST, "ruff>=0.12", "mypy>=2.0"],
 }
 
 setup(

@@ -89,7 +89,7 @@ def _parse(args: list[str], verbs: dict):
     """The config that the arguments describe, `~` expanded; tyro's boxed complaints become one line."""
     import contextlib
     import io
-    from typing import Annotated, Union
+    from typing import Annotated, Any, Union
 
     import tyro
 
@@ -123,7 +123,8 @@ def _parse(args: list[str], verbs: dict):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(Union[choices], prog="zoomearth", description=_HELP, args=args, config=settings)  # noqa: UP007
+            choice: Any = Union[choices]  # noqa: UP007
+            parsed = tyro.cli(choice, prog="zoomearth", description=_HELP, args=args, config=settings)
     except SystemExit as stop:
         if not stop.code:
             raise

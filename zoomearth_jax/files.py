@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from zoomearth_jax.errors import UserError
 
@@ -186,7 +187,8 @@ class Lock:
         Raises:
             UserError: `refusal`, where another process holds it; or the directory can't be written.
         """
-        self.path, self._file = Path(directory) / ".lock", None
+        self.path = Path(directory) / ".lock"
+        self._file: TextIO
         with writing(directory):
             self._made = _make(Path(directory))
             try:

@@ -1,5 +1,6 @@
 """The command under real conditions, in processes of its own: Ctrl-C, streams, locales, and a second run in the same folder."""
 
+import io
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ from zoomearth_jax import cli
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.hardware import tpu_flags
 from zoomearth_jax.runs import saved_steps
-from zoomearth_jax.terminal.process import explained
+from zoomearth_jax.terminal.process import explained, set_streams
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft
 
@@ -264,3 +265,13 @@ def test_no_verb_shows_libtpu_s_complaints(tmp_path):
     process = command("evaluate", "--questions", 8, "--batch-size", 8, env=env, cwd=tmp_path)
     assert process.communicate(timeout=200)[1] == ""
     assert process.returncode == 0
+
+
+def test_streams_that_are_no_files_stay_as_they_are(monkeypatch):
+    page = io.StringIO()  # as a notebook's: without `reconfigure`
+    monkeypatch.setattr(sys, "stdout", page)
+    monkeypatch.setattr(sys, "stderr", page)
+    set_streams()
+    print("shown")
+    assert sys.stderr is page
+    assert page.getvalue() == "shown\n"

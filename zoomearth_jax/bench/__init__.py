@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Annotated, Union
+from collections.abc import Callable
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -25,7 +26,7 @@ from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.terminal.tables import table
 
 # name -> (settings with a field `json`, function from them to rows)
-BENCHMARKS = {
+BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "full-size": (FullSizeConfig, bench_full_size),
     "grpo": (GRPOBenchConfig, bench_grpo),
     "loader": (LoaderConfig, bench_loader),
@@ -39,7 +40,7 @@ BENCHMARKS = {
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
 }
-_Settings = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]
+_Settings: Any = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ def write_grown(directory, sizes: dict[str, int]) -> None:
         grown = abstract_model(dataclasses.replace(model.config, text=text, vision=vision), model.compute)
         pure, graph = dict(nnx.to_flat_state(nnx.state(model, nnx.Param))), nnx.graphdef(grown)
         state = nnx.to_flat_state(nnx.state(grown, nnx.Param))
-        state = [(path, x.replace(_grown(path, pure[path][...], x.shape, small, text, shrink))) for path, x in state]
-        model = nnx.merge(graph, nnx.from_flat_state(state))
+        new = [(path, x.replace(_grown(path, pure[path][...], x.shape, small, text, shrink))) for path, x in state]
+        model = nnx.merge(graph, nnx.from_flat_state(new))
     save_model(Path(directory), model, rows, "float32")
 
 

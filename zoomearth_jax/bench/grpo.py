@@ -18,9 +18,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -97,7 +97,7 @@ class Ours:
         graph, self._state = init_state(loaded.model, optimizer, freeze_vision=True)
         self._reference = reference_policy(self._state, "float32")
         self._engine = RolloutEngine(loaded.model, self.rows)
-        how = {"temperature": 1.0, "banned_ids": self.rows.banned_ids, "objective": OBJECTIVE}
+        how: dict[str, Any] = {"temperature": 1.0, "banned_ids": self.rows.banned_ids, "objective": OBJECTIVE}
         self._step = make_grpo_step(graph, optimizer, self.rows.layout, **how)
 
     def play(self, questions: Sequence[Question], seed: int) -> tuple[Trajectories, np.ndarray]:
@@ -110,7 +110,7 @@ class Ours:
             jax.random.key(seed),
             sampling=SamplingConfig(temperature=1.0),
             group=self.group,
-            score=lambda asked, played: episode_rewards(REWARD, asked, played, self.rows),
+            score=lambda asked, played: episode_rewards(REWARD, asked, played.episodes, self.rows),
         )
         return played, np.asarray(group_advantages(rewards["total"], self.group, OBJECTIVE.advantage))
 
@@ -166,16 +166,14 @@ def _time(
 ) -> list[dict]:
     """The rows of a model."""
     written = _check_same(name, ours, theirs, questions)
-    runs: dict[str, Callable[[int], tuple[float, float]]] = {"ours": lambda seed: _iterate(ours, questions, seed)}
-    for variant in config.variants:
-        runs[variant] = lambda seed, variant=variant: _iterate(theirs.as_variant(variant), questions, seed)
     seconds: dict[str, list[tuple[float, float]]] = {}
-    for who, run in runs.items():
+    for who in ("ours", *config.variants):
+        side = ours if who == "ours" else theirs.as_variant(who)
         gc.collect()
         timed = range(1, config.repeats + 1)
         for seed in timed if who == "ours" else [0]:  # to warm up; ours compiles once for each number of filled slots
-            run(seed)
-        seconds[who] = [run(seed) for seed in timed]
+            _iterate(side, questions, seed)
+        seconds[who] = [_iterate(side, questions, seed) for seed in timed]
     episodes = len(questions) * config.group
     return [_row(name, variant, seconds, episodes, written) | {"images": config.images} for variant in config.variants]
 

@@ -154,7 +154,8 @@ def _windows(question: Question, rows: RowBuilder, count: int, rng: np.random.Ge
     frame = question.image.frame
     windows = []
     for _ in range(count):
-        sides = np.minimum(np.exp(rng.uniform(*np.log(BOX_SIDES), 2)), (frame.width, frame.height))
+        least, most = np.log(BOX_SIDES)
+        sides = np.minimum(np.exp(rng.uniform(least, most, 2)), (frame.width, frame.height))
         x, y = rng.uniform(0, (frame.width, frame.height) - sides)
         windows.append(rows.window(Box(x, y, x + sides[0], y + sides[1], frame), frame))
     return windows

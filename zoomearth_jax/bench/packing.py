@@ -144,7 +144,7 @@ def lrs_gro_rows(samples: int, seed: int, model: ModelConfig, layout: RowLayout)
     ids = np.concatenate([turns[0][0], crop, turns[1][0]], axis=1).astype(np.int32)
     target = np.concatenate([turns[0][1], np.zeros_like(seen), turns[1][1]], axis=1)
     valid = np.concatenate([_without_stop(turns[0][1]), seen, _without_stop(turns[1][1])], axis=1)
-    return Prompts(*prompts, overviews), Replies(ids, valid, target, windows)
+    return Prompts(prompts[0], prompts[1], overviews), Replies(ids, valid, target, windows)
 
 
 def _text(rng, lengths, room: int, model: ModelConfig):
@@ -161,7 +161,8 @@ def _without_stop(target):
 
 def _alternate(step, state, batches, repeats: int):
     """The state, median seconds of each batch's step after a warm-up, and losses."""
-    seconds, losses = [[] for _ in batches], [0.0] * len(batches)
+    seconds: list[list[float]] = [[] for _ in batches]
+    losses = [0.0] * len(batches)
     for repeat in range(repeats + 1):
         for kind, batch in enumerate(batches):
             began = time.perf_counter()

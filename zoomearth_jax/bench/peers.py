@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +85,9 @@ class Case(NamedTuple):
 def _config_100m() -> ModelConfig:
     """94 M parameters."""
     vision = VisionConfig(depth=8, width=512, num_heads=8, mlp_dim=1024, out_dim=512, full_attention_blocks=(3, 7))
-    sizes = {"vocab_size": 50_000, "width": 512, "num_layers": 12, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 2048}
+    sizes: dict[str, Any] = {"vocab_size": 50_000, "width": 512, "num_layers": 12, "mlp_dim": 2048}
     special = {"bos_id": 0, "eos_id": 2, "vision_start_id": 3, "vision_end_id": 4}
-    text = TextConfig(**sizes, mrope_section=(8, 12, 12))
+    text = TextConfig(**sizes, num_heads=8, num_kv_heads=2, mrope_section=(8, 12, 12))
     return ModelConfig(vision, text, image_token_id=5, video_token_id=6, **special)
 
 
@@ -296,7 +296,7 @@ def _check_same(name: str, ours: Ours, theirs: Theirs, train: Batch, prompt: Bat
 
 def _take_turns(ours: Ours, theirs: Theirs, repeats: int, run: Callable) -> list[float]:
     """Median seconds of both, timed alternately."""
-    seconds = [], []
+    seconds: tuple[list[float], list[float]] = [], []
     while len(seconds[0]) < repeats or sum(map(sum, seconds)) < LEAST_SECONDS:
         for peer, times in zip((ours, theirs), seconds, strict=True):
             gc.collect()

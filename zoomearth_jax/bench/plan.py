@@ -93,7 +93,7 @@ def _programs(training: Training, config: PlanBenchConfig, devices: int) -> dict
 def _measured(programs: dict[str, tuple[Program, int]], repeats: int) -> dict[str, float]:
     """Median seconds of each program after a first run."""
     args = {step: program.example() for step, (program, _) in programs.items()}
-    seconds = {step: [] for step in programs}
+    seconds: dict[str, list[float]] = {step: [] for step in programs}
     for _ in range(repeats + 1):
         for step, (program, _) in programs.items():
             began = time.perf_counter()

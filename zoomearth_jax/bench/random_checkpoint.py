@@ -35,7 +35,8 @@ def write_random_checkpoint(directory, config: ModelConfig, dtype="bfloat16", se
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dtype, rng = jnp.dtype(dtype), np.random.default_rng(seed)
-    weight_map, held = {}, {}
+    weight_map: dict[str, str] = {}
+    held: dict[str, np.ndarray] = {}
 
     def flush():
         name = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"

@@ -156,7 +156,7 @@ def _result(out: Path) -> tuple[list[dict], dict]:
 
 
 def _same(ours: tuple[list[dict], dict], theirs: tuple[list[dict], dict]) -> bool:
-    arrays = jax.tree.structure(ours[1]) == jax.tree.structure(theirs[1]) and all(
+    arrays = jax.tree.structure(ours[1]) == jax.tree.structure(theirs[1]) and all(  # type: ignore[operator]
         a.dtype == b.dtype and a.tobytes() == b.tobytes()
         for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True)
     )

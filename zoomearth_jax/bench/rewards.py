@@ -96,12 +96,13 @@ def box_rewards_float64(predicted, reference, alpha: float, eps: float, shape: C
 def _boxes(config: RewardsConfig, rng: np.random.Generator) -> dict:
     """Of the paper's spec; the error of both named specs' region rewards."""
     boxes, side = random_boxes(rng, config.boxes), np.full(config.boxes, IMAGE_PX, np.float32)
+    predicted, reference = boxes
     inputs = jax.device_put((*boxes, np.ones(config.boxes, bool), side))
     seconds = median_seconds(lambda: jax.block_until_ready(box_rewards(SPECS["paper"], *inputs)), config.repeats)
-    shapes = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh}
+    shapes: dict[str, Callable] = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh}
     errors = []
     for spec in (SPECS["paper"], dataclasses.replace(SPECS["reference"], iou="box")):
-        want = box_rewards_float64(*boxes, spec.region_alpha, spec.region_eps, shapes[spec.region])
+        want = box_rewards_float64(predicted, reference, spec.region_alpha, spec.region_eps, shapes[spec.region])
         errors.append(np.abs(np.stack(box_rewards(spec, *inputs)) - want).max())
     return {"boxes_per_s": config.boxes / seconds, "box_error": float(max(errors))}
 

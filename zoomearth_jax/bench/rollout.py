@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ class _Bench:
     def _row(
         self, what: str, ours: Callable, plain: Callable, flops: tuple[float, float], same: tuple[bool, float]
     ) -> dict:
-        seconds = {ours: [], plain: []}
+        seconds: dict[Callable, list[float]] = {ours: [], plain: []}
         for repeat in range(-1, self.config.repeats):  # the first compiles
             for run, times in seconds.items():
                 began = time.perf_counter()
@@ -138,8 +139,8 @@ class _Bench:
         written = rows.replies([[ids] for ids in _ids(writing)], rows.views([None] * len(replies.ids)))
         own = jax.device_put((written.ids[:, first], written.valid[:, first]))
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), played.prompts)
-        single = jax.device_put((repeated.ids, repeated.valid, sizes.prepare(*repeated.views)))
-        crop = *rows.picture_slots(replies.pictures.grids), sizes.prepare(*replies.pictures)
+        ids, valid, views = jax.device_put((repeated.ids, repeated.valid, sizes.prepare(*repeated.views)))
+        crop: tuple[Any, Any, Any] = *rows.picture_slots(replies.pictures.grids), sizes.prepare(*replies.pictures)
         active = replies.pictures.grids.prod(-1) > 0
         crop = jax.device_put(crop)
 
@@ -150,7 +151,7 @@ class _Bench:
         @jax.jit
         def anew(params, writing):
             model = nnx.merge(self.graph, params)
-            _, _, cache, _ = prefill(model, *single, group=1, slots=length)
+            _, _, cache, _ = prefill(model, ids, valid, views, group=1, slots=length)
             cache, next_B = reread(model, cache, writing, *own)
             return cache, append_pictures(model, cache, *crop, next_B, after_len)[1:]
 

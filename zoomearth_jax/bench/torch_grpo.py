@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -70,8 +69,8 @@ class TorchGRPO:
         """The episodes and their advantages."""
         self._torch.manual_seed(seed)
         rows, questions = self._rows, self._opened(questions)
-        looks = self._group if self._released else 1
-        overviews = [rows.overview(q) for q in questions for _ in range(looks)][::looks]
+        times = self._group if self._released else 1
+        overviews = [rows.overview(q) for q in questions for _ in range(times)][::times]
         prompts = rows.prompts(questions, overviews)
         asked = [
             (q, view, ids[valid].tolist())
@@ -90,8 +89,7 @@ class TorchGRPO:
                 _add_text(looks[i], new, rows.stop_ids)
                 text = rows.decode(new)
                 episodes[i] = Episode((*episodes[i].turns, Turn(text)), parse_answer(text), False)
-        played = SimpleNamespace(episodes=episodes, overviews=overviews)
-        rewards = episode_rewards(self._reward, questions, played, rows)
+        rewards = episode_rewards(self._reward, questions, episodes, rows)
         return looks, np.asarray(group_advantages(rewards["total"], self._group, self._objective.advantage))
 
     def _opened(self, questions: Sequence[Question]) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class ComputeConfig:
                 raise UserError(f"compute config: unknown {name} {value!r}; {suggestion(value, known)}")
 
     @property
-    def dtypes(self) -> dict[str, jnp.dtype]:
+    def dtypes(self) -> dict[str, Any]:
         """`dtype` and `param_dtype` as Flax's layers take them."""
         return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
 

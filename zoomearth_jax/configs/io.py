@@ -126,7 +126,7 @@ def at_home(value, name: str = ""):
     Raises:
         UserError: nobody knows where home is.
     """
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         new = {name: at_home(old, name) for name, old in known.items()}
         return dataclasses.replace(value, **new) if new != known else value

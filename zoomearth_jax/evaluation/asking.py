@@ -79,7 +79,7 @@ class Answer:
         turns = tuple(
             AnswerTurn(
                 text=turn.text,
-                box=_in(frame, turn.request and turn.request.box),
+                box=_in(frame, turn.request.box if turn.request else None),
                 window=turn.request.window if turn.request and turn.picture is not None else None,
                 picture=turn.picture,
             )

@@ -51,7 +51,7 @@ def play_batches(
     sampling: SamplingConfig,
     tool: Tool,
     batch_size: int,
-) -> Iterator[list[Episode | None]]:
+) -> Iterator[list[Episode] | list[None]]:
     """As `play`, a batch at a time. Where no image of a batch can be read it isn't played: None in place of its episodes."""
     batch_size = min(batch_size, len(questions))
     starts = range(0, len(questions), batch_size)
@@ -74,4 +74,4 @@ def play(engine: RolloutEngine, params, questions: Sequence[Question], key, **ho
 
     A question's place among all is its seed, so that samples depend neither on the batch size nor on other questions.
     """
-    return [episode for batch in play_batches(engine, params, questions, key, **how) for episode in batch]
+    return [episode for batch in play_batches(engine, params, questions, key, **how) for episode in batch if episode]

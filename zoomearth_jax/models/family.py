@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.models.attention import KVCache
-from zoomearth_jax.models.layers import Places
+from zoomearth_jax.models.layers import Array, Places
 
 
 class Images(NamedTuple):
@@ -23,16 +23,20 @@ class Images(NamedTuple):
         grids: rows and columns of visual tokens, int32 [I, 1, 2]; 0 x 0 where there is no picture.
     """
 
-    pixels: jax.Array
+    pixels: Array
     layout: Any
-    grids: jax.Array
+    grids: Array
 
 
 class Sizes(Protocol):
     """Sizes and special ids of a model, a frozen dataclass of the family."""
 
-    family: str
-    image_token_id: int
+    family: ClassVar[str]
+
+    @property
+    def image_token_id(self) -> int:
+        """Special id in place of each visual token of a picture."""
+        ...
 
     @property
     def merged_px(self) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.models.sharding import constrain
+
+Array = jax.Array | np.ndarray  # on the devices, or on the host before it goes there
+_Layer = TypeVar("_Layer", bound=nnx.Module)
 
 _REMAT = {
     "none": None,
@@ -35,7 +39,7 @@ class Linear(nnx.Linear):
         self,
         in_features: int,
         out_features: int,
-        axes: tuple[str, str],
+        axes: tuple[str | None, str],
         *,
         use_bias: bool = True,
         compute: ComputeConfig,
@@ -52,7 +56,7 @@ class Linear(nnx.Linear):
             **compute.dtypes,
         )
 
-    def __call__(self, x):
+    def __call__(self, x):  # type: ignore[override]  # without `out_sharding`
         x_TD = x.reshape(-1, x.shape[-1])
         y_TD = super().__call__(x_TD)
         if self.lora is not None:
@@ -64,7 +68,7 @@ class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)); the vision encoder's has biases, the decoder's has none."""
 
     def __init__(self, width: int, mlp_dim: int, *, use_bias: bool, compute: ComputeConfig, rngs: nnx.Rngs):
-        settings = {"use_bias": use_bias, "compute": compute, "rngs": rngs}
+        settings: dict[str, Any] = {"use_bias": use_bias, "compute": compute, "rngs": rngs}
         self.gate_proj = Linear(width, mlp_dim, ("embed", "mlp"), **settings)
         self.up_proj = Linear(width, mlp_dim, ("embed", "mlp"), **settings)
         self.down_proj = Linear(mlp_dim, width, ("mlp", "embed"), **settings)
@@ -79,7 +83,7 @@ def rms_norm(width: int, eps: float, *, compute: ComputeConfig, rngs: nnx.Rngs) 
     return nnx.RMSNorm(width, epsilon=eps, scale_metadata={"axes": (None,)}, rngs=rngs, **compute.dtypes)
 
 
-def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack(make_layer: Callable[[nnx.Rngs], _Layer], num_layers: int, rngs: nnx.Rngs) -> _Layer:
     """One module whose parameters carry a leading layer dimension: [L, ...]."""
     return nnx.split_rngs(splits=num_layers)(nnx.vmap(make_layer, in_axes=(0,), out_axes=0))(rngs)
 
@@ -124,8 +128,8 @@ class Places(NamedTuple):
     kept_NR: the slot of each (S: none). place_NS: where each slot is among them (R: nowhere).
     """
 
-    kept_NR: jax.Array
-    place_NS: jax.Array
+    kept_NR: Array
+    place_NS: Array
 
 
 @jax.custom_vjp

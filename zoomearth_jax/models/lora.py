@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from flax import nnx
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.models.layers import Linear, stack
+
+_Model = TypeVar("_Model")  # an `nnx.Module`, perhaps by the name of a protocol
 
 
 class Adapter(nnx.LoRA):
@@ -33,7 +36,7 @@ class Adapter(nnx.LoRA):
         )
         self.scale = config.alpha / config.rank
 
-    def __call__(self, x):
+    def __call__(self, x):  # type: ignore[override]  # without `out_sharding`
         return super().__call__(x) * self.scale
 
     def merged(self, kernel):
@@ -48,12 +51,12 @@ class Adapter(nnx.LoRA):
         return jax.lax.map(one, arrays) if kernel.ndim == 3 else one(arrays)  # one layer's float32 copy at a time
 
 
-def _linears(model: nnx.Module) -> dict[str, Linear]:
+def _linears(model) -> dict[str, Linear]:
     modules = nnx.iter_modules(model)
     return {".".join(map(str, path)): module for path, module in modules if isinstance(module, Linear)}
 
 
-def add_lora(model: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> nnx.Module:
+def add_lora(model: _Model, config: LoRAConfig, rngs: nnx.Rngs) -> _Model:
     """Puts an adapter on each linear layer whose path matches, in place; returns the model. Rank 0 changes nothing.
 
     The layers of a stack have an adapter each: A [L, in, r] and B [L, r, out].
@@ -70,19 +73,19 @@ def add_lora(model: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> nnx.Modul
         raise UserError(f"lora config: pattern {config.pattern!r} matches no linear layer; {hint}")
     for linear in matched:
         make, layers = functools.partial(Adapter, linear, config), linear.kernel.shape[:-2]
-        linear.lora = stack(make, *layers, rngs) if layers else make(rngs)
+        linear.lora = stack(make, layers[0], rngs) if layers else make(rngs)
     return model
 
 
-def merge_lora(model: nnx.Module) -> nnx.Module:
+def merge_lora(model: _Model) -> _Model:
     """Adds every adapter to its kernel and takes it off, in place; returns the model, which is then an ordinary one."""
     for linear in _linears(model).values():
-        if linear.lora is not None:
+        if isinstance(linear.lora, Adapter):
             linear.kernel[...] = linear.lora.merged(linear.kernel[...])
             del linear.lora
     return model
 
 
-def has_lora(model: nnx.Module) -> bool:
+def has_lora(model: object) -> bool:
     """Whether any layer has an adapter."""
     return bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))

@@ -7,7 +7,8 @@ Without a mesh in context (`jax.set_mesh`) nothing here does anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,8 +163,8 @@ def process_share(mesh: Mesh | None) -> tuple[int, int]:
     if mesh is None:
         return 0, 1
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))).devices_indices_map((shards,))
-    held = {process: set() for process in range(jax.process_count())}
+    rows: Mapping[Any, Any] = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))).devices_indices_map((shards,))
+    held: dict[int, set[int]] = {process: set() for process in range(jax.process_count())}
     for device, (stretch,) in rows.items():
         held[device.process_index].add(stretch.indices(shards)[0])
     stretches = sorted({tuple(sorted(own)) for own in held.values()})

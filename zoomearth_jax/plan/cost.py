@@ -56,9 +56,8 @@ class Cost:
         for name in ("flops", "hbm_bytes", "compute", "memory", "links", "copies", "link_seconds"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for kind, pair in other.collectives.items():
-            self.collectives[kind] = tuple(
-                a + times * b for a, b in zip(self.collectives.get(kind, (0, 0)), pair, strict=True)
-            )
+            count, sent = self.collectives.get(kind, (0, 0))
+            self.collectives[kind] = count + times * pair[0], sent + times * pair[1]
         for place, seconds in other.spots.items():
             self.spots[place] = self.spots.get(place, 0.0) + times * seconds
         self.open_loops += other.open_loops
@@ -77,7 +76,7 @@ class Network:
         coords = [getattr(device, "coords", None) for device in devices]
         self.coords = None if None in coords else np.array(coords)
         self.slices = np.array([getattr(device, "slice_index", None) or 0 for device in devices])
-        self.sides = None if self.coords is None else self.coords.max(0) + 1
+        self.sides = [] if self.coords is None else (self.coords.max(0) + 1).tolist()
 
     def bandwidth(self, group, one_ring: bool = False) -> float:
         """Bytes/s that each of a group receives in an all-gather over all dimensions of the torus that the group spans.
@@ -90,10 +89,10 @@ class Network:
             return self.chip.network_bandwidth
         if self.coords is None:
             return self.chip.link_bandwidth * self.chip.links
-        return min(self._all_dimensions(group), 2 * self.chip.link_bandwidth if one_ring else math.inf)
+        return min(self._all_dimensions(self.coords[group]), 2 * self.chip.link_bandwidth if one_ring else math.inf)
 
-    def _all_dimensions(self, group) -> float:
-        spans = [len(set(column)) > 1 for column in self.coords[group].T]
+    def _all_dimensions(self, coords: np.ndarray) -> float:
+        spans = [len(set(column)) > 1 for column in coords.T]
         return self.chip.link_bandwidth * sum(
             1 + self._ring(side) for side, span in zip(self.sides, spans, strict=True) if span
         )
@@ -105,7 +104,7 @@ class Network:
         """Messages over the busiest link in one direction, each sent along one dimension after the other."""
         if self.coords is None:
             return 1.0
-        loads = defaultdict(int)
+        loads: dict[tuple, int] = defaultdict(int)
         for source, target in pairs:
             if self.slices[source] != self.slices[target]:
                 return self.chip.link_bandwidth / self.chip.network_bandwidth
@@ -233,7 +232,7 @@ class _Run:
             self._loop(i)
         elif i.opcode == "conditional":
             self._branches(i)
-        elif i.opcode == "call" and not i.called("to_apply").startswith("parallel_"):
+        elif i.opcode == "call" and not (i.called("to_apply") or "").startswith("parallel_"):
             self._include(player.play(i.called("to_apply"), self.last_branch))
         elif collective:
             self._exchange(i, i, collective, beside=i.opcode.endswith("-start"))
@@ -242,8 +241,8 @@ class _Run:
         elif i.opcode.endswith("-done"):
             kind = "copies" if i.opcode in ("copy-done", "slice-done", "dynamic-slice-done") else "links"
             self._wait(self.ends.pop(i.operands[0], 0.0), kind, i.op_name)
-        elif i.opcode in ("fusion", "async-start") and self._collective_inside(i):
-            self._fused_exchange(i)
+        elif i.opcode in ("fusion", "async-start") and (collective_inside := self._collective_inside(i)):
+            self._fused_exchange(i, collective_inside)
         elif i.opcode not in FREE:
             self._compute(i)
 
@@ -254,7 +253,7 @@ class _Run:
     def _loop(self, i: Instruction) -> None:
         player = self.player
         trips = trip_count(player.module, self.where, i)
-        body = player.play(i.called("body"), player.share.get(trips, 0.0))
+        body = player.play(i.called("body"), 0.0 if trips is None else player.share.get(trips, 0.0))
         if trips is None:
             trips = player.open_trips
             self.cost.open_loops.append((trips, body))
@@ -296,13 +295,12 @@ class _Run:
         self.ends[i.name] = self.memory_free
 
     def _collective_inside(self, i: Instruction) -> Instruction | None:
-        inside = self.player.module.computations.get(i.called() or "", {})
+        inside = self.player.module.computations.get(i.called() or "", Computation())
         return next((each for each in inside.values() if each.opcode in COLLECTIVES), None)
 
-    def _fused_exchange(self, i: Instruction) -> None:
+    def _fused_exchange(self, i: Instruction, collective: Instruction) -> None:
         """A collective inside a fusion: TPUs start it in one, go on with it in others that compute, and end it in another."""
-        inside = self.player.module.computations[i.called()]
-        collective = self._collective_inside(i)
+        inside = self.player.module.named(i)
         channel = _channel(collective)
         targets = {each.target for each in inside.values()}
         if "AsyncCollectiveDone" in targets:

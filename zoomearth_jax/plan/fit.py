@@ -56,7 +56,7 @@ def fastest(config, devices, known: Chip) -> dict:
         raise UserError(
             f"plan --fit: nothing fits {known.hbm_bytes / GIB:.2f} GiB a chip ({tried}); take a larger topology"
         )
-    best = min(fitting, key=lambda entry: entry[1])[2]
+    best = min(fitting, key=lambda entry: entry[1] or 0.0)[2]
     return best | {"tried": [entry[3] for entry in reports]}
 
 
@@ -80,7 +80,7 @@ def candidates(config, devices, known: Chip) -> list[Candidate]:
     layout = config.layout.of(episode).layout(model.merged_px)
     chips, slices = len(devices), num_slices(devices)
     parameters = count_parameters(model)
-    flops = max(step_flops(name, config, _Sizes(model, layout)) for name in ("sft", "grpo"))
+    flops = max(step_flops(name, config, model, layout) for name in ("sft", "grpo"))
     tokens = max(config.samples, config.prompts * config.group) * (layout.prompt_len + layout.reply_len)
     out = []
     for fsdp, tensor, parts, remat in itertools.product(_powers(chips), _powers(8), _powers(16), RECOMPUTED):
@@ -98,12 +98,6 @@ def candidates(config, devices, known: Chip) -> list[Candidate]:
         seconds += 3 * parts * parameters * 2 / tensor / links * (fsdp > 1) + (tensor > 1) * seconds / 2
         out.append(Candidate((data, fsdp, tensor), parts, remat, max(state + kept, state + gathered), seconds))
     return sorted(out, key=lambda c: (c.guessed_seconds, c.guessed_bytes))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sizes:
-    model: object
-    layout: object
 
 
 def _powers(largest: int) -> list[int]:

@@ -85,7 +85,7 @@ def _bits(dtype: str) -> int:
     return int(digits[1]) if digits else 0
 
 
-class Computation(dict):
+class Computation(dict[str, Instruction]):
     """Instructions by name, in the order they are run."""
 
     @property
@@ -96,7 +96,7 @@ class Computation(dict):
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Who reads an instruction's result."""
-        out = {name: [] for name in self}
+        out: dict[str, list[Instruction]] = {name: [] for name in self}
         for instruction in self.values():
             for operand in dict.fromkeys(instruction.operands):
                 if operand in out:
@@ -109,6 +109,10 @@ class Module(NamedTuple):
 
     computations: dict[str, Computation]
     entry: str
+
+    def named(self, i: Instruction, key: str = "calls") -> Computation:
+        """The computation that an attribute of an instruction names; KeyError without one."""
+        return self.computations[i.called(key) or ""]
 
 
 @functools.lru_cache(maxsize=2)  # programs are played twice: with the compiler's cycles, and without
@@ -185,7 +189,7 @@ def flops(module: Module, where: Computation, i: Instruction) -> float:
     if i.opcode == "custom-call":
         return _kernel_flops(where, i)
     if i.opcode in ("fusion", "call", "async-start"):
-        inside = module.computations.get(i.called() or i.called("to_apply") or "", {})
+        inside = module.computations.get(i.called() or i.called("to_apply") or "", Computation())
         return sum(flops(module, inside, each) for each in inside.values())
     return 0.0
 
@@ -198,6 +202,7 @@ def _numbers(text: str, key: str) -> list[int]:
 def _convolution_flops(where: Computation, i: Instruction) -> float:
     """Two a product that falls inside the input: dilation and padding, by which TPUs batch products, cost nothing."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    assert labels is not None  # every convolution has them
     lhs_labels, rhs_labels, out_labels = labels.groups()
     lhs, rhs = (where[name].arrays[0].dims for name in i.operands[:2])
     out = i.arrays[0].dims
@@ -254,7 +259,7 @@ def traffic(module: Module, where: Computation, i: Instruction) -> float:
     """Bytes between main memory and the core: operands and results, of which slices count what they take or put."""
     if i.opcode in FREE or (i.opcode == "custom-call" and i.target in FREE_CALLS):
         return 0.0
-    inside = module.computations[i.called()] if i.opcode == "fusion" else {}
+    inside = module.named(i) if i.opcode == "fusion" else Computation()
     passed = _passed(i) if any(each.opcode in COLLECTIVES for each in inside.values()) else {}
     read = sum(_read(module, where, i, n) for n in range(len(i.operands)) if n not in passed.values())
     return read + _written(where, inside, i, tuple(passed))
@@ -272,7 +277,7 @@ def _read(module: Module, where: Computation, i: Instruction, n: int) -> float:
         return 0.0
     full = sum(array.main_bytes for array in operand.arrays)
     if i.opcode == "fusion":
-        inside = module.computations[i.called()]
+        inside = module.named(i)
         parameter = next(p for p in inside.values() if p.opcode == "parameter" and p.arguments.strip() == str(n))
         return min(full, _taken(module, inside, parameter.name))
     return min(full, _slice_of(i, n, i.arrays, where))
@@ -305,7 +310,7 @@ def _taken(module: Module, inside: Computation, name: str) -> float:
 
 def _renames(module: Module, i: Instruction) -> bool:
     """Whether a fusion gives its operand another shape, and no more."""
-    inside = module.computations[i.called()].values() if i.opcode == "fusion" else ()
+    inside = module.named(i).values() if i.opcode == "fusion" else ()
     return bool(inside) and all(each.opcode in (*RENAMES, "parameter") for each in inside)
 
 
@@ -313,11 +318,11 @@ def _written(where: Computation, inside: Computation, i: Instruction, passed: tu
     updates = {"dynamic-update-slice": 1, "scatter": 2}
     if i.opcode in updates:
         return 0.0 if i.arrays[0].space else where[i.operands[updates[i.opcode]]].arrays[0].bytes
-    parts = [None] * len(i.arrays)
+    parts: list[Instruction | None] = [None] * len(i.arrays)
     if inside:
         root = inside.root
         results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        parts = results if len(results) == len(parts) else parts
+        parts = [*results] if len(results) == len(parts) else parts
     return sum(
         0.0 if array.space else min(array.bytes, _put(inside, part))
         for n, (array, part) in enumerate(zip(i.arrays, parts, strict=True))
@@ -339,20 +344,22 @@ def trip_count(module: Module, where: Computation, loop: Instruction) -> int | N
     known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
     if known:
         return int(known[1])
-    condition = module.computations[loop.called("condition")]
+    condition = module.named(loop, "condition")
     compare = condition.root
     if compare.opcode == "fusion":
-        condition = module.computations[compare.called()]
+        condition = module.named(compare)
         compare = condition.root
     if compare.opcode != "compare" or len(compare.operands) != 2:
         return None
-    direction = re.search(r"direction=(\w+)", compare.attributes)[1]
+    direction = re.search(r"direction=(\w+)", compare.attributes)
     limit = _constant(condition, compare.operands[1])
     counter = condition[compare.operands[0]]
-    if limit is None or direction not in ("LT", "LE", "NE") or counter.opcode != "get-tuple-element":
+    index = re.search(r"index=(\d+)", counter.attributes)
+    if limit is None or not direction or direction[1] not in ("LT", "LE", "NE"):
         return None
-    step = _counter_step(module.computations[loop.called("body")], re.search(r"index=(\d+)", counter.attributes)[1])
-    return -(-(limit + (direction == "LE")) // step)
+    if counter.opcode != "get-tuple-element" or not index:
+        return None
+    return -(-(limit + (direction[1] == "LE")) // _counter_step(module.named(loop, "body"), index[1]))
 
 
 def _counter_step(body: Computation, index: str) -> int:

@@ -10,10 +10,12 @@ import time
 import jax
 import numpy as np
 
+from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.chips import Chip
 from zoomearth_jax.hardware.flops import RowCounts, forward_flops, full_counts, grpo_flops, mfu, sft_flops
+from zoomearth_jax.models.family import Sizes
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.sharding import make_mesh, num_slices
 from zoomearth_jax.plan.cost import Cost, Network, Player
@@ -27,7 +29,7 @@ STEPS = {"sft": ("sft",), "rollout": ("prefill", "decode", "crop"), "grpo": ("gr
 def report_of(config, devices, known: Chip) -> dict:
     """The report on one mesh and set of settings."""
     training = _training(config, devices)
-    steps = {}
+    steps: dict[str, dict] = {}
     for program in tracked(config.programs, "compiling"):
         began = time.perf_counter()
         try:
@@ -188,7 +190,7 @@ def _cost_row(cost: Cost, cycles: Cost) -> dict:
         "collectives": {kind: {"times": n, "bytes": sent} for kind, (n, sent) in cost.collectives.items()},
         "link_seconds": cost.link_seconds,
         **{f"{name}_bound_seconds": seconds for name, seconds in parts.items()},
-        "bound": max(parts, key=parts.get),
+        "bound": max(parts, key=parts.__getitem__),
         "seconds": cost.seconds,
         "cycle_seconds": cycles.seconds,
         "hottest": dict(sorted(cycles.spots.items(), key=lambda item: -item[1])),
@@ -205,7 +207,7 @@ def _too_large(message: str) -> dict:
 def _finished(name: str, row: dict, config, training: Training, known: Chip) -> dict:
     """The row with what follows from chip and model."""
     row["fits"] = "parameters_bytes" in row and row["total_bytes"] <= known.hbm_bytes
-    row["model_flops"] = config.fill * step_flops(name, config, training)
+    row["model_flops"] = config.fill * step_flops(name, config, training.model, training.layout)
     chips = training.mesh.size
     for seconds, share in (("seconds", "mfu"), ("cycle_seconds", "cycle_mfu")):
         row[share] = mfu(row["model_flops"], row[seconds], chips, known.peak_flops) if seconds in row else None
@@ -215,9 +217,8 @@ def _finished(name: str, row: dict, config, training: Training, known: Chip) -> 
     return row
 
 
-def step_flops(name: str, config, training: Training) -> float:
+def step_flops(name: str, config, model: Sizes, layout: RowLayout) -> float:
     """Model FLOPs (see `zoomearth_jax.hardware.flops`) of a row of the report over all chips, every slot filled."""
-    model, layout = training.model, training.layout
     if name == "sft":
         return sft_flops(model, full_counts(layout, config.samples), freeze_vision=config.freeze_vision)
     counts = full_counts(layout, config.prompts, config.group)

@@ -40,7 +40,7 @@ class Program(NamedTuple):
         def one(x):
             if not isinstance(x, jax.ShapeDtypeStruct):
                 return x
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 return jax.device_put(jax.random.split(jax.random.key(0), x.shape), x.sharding)
             return jax.device_put(np.ones(x.shape, bool) if x.dtype == bool else np.zeros(x.shape, x.dtype), x.sharding)
 
@@ -112,7 +112,7 @@ class Training:
         def following(params, *args, length):
             return programs.next_turn(programs.cast(params), *args, length=length, filters=filters)
 
-        args = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
+        args: tuple = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
         turns, shapes = [self._compile(first, *args)], jax.eval_shape(first, *args)
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
         ids, valid = (self._on_rows(jax.ShapeDtypeStruct(slots, dtype)) for dtype in dtypes)
@@ -166,7 +166,7 @@ class Training:
         banned = self.model.placed_ids
         return TokenIds(0, banned[:2], banned)
 
-    def _on_rows(self, x) -> jax.ShapeDtypeStruct:
+    def _on_rows(self, x) -> Any:
         """A shape whose first dimension lies along data and fsdp."""
         spec = partition_spec(("batch", *[None] * (len(x.shape) - 1)), x.shape, self.mesh)
         dtype = x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jax.dtypes.canonicalize_dtype(x.dtype)

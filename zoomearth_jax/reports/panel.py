@@ -54,7 +54,7 @@ def write_panel(
 
 def chosen(total: np.ndarray, group: int) -> list[int]:
     """Of the first questions, the numbers of the best and the worst episode (the first of equals; one if all are equal)."""
-    shown = []
+    shown: list[int] = []
     for first in range(0, min(len(total), QUESTIONS * group), group):
         own = total[first : first + group]
         shown += dict.fromkeys((first + int(own.argmax()), first + int(own.argmin())))

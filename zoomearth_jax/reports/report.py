@@ -66,7 +66,7 @@ def run_curves(runs: dict[str, Path]) -> list[dict]:
         for key in CURVES[stage]:
             kept = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if kept:
-                curves.append(curve(f"{stage}: {key}", *map(list, zip(*kept, strict=True))))
+                curves.append(curve(f"{stage}: {key}", [step for step, _ in kept], [value for _, value in kept]))
     return curves
 
 

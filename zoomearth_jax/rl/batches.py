@@ -9,7 +9,7 @@ import jax
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies
 from zoomearth_jax.data_pipeline.rows.packing import PackedRows
 from zoomearth_jax.models.family import Images, Sizes
-from zoomearth_jax.models.layers import Places
+from zoomearth_jax.models.layers import Array, Places
 from zoomearth_jax.models.sharding import constrain
 from zoomearth_jax.rl.policy import group_places
 
@@ -21,28 +21,28 @@ class RowBatch(NamedTuple):
     places: of the slots that exist, to compute no others (see `group_places`).
     """
 
-    prompt_ids: jax.Array
-    prompt_valid: jax.Array
+    prompt_ids: Array
+    prompt_valid: Array
     overviews: Images | jax.Array
-    overview_grids: jax.Array
-    reply_ids: jax.Array
-    reply_valid: jax.Array
-    target: jax.Array
+    overview_grids: Array
+    reply_ids: Array
+    reply_valid: Array
+    target: Array
     pictures: Images | jax.Array | None
-    picture_grids: jax.Array | None
+    picture_grids: Array | None
     places: Places | None = None
 
 
 class PackedBatch(NamedTuple):
     """Packed rows on the device: as `PackedRows`, the views ready to encode or as visual tokens that are final."""
 
-    ids: jax.Array
-    samples: jax.Array
-    places: jax.Array
-    targets: jax.Array
-    target: jax.Array
-    features: jax.Array
-    grids: jax.Array
+    ids: Array
+    samples: Array
+    places: Array
+    targets: Array
+    target: Array
+    features: Array
+    grids: Array
     views: Images | jax.Array
 
 
@@ -56,10 +56,10 @@ class GRPOBatch(NamedTuple):
     """
 
     rows: RowBatch
-    sampler_logp: jax.Array
-    advantages: jax.Array
-    kept: jax.Array | None = None
-    old_logp: jax.Array | None = None
+    sampler_logp: Array
+    advantages: Array
+    kept: Array | None = None
+    old_logp: Array | None = None
 
 
 def row_batch(

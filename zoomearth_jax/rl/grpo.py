@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ class GRPO:
         graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
         self.reference = reference_policy(self.state, config.compute.dtype) if objective.kl_weight else None
         self.freezes_vision, self.adapted = "vision" not in self.state.trainable, has_lora(model)
-        scoring = {
+        scoring: dict[str, Any] = {
             "temperature": config.temperature,
             "banned_ids": rows.tokens.banned_ids,
             "objective": objective,
@@ -96,7 +97,7 @@ class GRPO:
             jax.random.fold_in(jax.random.key(config.seed), step),
             sampling=SamplingConfig(temperature=config.temperature),
             group=config.group,
-            score=lambda asked, played: episode_rewards(config.reward, asked, played, self.rows),
+            score=lambda asked, played: episode_rewards(config.reward, asked, played.episodes, self.rows),
         )
         rows = learner_rows(episodes, self._sizes, config.freeze_vision, self._mesh, config.compact)
         return Played(questions, episodes, rewards, rows)
@@ -127,8 +128,8 @@ def learner_rows(
     played: Trajectories, sizes: Sizes, freeze_vision: bool, mesh: Mesh | None = None, compact: int = 0
 ) -> RowBatch:
     """What the learner trains on: the sampled ids, and with a frozen encoder the very visual tokens of the rollout."""
-    tokens = (played.overview_features, played.picture_features) if freeze_vision else (None, None)
-    return shard_batch(row_batch(played.prompts, played.replies, sizes, *tokens, parts=compact), mesh)
+    overviews, pictures = (played.overview_features, played.picture_features) if freeze_vision else (None, None)
+    return shard_batch(row_batch(played.prompts, played.replies, sizes, overviews, pictures, compact), mesh)
 
 
 def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.family import VisionLanguageModel
-from zoomearth_jax.models.layers import Places, take_rows
+from zoomearth_jax.models.layers import Array, Places, take_rows
 from zoomearth_jax.models.sharding import constrain, num_devices
 
 LOGITS_BUDGET = (
@@ -23,10 +23,10 @@ class Segment(NamedTuple):
     """A segment of each row: ids and valid [B, T]; of its P pictures visual tokens in order of their placeholders [B, P x M, D],
     and merged grids [B, P, 2] (None without pictures)."""
 
-    ids: jax.Array
-    valid: jax.Array
-    features: jax.Array | None = None
-    grids: jax.Array | None = None
+    ids: Array
+    valid: Array
+    features: Array | None = None
+    grids: Array | None = None
 
 
 def row_features(features_IMD, grids_BP2):
@@ -57,9 +57,8 @@ def repeat_cache(cache: KVCache, times: int) -> KVCache:
     """Broadcasts a prompt's cache to the samples of its group."""
     if times == 1:
         return cache
-    return KVCache(
-        *(jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v)), jnp.repeat(cache.valid_BS, times, axis=0)
-    )
+    k, v = (jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v))
+    return KVCache(k, v, jnp.repeat(cache.valid_BS, times, axis=0))
 
 
 def last_valid(hidden_BTD, valid_BT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,9 +50,9 @@ def sample_record(question: Question, episode: Episode, iou: float | None = None
 def turn_record(turn: Turn, image: Frame) -> dict:
     """What is kept of one turn: what was written, and where it asked for something the box that it named and the window that
     was read, both in px of the original."""
-    record = {"text": turn.text}
+    record: dict[str, Any] = {"text": turn.text}
     if turn.request and turn.request.box:
         record["box"] = [round(c, 1) for c in turn.request.box.to(image).corners]
-    if turn.picture is not None and turn.request.window:
+    if turn.picture is not None and turn.request and turn.request.window:
         record["window"] = list(turn.request.window.corners)
     return record

@@ -61,7 +61,8 @@ def init_state(
             return not isinstance(variable, nnx.LoRAParam)
         return freeze_vision and path[0] == "vision"
 
-    graph, frozen, trainable = nnx.split(model, is_frozen, ...)
+    graph, *parts = nnx.split(model, is_frozen, ...)
+    frozen, trainable = parts
     if mesh is None:
         state = TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
         return graph, jax.device_put(state, jax.devices()[0])  # all committed, as a step's results are: one compilation

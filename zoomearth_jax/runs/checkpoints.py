@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,7 +34,7 @@ from zoomearth_jax.runs import saved_steps
 from zoomearth_jax.terminal.progress import say
 
 
-def _flat(tree) -> dict[str, jax.Array]:
+def _flat(tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
@@ -162,7 +163,8 @@ class Checkpoints:
         self._set_aside([number for number in saved_steps.numbers(self.directory) if number > step.number])
         params = step.items["params"]
         training = _unflatten({"opt_state": state.opt_state, "step": state.step}, step.items["training"])
-        return TrainState(*(_unflatten(part, params) for part in state[:2]), training["opt_state"], training["step"])
+        trainable, frozen = (_unflatten(part, params) for part in (state.trainable, state.frozen))
+        return TrainState(trainable, frozen, training["opt_state"], training["step"])
 
     def _clear(self, folders: list[Path]) -> None:
         if jax.process_index() == 0:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import jax
 
@@ -40,7 +41,9 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         self._progress = Progress(label, total, start=start, quiet=not self._writes)
         self._start, self._shown, self._open_sinks = start, shown, sinks
-        self._file, self._sinks, self._last = None, (), time.perf_counter()
+        self._file: TextIO | None = None
+        self._sinks: Sequence[Sink] = ()
+        self._last = time.perf_counter()
 
     def __enter__(self):
         return self
@@ -53,11 +56,12 @@ class MetricsLog:
                 self._file.close()
         self._progress.__exit__()
 
-    def _open(self) -> None:
+    def _open(self) -> TextIO:
         _keep(self.path, self._start)
         with writing(self.path):
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._sinks = self._open_sinks()
+        return self._file
 
     def write(self, step: int, metrics: Mapping, alarms: Sequence[str] = ()) -> None:
         """Logs scalars of step number `step` (1 is the first), with the seconds since the last call as `perf/seconds`.
@@ -69,12 +73,11 @@ class MetricsLog:
         self._last = now
         if not self._writes:
             return
-        if not self._file:
-            self._open()
+        file = self._file or self._open()
         row = {"schema": SCHEMA, "step": step, **{name: _number(value) for name, value in values.items()}}
         with writing(self.path):
-            self._file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
-        scalars = {name: row[name] for name in values if row[name] is not None}
+            file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
+        scalars = {name: value for name in values if (value := row[name]) is not None}
         for sink in self._sinks:
             sink.write(step, scalars)
         notes = {name: f"{scalars[name]:.3f}" for name in self._shown if name in scalars}

@@ -223,5 +223,5 @@ def existing(name: str | Path) -> Path:
         raise UserError(f"{name}: can't be looked at ({error.strerror})") from None
     if is_hub_name(name):
         return fetched(str(name))
-    hint = suggestion(name, SHIPPED, f"give a model directory, a run, or one of {', '.join(SHIPPED)}")
+    hint = suggestion(str(name), SHIPPED, f"give a model directory, a run, or one of {', '.join(SHIPPED)}")
     raise UserError(f"{name}: no such model; {hint}")

@@ -25,8 +25,8 @@ from zoomearth_jax.rl.state import TrainState
 from zoomearth_jax.runs.checkpoints import Checkpoints
 from zoomearth_jax.runs.metrics import MetricsLog
 from zoomearth_jax.runs.replay import save_replay
+from zoomearth_jax.runs.saved_steps import together
 from zoomearth_jax.runs.sinks import open_sinks
-from zoomearth_jax.runs.start import together
 from zoomearth_jax.terminal.progress import say
 
 WARM_UP = 2  # steps of a process in which programs may compile
@@ -41,10 +41,10 @@ class Compilations:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **more) -> None:
+    def _listen(self, event: str, duration_secs: float, **more) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.names.append(more.get("fun_name", "a program"))
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     def close(self) -> None:
         """Stops listening."""
@@ -55,7 +55,8 @@ class Alarms:
     """Alarms that are said when they begin and when they end."""
 
     def __init__(self, say: Callable[[str], None]):
-        self._say, self._on = say, set()
+        self._say = say
+        self._on: set[str] = set()
 
     def update(self, step: int, messages: Mapping[str, str | None]) -> list[str]:
         """Takes each alarm's message, None where it is off; gives the names of those that are on."""

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def read_record(folder: Path) -> dict:
     raise Unreadable("run: not what was written")
 
 
-def newest(directory: Path, wanted: Items, step: int | None = None) -> Step:
+def newest(directory: Path, wanted: Mapping[str, dict[str, Any]], step: int | None = None) -> Step:
     """Reads the newest step that can be read, or the given one; each that can't be is a warning.
 
     All processes must call it, on a file system that they share.
@@ -143,7 +143,7 @@ def newest(directory: Path, wanted: Items, step: int | None = None) -> Step:
     raise UserError(f"{directory}: {why}" if step is not None or not known else f"{directory}: no step can be read")
 
 
-def _read(folder: Path, wanted: Items) -> tuple[dict, Items]:
+def _read(folder: Path, wanted: Mapping[str, dict[str, Any]]) -> tuple[dict, Items]:
     """A step's record and arrays, once their hashes agree."""
     record = _all_or_none(lambda: read_record(folder))
     for item, arrays in wanted.items():
@@ -153,7 +153,7 @@ def _read(folder: Path, wanted: Items) -> tuple[dict, Items]:
 
 def _read_item(folder: Path, wanted: dict, saved: dict) -> dict[str, jax.Array]:
     """Arrays as they were saved, compared by hash, then in the wanted types."""
-    found = {}
+    found: dict[str, jax.Array] = {}
     for names in _groups(saved, wanted):
         arrays = _all_or_none(lambda names=names: _restore(folder, {name: wanted[name] for name in names}, saved))
         hashes = np.asarray(_hashes(list(arrays.values()))).tolist()
@@ -168,7 +168,8 @@ def _groups(saved: dict, wanted: dict) -> list[list[str]]:
     """All names at once; where types change, groups of about a gigabyte, lest both types lie in memory side by side."""
     if all(saved[name]["dtype"] == str(x.dtype) for name, x in wanted.items()):
         return [list(wanted)]
-    groups, size = [[]], 0
+    groups: list[list[str]] = [[]]
+    size = 0
     for name, x in wanted.items():
         size += x.size * jnp.dtype(saved[name]["dtype"]).itemsize
         if groups[-1] and size > GROUP_BYTES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,7 +117,7 @@ def open_sinks(names: Sequence[str], directory: Path, start: int, settings: Mapp
         start: the last step already done; 0 for a new run.
         settings: of the run, for those that show them.
     """
-    make = {
+    make: dict[str, Callable[[], Sink]] = {
         "tensorboard": lambda: TensorBoard(directory, start),
         "wandb": lambda: WandB(directory, start, settings),
     }

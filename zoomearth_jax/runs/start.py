@@ -103,7 +103,8 @@ class Run:
                 nothing is there to resume, or what is there had other settings or questions.
         """
         self._config, self._model, self._rows, self._digests = config, model, rows, loader.digests
-        self.out, self._begun, self._lock = Path(config.out), config.resume, None
+        self.out, self._begun = Path(config.out), config.resume
+        self._lock: Lock | None = None
         try:
             _agreed(self._take)
         except BaseException:
@@ -233,10 +234,10 @@ def open_loader(
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
-    scenes = {"seed": config.seed, "global_share": config.global_share, "questions": questions}
+    scenes: dict[str, Any] = {"seed": config.seed, "global_share": config.global_share, "questions": questions}
     sources = open_sources(config.data, split, images=config.images, strict=config.strict, **scenes)
-    for source in sources if check else ():
-        if not isinstance(source.questions, SceneQuestions):
+    for source in sources:
+        if check and not isinstance(source.questions, SceneQuestions):
             check_source(check, source)
     return Loader(
         sources,

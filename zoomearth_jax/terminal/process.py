@@ -6,6 +6,7 @@ Imports nothing that takes time, so that a Ctrl-C while the rest is imported is 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -34,7 +35,8 @@ def set_streams() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def hush_late_writes() -> None:
@@ -79,7 +81,8 @@ class Interrupts:
     def _note(self) -> None:
         """From here on nothing else is said: what breaks now breaks because of this."""
         self.noted = True
-        sys.unraisablehook = threading.excepthook = lambda *_: None
+        sys.unraisablehook = lambda *_: None
+        threading.excepthook = lambda *_: None
         sys.excepthook = lambda *_: self.end()
 
     def _watch(self) -> None:
@@ -136,9 +139,10 @@ def ended(work: Callable[[], object], interrupts: Interrupts | None = None) -> i
         code = _exit_code(work)
         _flush()
     except BaseException as error:
-        code = _said(error, interrupts)
-        if code is None:
+        said = _said(error, interrupts)
+        if said is None:
             raise
+        code = said
     if interrupts and interrupts.noted:  # and the exception was lost
         interrupts.end()
     return code
@@ -166,6 +170,7 @@ def _said(error: BaseException, interrupts: Interrupts | None) -> int | None:
     """The exit code of an error that was said in one line; None where it is to be raised."""
     if interrupts and interrupts.noted:
         interrupts.end()
+    line: str | None
     if isinstance(error, KeyboardInterrupt):
         line, code = "interrupted", INTERRUPTED
     elif isinstance(error, BrokenPipeError):  # `| head` has seen enough

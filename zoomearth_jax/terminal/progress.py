@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 from tqdm import tqdm
 
@@ -72,7 +72,7 @@ def tracked(items: Iterable, label: str, total: int | None = None) -> Iterator:
     Args:
         total: how many there are, where they have no length.
     """
-    total = len(items) if total is None and hasattr(items, "__len__") else total
+    total = len(items) if total is None and isinstance(items, Sized) else total
     with Progress(label, total) as progress:
         for item in items:
             yield item

@@ -31,6 +31,7 @@ class Zoom:
 
     def run(self, image: ImageSource, request: Request) -> np.ndarray:
         """See `Tool`."""
+        assert request.window is not None  # each of its requests has one
         return self._rows.crop(image, request.window)
 
 

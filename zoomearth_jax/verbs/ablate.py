@@ -115,7 +115,7 @@ def ablate(config: AblateConfig) -> dict:
         for seed, runs in plan.items():
             for variant, run in runs.items():
                 if not _finished(run):
-                    (sft if variant == SFT_ONLY else grpo)(run)
+                    sft(run) if isinstance(run, SFTConfig) else grpo(run)
                 if variant in config.variants:
                     scores.append({"variant": variant, "seed": seed} | evaluator(run))
                     results = _save(config, scores)
@@ -129,7 +129,7 @@ def _save(config: AblateConfig, scores: list[dict]) -> dict:
     """Writes results.json and results.svg; returns what the former holds."""
     settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
     settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
-    results = {"settings": settings, **summed_up(scores, VARIANTS), "runs": list(scores)}
+    results = {"settings": settings, **summed_up(scores, list(VARIANTS)), "runs": list(scores)}
     write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
     write_file(config.out / "results.svg", picture(results))
     return results
@@ -139,7 +139,7 @@ def _runs(config: AblateConfig, seed: int) -> dict[str, SFTConfig | GRPOConfig]:
     """The settings of a seed's runs; first that of fine-tuning, from which the others start."""
     folder = config.out / f"seed{seed}"
     start = SFTConfig(model=config.model, out=folder / SFT_ONLY, steps=config.sft_steps, seed=seed, overwrite=True)
-    runs = {SFT_ONLY: start}
+    runs: dict[str, SFTConfig | GRPOConfig] = {SFT_ONLY: start}
     base = GRPOConfig(
         model=str(start.out),
         steps=config.steps,
@@ -193,8 +193,8 @@ class _Evaluator:
             write_file(file, json.dumps(kept, indent=2) + "\n")
         return kept
 
-    def _scores(self, model: Path, is_grey: bool) -> dict:
-        model, rows = load_model(model, mesh=self._mesh)
+    def _scores(self, directory: Path, is_grey: bool) -> dict:
+        model, rows = load_model(directory, mesh=self._mesh)
         engine, params = self._engine.with_rows(rows), nnx.state(model, nnx.Param)  # with the run's own windows
 
         grey = Masked(engine.tool)

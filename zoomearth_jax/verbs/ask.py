@@ -18,7 +18,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
 from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluation.asking import load
+from zoomearth_jax.evaluation.asking import Answer, load
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.rl.records import turn_record
 
@@ -61,6 +61,7 @@ def ask(config: AskConfig) -> dict:
     image = open_image(config.image, config.images)
     policy = load(config.model, compute=config.compute, mesh=config.mesh, layout=config.layout)
     answer = policy.ask(image, config.question, seed=config.seed, **dataclasses.asdict(config.sampling))
+    assert isinstance(answer, Answer)  # of one image
     episode = answer.episode
     result = {
         "answer": answer.answer,

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import numpy as np
 import tyro
@@ -103,7 +103,7 @@ def check(config: CheckConfig) -> dict:
     splits = judge_all(config.directory, config.images, _bar("rows"))
     if config.split and config.split not in splits:
         raise UserError(f"{config.directory}: no split {config.split!r}; it has {', '.join(splits)}")
-    shown = {config.split: splits[config.split]} if config.split else splits
+    shown: dict[str, Judged] = {config.split: splits[config.split]} if config.split else splits
     sample, broken = _sample(config, shown)
     found = [(split, problem) for split, judged in splits.items() for problem in judged.problems]
     found += problems_between({split: judged.rows for split, judged in splits.items()})
@@ -165,8 +165,10 @@ def _draw(config: CheckConfig, sample: list[tuple[Question, np.ndarray]]) -> boo
 
 def _compare_manifests(config: CheckConfig, splits: dict[str, Judged]) -> list[dict]:
     """Writes the manifests that aren't there; problems where those that are say something else."""
+    if config.manifests is None:
+        return []
     problems = []
-    for split, judged in splits.items() if config.manifests else ():
+    for split, judged in splits.items():
         file, now = config.manifests / f"{split}.json", manifest(judged.rows)
         if not file.exists():
             write_file(file, json.dumps(now, ensure_ascii=False, indent=1))
@@ -223,8 +225,8 @@ def prepare(config: PrepareConfig) -> dict:
     return result
 
 
-COMMANDS = {"check": (CheckConfig, check), "prepare": (PrepareConfig, prepare)}
-_Command = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items())]
+COMMANDS: dict[str, tuple[type, Callable]] = {"check": (CheckConfig, check), "prepare": (PrepareConfig, prepare)}
+_Command: Any = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items())]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ def statistics(judged: Judged) -> dict:
         "several words": sum(count for answer, count in answers.items() if " " in answer),
         "the most frequent": frequent[0][1] if frequent else 0,
     }
-    areas = [_area(question) for _, question in judged.taken if question.box]
+    areas = [_area(question.box) for _, question in judged.taken if question.box]
     return {
         "rows": len(rows),
         "rows taken": len(judged.taken),
@@ -138,9 +138,8 @@ def statistics(judged: Judged) -> dict:
     }
 
 
-def _area(question: Question) -> float:
-    x1, y1, x2, y2 = question.box.corners
-    return (x2 - x1) * (y2 - y1) / (question.box.frame.width * question.box.frame.height)
+def _area(box: Box) -> float:
+    return (box.x2 - box.x1) * (box.y2 - box.y1) / (box.frame.width * box.frame.height)
 
 
 def draw_grid(pictures: Sequence[tuple[Question, np.ndarray]]) -> Image.Image:

@@ -114,7 +114,7 @@ def _evaluate_stage(engine, params, local: list[Question], whole: list[Question]
 
 def _episode_cards(engine, params, questions: list[Question], rows, reward) -> list[dict]:
     played = engine(params, questions, jax.random.key(0))
-    rewards = episode_rewards(reward, questions, played, rows)
+    rewards = episode_rewards(reward, questions, played.episodes, rows)
     return [
         episode_card(
             sample_record(question, episode),
@@ -146,7 +146,7 @@ def demo(config: DemoConfig) -> dict:
 
     local = scene_questions("test", config.seed, 0, config.questions, global_share=0.0)
     whole = scene_questions("test", config.seed, config.questions, config.global_questions, global_share=1.0)
-    models = {"base": "nano", "sft": runs["sft"], "grpo": runs["grpo"]}
+    models: dict[str, str | Path] = {"base": "nano", "sft": runs["sft"], "grpo": runs["grpo"]}
     results: dict = {"seconds": clock.seconds}
 
     def save():

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -24,6 +24,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.play import Guarded, fault_of, play_batches
 from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable
+from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.records import sample_record
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
@@ -139,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 def _open_questions(config: EvaluateConfig) -> tuple[list[Question], int]:
     """What to play, and how many questions there are; procedural ones are as many as are asked for."""
-    scenes = {
+    scenes: dict[str, Any] = {
         "seed": config.seed,
         "global_share": config.global_share,
         "questions": config.questions or SCENE_QUESTIONS,
@@ -161,15 +162,16 @@ def _evaluate(config: EvaluateConfig, mesh: Mesh, samples: _Samples) -> dict:
     rows.check_prompts(questions)
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     tools = {"shown": engine.tool} | ({"masked": Masked(engine.tool)} if config.masked else {})
-    how = {"sampling": config.sampling, "batch_size": config.batch_size}
-    played, faults = {}, _Faults()
+    how: dict[str, Any] = {"sampling": config.sampling, "batch_size": config.batch_size}
+    played: dict[str, list[Episode | None]] = {}
+    faults = _Faults()
     for name, tool in tools.items():
-        played[name] = episodes = []
+        episodes = played[name] = []
         for batch in play_batches(engine, params, questions, jax.random.key(config.seed), tool=tool, **how):
             asked = questions[len(episodes) : len(episodes) + len(batch)]
             faults.see(asked)
             if name == "shown":
-                pairs = [(q, e) for q, e in zip(asked, batch, strict=True) if not fault_of(q)]
+                pairs = [(q, e) for q, e in zip(asked, batch, strict=True) if e and not fault_of(q)]
                 samples.write([sample_record(q, e, match=config.match) for q, e in pairs])
             episodes += batch
     read = [i for i, question in enumerate(questions) if not fault_of(question)]
@@ -180,7 +182,9 @@ def _evaluate(config: EvaluateConfig, mesh: Mesh, samples: _Samples) -> dict:
     counts = {"of": total, "unreadable": len(questions) - len(read)}
     asked = [questions[i] for i in read]
     return {
-        name: {"questions": len(read)} | counts | summarize(asked, [e[i] for i in read], rows.episode, config.match)
+        name: {"questions": len(read)}
+        | counts
+        | summarize(asked, [one for i in read if (one := e[i])], rows.episode, config.match)
         for name, e in played.items()
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -44,7 +45,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     passes = {"kl": config.objective.kl_in_loss, "updates": config.updates, "scorings": training.scorings}
 
     def flops(counts):
-        how = {"freeze_vision": training.freezes_vision, "lora": training.adapted, **passes}
+        how: dict[str, Any] = {"freeze_vision": training.freezes_vision, "lora": training.adapted, **passes}
         return rollout_flops(model.config, counts) + grpo_flops(model.config, counts, **how)
 
     parts = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
@@ -80,7 +81,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 counts = row_counts(played.episodes.prompts, played.episodes.replies)
                 monitor.log(done, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and done % config.panel_every == 0 and jax.process_index() == 0:
-                    scores = played.rewards | {"advantage": advantages}
+                    scores = {**played.rewards, "advantage": advantages}
                     picture = write_panel(config.out / "panels", done, played.questions, played.episodes, scores)
                     monitor.picture(done, picture)
                 if done % config.checkpoint_every == 0 or done == config.steps:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
-from typing import Literal
+from typing import Final, Literal
 
 import jax
 
@@ -20,7 +20,7 @@ from zoomearth_jax.plan.measure import measured_chip
 from zoomearth_jax.plan.report import report_of
 from zoomearth_jax.terminal.tables import table
 
-PROGRAMS = ("sft", "rollout", "grpo")
+PROGRAMS: Final = ("sft", "rollout", "grpo")
 
 
 @dataclasses.dataclass(frozen=True)

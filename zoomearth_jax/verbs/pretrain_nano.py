@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from flax import nnx
 
 from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images.sources import global_view
+from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view
 from zoomearth_jax.data_pipeline.questions.procedural import SPLITS, scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.data_pipeline.questions.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
@@ -28,7 +30,7 @@ from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.text.protocol import is_correct
 from zoomearth_jax.files import check_writable, write_file
-from zoomearth_jax.models.family import Sizes
+from zoomearth_jax.models.family import Sizes, VisionLanguageModel
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.rl.policy import Segment, reply_hidden, token_logprobs
@@ -168,7 +170,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step:
         for pair in asked
     ]
     targets = [_token_targets(scene, rows.layout.view_side // rows.layout.merged_px) for scene in scenes]
-    batch = {}
+    batch: dict[str, Any] = {}
     for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
         views, ids, valid = _prefix(rows, pictures)
         batch[name] = {
@@ -233,14 +235,14 @@ class _Cut:
     def frame(self) -> Frame:
         return Frame(round(self.box.x2 - self.box.x1), round(self.box.y2 - self.box.y1))
 
-    def window(self, box: Box, size: Frame) -> np.ndarray:
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         x, y = self.box.x1, self.box.y1
         return self.scene.window(Box(box.x1 + x, box.y1 + y, box.x2 + x, box.y2 + y, self.scene.frame), size)
 
 
-def score_base(model: Qwen2_5_VL, rows: RowBuilder, seed: int = 0, count: int = 512) -> dict[str, float]:
+def score_base(model: VisionLanguageModel, rows: RowBuilder, seed: int = 0, count: int = 512) -> dict[str, float]:
     """Greedy scores on held-out scenes in the form of pre-training: location IoU, and accuracy of the other questions."""
-    scenes = [q.image for q in scene_questions("test", seed, 0, count)]
+    scenes = [q.image for q in scene_questions("test", seed, 0, count) if isinstance(q.image, Scene)]
     sites = [scene.sites[0] for scene in scenes]
     cuts = [_Cut(scene, rows.window(scene.box(site), scene.frame)) for scene, site in zip(scenes, sites, strict=True)]
     asked = {
@@ -252,7 +254,7 @@ def score_base(model: Qwen2_5_VL, rows: RowBuilder, seed: int = 0, count: int = 
     engine, params, key = RolloutEngine(model, rows), nnx.state(model, nnx.Param), jax.random.key(seed)
     scores = {}
     for name, pairs in asked.items():
-        images = cuts if name in ("stripes", "color") else scenes
+        images: Sequence[ImageSource] = cuts if name in ("stripes", "color") else scenes
         questions = [Question(image, *pair, "global") for image, pair in zip(images, pairs, strict=True)]
         episodes = engine(params, questions, key).episodes
         scores[name] = float(
@@ -308,9 +310,9 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
                 break
     nnx.update(model, nnx.state(nnx.merge(graph, state)[0]))
     save_model(config.out, model, rows, "bfloat16")
-    model = load_model(config.out).model  # what was written is what is scored
+    written = load_model(config.out).model  # is what is scored
     write_yaml(config.out / "run.yaml", config)
-    scores = {"steps": step + 1, **score_base(model, rows, config.seed)}
+    scores = {"steps": step + 1, **score_base(written, rows, config.seed)}
     write_file(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(json.dumps(scores))
     return config.out

@@ -45,10 +45,11 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     lr, adapted, frozen = config.optimizer.rates(config.steps), has_lora(model), "vision" not in state.trainable
 
     def prepare(batch):
-        sizes, counts = model.config, row_counts(*batch)
+        (prompts, replies), sizes = batch, model.config
+        counts = row_counts(prompts, replies)
         if not config.pack_len:
-            return shard_batch(row_batch(*batch, sizes), mesh), counts
-        packed = pack(*batch, rows.layout.view_tokens, config.pack_len)
+            return shard_batch(row_batch(prompts, replies, sizes), mesh), counts
+        packed = pack(prompts, replies, rows.layout.view_tokens, config.pack_len)
         return shard_batch(packed_batch(packed, sizes), mesh), counts
 
     loader = open_loader(

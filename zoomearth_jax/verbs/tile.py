@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -93,7 +93,7 @@ def _build(config: TileConfig, found: Found) -> BuildReport:
             with lock:
                 bar.update(pixels)
 
-        how = {"workers": config.workers or len(os.sched_getaffinity(0)), "strict": config.strict}
+        how: dict[str, Any] = {"workers": config.workers or len(os.sched_getaffinity(0)), "strict": config.strict}
         names = list(found.images.values())
         return build_store(
             list(found.images), config.out, settings, ids=names, max_pixels=images.max_pixels, progress=progress, **how
@@ -101,7 +101,7 @@ def _build(config: TileConfig, found: Found) -> BuildReport:
 
 
 def _summary(report: BuildReport, found: Found, lists: bool) -> dict:
-    summary = {"built": report.built, "kept": report.kept, "refused": len(report.refused)}
+    summary: dict[str, Any] = {"built": report.built, "kept": report.kept, "refused": len(report.refused)}
     summary["passed_over"] = len(found.passed_over)
     if not lists:
         return summary
@@ -120,8 +120,8 @@ def _tell(report: BuildReport, found: Found, out: Path) -> None:
         print(f"passed over: {len(sidecars)} sidecar files ({kinds})", file=sys.stderr)
     refused = sorted(report.refused.items())
     stored = report.built + report.kept
-    for path, why in refused if stored or len(refused) > 1 else ():
-        print(f"refused: {path}: {why}", file=sys.stderr)
+    for file, why in refused if stored or len(refused) > 1 else ():
+        print(f"refused: {file}: {why}", file=sys.stderr)
     if not stored:
         file, why = refused[0]
         several = f"all {len(refused)} images were refused, the first: " if len(refused) > 1 else ""

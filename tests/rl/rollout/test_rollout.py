@@ -77,7 +77,7 @@ def test_nothing_recompiles_after_warm_up(tuned, engine, nano):
         questions = scene_questions("test", 2, start, 6, global_share=0.5)
         sampling = SamplingConfig(temperature=temperature)
         played = engine(tuned[1].params, questions, jax.random.key(key), sampling=sampling, group=GROUP)
-        episode_rewards(spec, questions, played, nano.rows)
+        episode_rewards(spec, questions, played.episodes, nano.rows)
 
     play(0, 0, 1.0)
     compilations.clear()
@@ -138,7 +138,7 @@ def test_an_untrained_model_is_an_outcome_not_an_exception(nano, questions):
     """Random parameters write gibberish: no valid box, no answer, truncated. Rewards are zero, nothing raises."""
     model = Qwen2_5_VL(nano.model.config, rngs=nnx.Rngs(7))
     played = RolloutEngine(model, nano.rows)(nnx.state(model, nnx.Param), questions, jax.random.key(0), sampling=T1)
-    rewards = episode_rewards(RewardSpec(), questions, played, nano.rows)
+    rewards = episode_rewards(RewardSpec(), questions, played.episodes, nano.rows)
     assert all(e.answer is None and not e.zoomed for e in played.episodes)
     assert any(e.truncated for e in played.episodes)
     assert (rewards["total"] == 0).all()

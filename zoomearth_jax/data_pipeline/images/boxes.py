@@ -45,7 +45,8 @@ def from_annotation(corners: Sequence[float], image: Frame) -> Box:
     side cut to whole px, which moves a corner by less than one px of that picture.
     """
     factor = max(image.width, image.height) / ANNOTATION_PX
-    return Box(*(corner * factor for corner in corners), image)
+    x1, y1, x2, y2 = (corner * factor for corner in corners)
+    return Box(x1, y1, x2, y2, image)
 
 
 def clamped(box: Box) -> Box | None:
@@ -75,7 +76,8 @@ def _reference_window(box: Box, side: int) -> Box:
     x1, y1, x2, y2 = map(math.trunc, box.corners)
     large = clamped(Box(x1, y1, x2, y2, box.frame)) if min(x2 - x1, y2 - y1) >= side else None
     if large is not None:
-        return Box(*map(int, large.corners), box.frame)
+        x1, y1, x2, y2 = map(int, large.corners)
+        return Box(x1, y1, x2, y2, box.frame)
     left, right = _moved_inside((x1 + x2) // 2 - side // 2, side, box.frame.width)
     top, bottom = _moved_inside((y1 + y2) // 2 - side // 2, side, box.frame.height)
     return Box(left, top, right, bottom, box.frame)

@@ -107,7 +107,7 @@ class ImageFolder:
                 f"{self.directory}: {len(missing)} of {len(images)} images are missing: {shown}: no such image file there, in its "
                 f"subfolder images/ or in a tile store in tiles/{self._unfinished()}"
             )
-        return images
+        return {name: image for name, image in images.items() if image is not None}
 
     def _unfinished(self) -> str:
         """A hint at a store that can't be read yet."""

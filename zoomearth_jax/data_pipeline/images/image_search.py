@@ -94,7 +94,7 @@ def _single(path: Path) -> tuple[Path, str, str]:
 def _walk(place: Path, store: Path | None) -> Iterator[tuple[Path, str, str]]:
     """(path, real folder and own name, why it is passed over or "") of everything below a folder."""
     store_place = os.path.realpath(store) if store else ""
-    todo = [(place, (os.path.realpath(place),))]
+    todo: list[tuple[Path, tuple[str, ...]]] = [(place, (os.path.realpath(place),))]
     while todo:
         folder, chain = todo.pop()
         try:

@@ -80,6 +80,7 @@ class Samples:
         if chosen:
             return np.ascontiguousarray(self._eight_bits(pixels, stretch))
         if self.kind == "palette":
+            assert self.palette is not None
             return self.palette[np.minimum(pixels[..., 0], len(self.palette) - 1)]
         if self.alpha is not None:
             pixels = _divided(pixels)
@@ -97,6 +98,7 @@ class Samples:
             return (
                 pixels if most == 255 else (np.minimum(pixels, most).astype(np.uint16) * 255 // most).astype(np.uint8)
             )
+        assert stretch is not None  # see `needs_stretch`
         if pixels.dtype.kind in "iu" and pixels.dtype.itemsize * 8 <= _TABLE_BITS:
             values = np.arange(2 ** (pixels.dtype.itemsize * 8)).astype(pixels.dtype)  # wraps to every value
             return stretched(values, stretch)[pixels.view(f"u{pixels.dtype.itemsize}")]

@@ -20,7 +20,10 @@ from zoomearth_jax.errors import BrokenImage, UserError
 class ImageSource(Protocol):
     """An image too large to look at whole."""
 
-    frame: Frame
+    @property
+    def frame(self) -> Frame:
+        """Its size in px."""
+        ...
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """The window `box` (in px of `frame`) resized to `size`: uint8 [size.height, size.width, 3].

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyvips
@@ -76,7 +77,7 @@ class Stream:
 
     def _open(self) -> pyvips.Image:
         # inside TIFFs libvips takes any odd tag for a failure; what libjpeg says there is heard instead
-        options = {"access": "sequential", "fail_on": "error" if self._loader == "tiff" else "warning"}
+        options: dict[str, Any] = {"access": "sequential", "fail_on": "error" if self._loader == "tiff" else "warning"}
         if self._loader == "tiff" and getattr(self, "frame", None):  # one strip or tile may be the whole image
             options["unlimited"] = self.frame.width * self.frame.height <= MAX_WHOLE_PIXELS
         with self._clear("not a readable image"):

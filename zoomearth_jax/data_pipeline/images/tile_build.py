@@ -54,7 +54,7 @@ from zoomearth_jax.files import writing
 _PENDING = 128  # tiles of an image that are being encoded or wait to be written: 32 MB
 # More effort for WebP: a few % smaller, several times slower.
 _LOSSLESS = functools.partial(encoded, format="WEBP", lossless=True, quality=0, method=0)
-_ENCODERS = {
+_ENCODERS: dict[str, Callable[[Image.Image], bytes]] = {
     "delta": delta_encoded,
     "webp": _LOSSLESS,
     "jpeg": functools.partial(encoded, format="JPEG", quality=95, subsampling=0),
@@ -144,7 +144,8 @@ def _build_all(wanted, records, directory, settings, config, workers, strict, pr
 
     `records` gets those of the images that are done, and loses those of the others.
     """
-    refused, stop = {}, threading.Event()
+    refused: dict[str, str] = {}
+    stop = threading.Event()
 
     def build(name: str, path: Path) -> None:
         record_path(directory, name).unlink(missing_ok=True)
@@ -272,7 +273,8 @@ def _shard_writer(path: Path, compressed: bool) -> Iterator[ArrayRecordWriter]:
         writer.close()
     except BaseException as error:
         with contextlib.suppress(Exception):
-            writer.close()
+            if writer is not None:
+                writer.close()
         path.unlink(missing_ok=True)
         if isinstance(error, RuntimeError):
             raise OSError(str(error).splitlines()[0]) from None

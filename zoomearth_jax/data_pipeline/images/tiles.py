@@ -290,7 +290,7 @@ class TileStore:
         return None if record is None else self.image(record.id)
 
     def _find(self, name: object) -> ImageRecord | None:
-        return self.records.get(name) or (self._by_id.get(_normal(name)) if isinstance(name, str) else None)
+        return (self.records.get(name) or self._by_id.get(_normal(name))) if isinstance(name, str) else None
 
     @functools.cached_property
     def _by_id(self) -> dict[str, ImageRecord]:

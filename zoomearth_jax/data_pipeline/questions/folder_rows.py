@@ -76,7 +76,10 @@ class Row:
 
     def box(self, look: GivenLook, image: Frame) -> Box:
         """The box of one of its looks in px of the image, not yet cut at the border."""
-        return from_annotation(look.corners, image) if self.released else Box(*map(float, look.corners), image)
+        if self.released:
+            return from_annotation(look.corners, image)
+        x1, y1, x2, y2 = map(float, look.corners)
+        return Box(x1, y1, x2, y2, image)
 
     def __str__(self) -> str:
         boxes = "".join(f" {list(look.corners)}" for look in self.looks)
@@ -192,7 +195,8 @@ def judge(
 def to_question(row: Row, image: ImageSource) -> Question:
     """The question of a row that is taken: its boxes in px of the image, cut at the border; none where nobody looks."""
     given = row.looks if row.needs_looks else ()
-    looks = tuple(Look(clamped(row.box(look, image.frame)), look.label, look.thought) for look in given)
+    boxes = [(look, clamped(row.box(look, image.frame))) for look in given]
+    looks = tuple(Look(box, look.label, look.thought) for look, box in boxes if box is not None)
     return Question(image, row.text, row.answer, row.level, looks, row.thought, row.category, row.choices)
 
 

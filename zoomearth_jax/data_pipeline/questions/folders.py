@@ -70,8 +70,8 @@ def judge_split(directory, split: str | None, images: ImageConfig = ImageConfig(
     with _readable(directory) as path:
         if is_own(path):
             return _judge_own(path, images)
-        released = {"grpo": "rl"}.get(split, split)
-        if split is None or find_rows(path, released) is None:
+        released = "rl" if split == "grpo" else split
+        if released is None or find_rows(path, released) is None:
             raise UserError(_nothing_there(path, split, released))
         return _judge_released(released, find_split(path, released), _open(path, images))
 

@@ -123,7 +123,7 @@ _KINDS = {
     "tuple[float, ...]": Field("four finite numbers or an empty list"),
 }
 _NAMES = {_KEYS.get(field.name, field.name): field.name for field in dataclasses.fields(LrsGroRow)}
-FIELDS = {_KEYS.get(field.name, field.name): _KINDS[field.type] for field in dataclasses.fields(LrsGroRow)}
+FIELDS = {_KEYS.get(field.name, field.name): _KINDS[str(field.type)] for field in dataclasses.fields(LrsGroRow)}
 
 
 def read_row(record: Mapping) -> tuple[LrsGroRow | None, list[str]]:
@@ -182,12 +182,15 @@ def thoughts(row: LrsGroRow) -> tuple[str, str]:
     frame, the policy sees another one, and the protocol writes the box after the thought in that frame. So the text's last
     words, "... the reference object at", lead to the box as they did.
     """
-    before, after = ((row.overview, row.stage_1_reasoning), (row.stage_2_reasoning,))
+    before: tuple[str | None, ...] = (row.overview, row.stage_1_reasoning)
+    after: tuple[str | None, ...] = (row.stage_2_reasoning,)
     if not row.needs_crop:
         before, after = (), before + after
-    return tuple(
-        " ".join(_TAGS.sub("", _JSON_BOX.sub("", text)).strip() for text in part if text) for part in (before, after)
-    )
+    return _cleaned(before), _cleaned(after)
+
+
+def _cleaned(texts: tuple[str | None, ...]) -> str:
+    return " ".join(_TAGS.sub("", _JSON_BOX.sub("", text)).strip() for text in texts if text)
 
 
 def to_row(row: LrsGroRow, where: str) -> Row:

@@ -17,18 +17,18 @@ SCENES = "scenes"  # the name of procedural scenes in `data` settings
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneQuestions(Sequence):
+class SceneQuestions(Sequence[Question]):
     """Procedural questions as a sequence: each follows from its index alone (see `scene_questions`)."""
 
     split: str
     seed: int
     global_share: float
-    count: int = ENDLESS
+    count: int = ENDLESS  # type: ignore[assignment]  # a sequence has a method of that name
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Question:
+    def __getitem__(self, index: int) -> Question:  # type: ignore[override]  # no slices
         if not 0 <= index < self.count:
             raise IndexError(index)
         return scene_questions(self.split, self.seed, index, 1, self.global_share)[0]

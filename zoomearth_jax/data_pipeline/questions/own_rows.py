@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoomearth_jax.data_pipeline.questions.folder_rows import GivenLook, Problem, Row
 from zoomearth_jax.data_pipeline.questions.json_lines import read_json_lines
@@ -105,7 +106,7 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
     """Writes (image file name, question) pairs as JSON lines beside the images; `read_questions` reads them."""
     with open(path, "w", encoding="utf-8") as file:
         for name, q in rows:
-            row = {"image": name, "question": q.text, "answer": q.answer, "level": q.level}
+            row: dict[str, Any] = {"image": name, "question": q.text, "answer": q.answer, "level": q.level}
             looks = [_written(look) for look in q.looks]
             if len(looks) > 1:
                 row |= {"looks": looks, "thought": q.thought}

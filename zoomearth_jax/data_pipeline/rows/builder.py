@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -183,7 +183,7 @@ class RowBuilder:
         if not self.episode.box_px:
             return view_size(image.width, image.height, self.episode.view_px, self.layout.merged_px)
         scale = self.episode.box_px / max(image.width, image.height)
-        return Frame(image.width * scale, image.height * scale)
+        return Frame(image.width * scale, image.height * scale)  # type: ignore[arg-type]  # fractions of px
 
     def overview(self, question: Question) -> np.ndarray:
         """The question's image as the model first sees it, uint8 [h, w, 3]."""
@@ -280,7 +280,8 @@ class RowBuilder:
                 raise UserError(self._too_many(question))
             turns.append([self._written(question, text, k) for k, text in enumerate(texts)])
             boxes = [parse_box(text, view).box for text in texts[:-1]]
-            seen = [self.crop(question.image, self.window(box, question.image.frame)) for box in boxes]
+            windows = [box and self.window(box, question.image.frame) for box in boxes]
+            seen = [None if window is None else self.crop(question.image, window) for window in windows]
             pictures += seen + [None] * (self.layout.num_pictures - len(seen))
         return self.replies(turns, self.views(pictures, self.layout.picture_side))
 
@@ -313,7 +314,7 @@ class RowBuilder:
         rooms = {None: self.layout.prompt_len} | dict(enumerate(self.layout.turn_lens))
         names = {k: "the prompt" if k is None else f"turn {k + 1}" for k in lengths}
         took = ", ".join(f"{n} tokens for the {rooms[k]} of {names[k]}" for k, n in lengths.items())
-        flags = {"prompt_len": lengths[None]} if None in lengths else {}
+        flags: dict[str, Any] = {"prompt_len": lengths[None]} if None in lengths else {}
         if set(lengths) - {None}:
             flags["turn_lens"] = tuple(lengths.get(k, room) for k, room in enumerate(self.layout.turn_lens))
         asked = one_line(question.text[:60])
@@ -336,7 +337,8 @@ class RowBuilder:
         self._check(questions, reference_texts)
 
     def _check(self, questions: Sequence[Question], replies: Callable[[Question, Frame], Sequence[str]]) -> None:
-        longest, worst, count = {}, None, 0
+        longest: dict[int | None, int] = {}
+        worst, count = None, 0
         for question in questions:
             view, frame = self._view(question), self.box_frame(question.image.frame)
             texts = {None: self._asked(question)} | dict(enumerate(replies(question, frame)))

@@ -97,7 +97,8 @@ class Loader:
         keep = keep_bytes and not workers and not any(source.endless for source in sources)
         self._pool = Pool(KeptRows(self._maker, keep_bytes) if keep else self._maker, workers)
         self._ahead = max(workers, 1) + 1
-        self._strict, self._broken = strict, {}
+        self._strict = strict
+        self._broken: dict[Place, str] = {}
         self._taken: dict[int, list[Place]] = {}
 
     def __enter__(self):
@@ -147,7 +148,8 @@ class Loader:
             UserError: a question that can't be made into a row, naming it; a whole batch of broken images, or one if
                 `strict`; or a worker that died.
         """
-        waiting, steps = deque(), iter(range(start, stop))
+        waiting: deque[tuple[list[Place], Future]] = deque()
+        steps = iter(range(start, stop))
         try:
             for step in range(start, stop):
                 for ahead in steps:

@@ -46,7 +46,8 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Raises:
         UserError: a sample that no row holds.
     """
-    rows, room = [], []
+    rows: list[list[int]] = []
+    room: list[int] = []
     for sample in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[sample]
         if length > capacity:
@@ -86,7 +87,8 @@ def pack(prompts: Prompts, replies: Replies, view_tokens: int, pack_len: int, ro
     width = min(pack_len, _round_up(most, slots))
     shapes = ((pack_len,), (pack_len,), (width,), (width,), (width,), (pack_len,), (len(views.grids), 2))
     types = [bool if name == "target" else np.int32 for name in PackedRows._fields]
-    packed = PackedRows(*(np.zeros((rows, *shape), kind) for shape, kind in zip(shapes, types, strict=False)), views)
+    arrays = [np.zeros((rows, *shape), kind) for shape, kind in zip(shapes, types, strict=False)]
+    packed = PackedRows._make([*arrays, views])
     for row, samples in enumerate(plan):
         begin = done = seen = 0
         for number, i in enumerate(samples):

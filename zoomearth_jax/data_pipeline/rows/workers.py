@@ -29,7 +29,7 @@ class Place(NamedTuple):
     """A question: its number in the source of that number."""
 
     source: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 class BrokenImages(Exception):
@@ -53,7 +53,8 @@ class _Unreadable(UserError):
     """An image can't be read."""
 
 
-class BatchMaker(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class BatchMaker:
     """Makes a batch of the questions at some places; pickles."""
 
     sources: Sequence[Source]
@@ -145,6 +146,7 @@ class Pool:
     def __init__(self, maker: Callable[[Sequence[Place]], Any], workers: int):
         """Processes start with the first batch; each holds its own copy of the maker."""
         self._executor: Executor
+        self._task: Callable[[Sequence[Place]], Any]
         if workers:
             self._executor = ProcessPoolExecutor(workers, _Spawn(), initializer=_start, initargs=(maker,))
             self._task = _work
@@ -167,7 +169,7 @@ class Pool:
         self._executor.shutdown(cancel_futures=True)
 
 
-_MAKER: Callable | None = None  # of a worker process: sent once, not with every batch
+_MAKER: Callable[[Sequence[Place]], Any]  # of a worker process: sent once, not with every batch
 
 
 def _start(maker: Callable) -> None:
@@ -182,7 +184,9 @@ def _start(maker: Callable) -> None:
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker is a child
+    wait([parent.sentinel])
     os._exit(1)
 
 

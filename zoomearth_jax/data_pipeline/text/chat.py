@@ -131,7 +131,7 @@ def _mark(messages: Sequence[dict]) -> tuple[list[dict], list[str], int]:
                 return {"type": "text", "text": mark(text)}
         raise UserError(f"messages: a block is an image or a text, not {str(part)[:60]!r}")
 
-    marked = []
+    marked: list[dict] = []
     for message in messages:
         match message:
             case {"role": str(role), "content": str(text)} if role in _ROLES:

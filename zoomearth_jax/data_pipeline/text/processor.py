@@ -86,7 +86,9 @@ def read_image_config(directory) -> ImageConfig:
         raw, where = read_json(directory / "preprocessor_config.json", {}), "preprocessor_config.json"
     config = _from_hf(raw, str(directory / where)) if raw else ImageConfig()
     vision = read_json(directory / "config.json", {}).get("vision_config")
-    for name, key in _PATCHES.items() if isinstance(vision, dict) else ():
+    if not isinstance(vision, dict):
+        return config
+    for name, key in _PATCHES.items():
         given = vision.get(key, getattr(ImageConfig, name))
         if getattr(config, name) != given:
             raise UserError(f"{directory / where}: {name} is {getattr(config, name)}, in config.json {given}")

@@ -50,7 +50,7 @@ def _images(kept: Mapping[str, Any], limits: Mapping[str, int]) -> dict[str, Any
     """Image settings with what the model does to every picture; the rest as kept."""
     settings = dataclasses.asdict(ImageConfig()) | {"image_mean": None, "image_std": None} | dict(kept)
     settings = {key: FIXED.get(key, value) for key, value in settings.items() if key != "size" or not limits}
-    return _published(IMAGES, settings | limits)
+    return _published(IMAGES, settings | dict(limits))
 
 
 def view_images(layout: RowLayout, kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _string_of(path: Path, source: str, name: str) -> str:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: no Python ({type(error).__name__}); give the instruction as a text file") from None
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -81,10 +81,10 @@ def _constant(node: ast.expr) -> str | None:
         case ast.Constant(value=str(text)):
             return text
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            parts = [_constant(left), _constant(right)]
-            return None if None in parts else "".join(parts)
+            first, second = _constant(left), _constant(right)
+            return None if first is None or second is None else first + second
         case ast.JoinedStr(values=values):
-            return "".join(v.value if isinstance(v, ast.Constant) else "{question}" for v in values)
+            return "".join(str(v.value) if isinstance(v, ast.Constant) else "{question}" for v in values)
     return None
 
 

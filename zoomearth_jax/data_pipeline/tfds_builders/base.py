@@ -18,7 +18,7 @@ CITATION = """@article{liu2025zoomearth,
 }"""
 
 
-class FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FolderBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A builder over a folder that the user downloaded."""
 
     def __init__(self, *, file_format="array_record", **kwargs):

@@ -67,7 +67,7 @@ def _examples(job: tuple[str, str, int, bool]) -> Iterator[tuple[str, dict]]:
     folder, name, side, overview = job
     image = RawImage(Path(folder) / name)
     for box in [whole(image)] if overview else _tiles(image.frame, side):
-        width, height = box.x2 - box.x1, box.y2 - box.y1
+        width, height = int(box.x2 - box.x1), int(box.y2 - box.y1)
         size = view_size(width, height, side, unit=1) if overview else Frame(width, height)
         png = io.BytesIO()
         Image.fromarray(image.window(box, size)).save(png, "PNG", compress_level=3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -18,7 +21,7 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: TextConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         self.head_dim, self.attention = config.head_dim, compute.attention
-        settings = {"compute": compute, "rngs": rngs}
+        settings: dict[str, Any] = {"compute": compute, "rngs": rngs}
         kv_width = config.num_kv_heads * config.head_dim
         self.input_norm = rms_norm(config.width, config.norm_eps, **settings)
         self.post_attention_norm = rms_norm(config.width, config.norm_eps, **settings)
@@ -40,7 +43,7 @@ class DecoderLayer(nnx.Module):
         """
         (prompts, split), (replies, length) = valid_NP.shape, valid_BT.shape
 
-        def attend_kept(q, k, v):
+        def attend_kept(places: Places, q, k, v):
             slots = places.place_NS, places.kept_NR
             q, k, v = (move_rows(x, *slots) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
             return move_rows(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2)), *slots[::-1])
@@ -58,7 +61,7 @@ class DecoderLayer(nnx.Module):
             reply = decoder_attention(q_BTQH, k_BKTH, v_BKTH, valid_BT, past, self.attention)
             return jnp.concatenate([prompt, reply.reshape(q_NRQH.shape)], axis=1)
 
-        return self._run(x_NSD, angles_NSH, attend if places is None else attend_kept)[0]
+        return self._run(x_NSD, angles_NSH, attend if places is None else functools.partial(attend_kept, places))[0]
 
     def _run(self, x_BTD, angles_BTH, attend):
         y_BTD = self.input_norm(x_BTD)
@@ -77,7 +80,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: TextConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         self.config, self.remat = config, compute.remat
-        settings = {"compute": compute, "rngs": rngs}
+        settings: dict[str, Any] = {"compute": compute, "rngs": rngs}
         self.embed = nnx.Embed(
             config.vocab_size,
             config.width,
@@ -107,7 +110,7 @@ class Decoder(nnx.Module):
         angles = text_angles(positions_3BT, config.head_dim, config.rope_theta, config.mrope_section)
 
         def step(layer, x, past_kv):
-            layer_past = None if past is None else KVCache(*past_kv, past.valid_BS)
+            layer_past = None if past is None else KVCache(past_kv[0], past_kv[1], past.valid_BS)
             return layer(x, angles, valid_BT, layer_past)
 
         x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)

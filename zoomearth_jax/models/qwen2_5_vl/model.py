@@ -140,7 +140,7 @@ class Qwen2_5_VL(nnx.Module):
         Returns:
             hidden [B, T, D], the segment's own KVCache, and next_B, the position after the segment.
         """
-        x_BTD, positions_3BT, next_B = self._inputs(ids_BT, valid_BT, features_BFD, grids_BI2, start_B)
+        x_BTD, positions_3BT, next_B = self._inputs(start_B, ids_BT, valid_BT, features_BFD, grids_BI2)
         hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
         return hidden_BTD, cache, next_B
 
@@ -153,12 +153,12 @@ class Qwen2_5_VL(nnx.Module):
             prompt, reply: (ids, valid, features, grids) as `segment` takes them.
             places: see `Decoder.grouped`.
         """
-        x_NPD, positions_3NP, next_N = self._inputs(*prompt, None)
+        x_NPD, positions_3NP, next_N = self._inputs(None, *prompt)
         start_B = jnp.repeat(next_N, reply[0].shape[0] // next_N.shape[0])
-        x_BTD, positions_3BT, _ = self._inputs(*reply, start_B)
+        x_BTD, positions_3BT, _ = self._inputs(start_B, *reply)
         return self.decoder.grouped(x_NPD, positions_3NP, prompt[1], x_BTD, positions_3BT, reply[1], places)
 
-    def _inputs(self, ids_BT, valid_BT, features_BFD, grids_BI2, start_B):
+    def _inputs(self, start_B, ids_BT, valid_BT, features_BFD, grids_BI2):
         """Embeddings with images, positions, and the position after them."""
         if grids_BI2 is None:
             grids_BI2 = jnp.zeros((ids_BT.shape[0], 1, 2), jnp.int32)
@@ -193,7 +193,8 @@ def _check_grids(image_grid_thw, pixel_values) -> np.ndarray:
 
 def _assign_images(is_image_BT, merged_I2) -> list[list[int]]:
     """Images of each row, in order: HF gives images to placeholders in reading order over the flattened batch."""
-    counts, image, rows = merged_I2.prod(-1), 0, []
+    counts, image = merged_I2.prod(-1), 0
+    rows: list[list[int]] = []
     for row, left in enumerate(is_image_BT.sum(1).tolist()):
         rows.append([])
         while left > 0 and image < len(counts):

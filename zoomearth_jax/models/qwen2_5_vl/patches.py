@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
+
+from zoomearth_jax.models.layers import Array
 
 if TYPE_CHECKING:
     from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
@@ -22,13 +23,13 @@ class VisionLayout(NamedTuple):
     merged_IM: for each merged token in raster order, its index in window order.
     """
 
-    positions_IP2: jax.Array
-    valid_IP: jax.Array
-    source_IP: jax.Array
-    window_IWp: jax.Array
-    window_valid_IWp: jax.Array
-    slot_IP: jax.Array
-    merged_IM: jax.Array
+    positions_IP2: Array
+    valid_IP: Array
+    source_IP: Array
+    window_IWp: Array
+    window_valid_IWp: Array
+    slot_IP: Array
+    merged_IM: Array
 
 
 def num_windows(side_px: int, config: VisionConfig) -> int:

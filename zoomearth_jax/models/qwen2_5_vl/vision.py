@@ -8,6 +8,7 @@ compiled program serves every grid.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def pixel_values(pixels_HWC, config: VisionConfig):
     """
     merge = config.merge_size
     rows, columns = (side // config.patch_size for side in pixels_HWC.shape[:2])
-    positions = np.stack(np.indices((rows, columns)), -1)
+    positions = np.moveaxis(np.indices((rows, columns)), 0, -1)
     blocks = positions.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2)
     return patchify(pixels_HWC[None], blocks.reshape(1, -1, 2), config)[0]
 
@@ -70,7 +71,7 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         self.num_heads, self.attention = config.num_heads, compute.attention
-        settings = {"compute": compute, "rngs": rngs}
+        settings: dict[str, Any] = {"compute": compute, "rngs": rngs}
         self.norm1 = rms_norm(config.width, 1e-6, **settings)
         self.norm2 = rms_norm(config.width, 1e-6, **settings)
         self.qkv = Linear(config.width, 3 * config.width, ("embed", "qkv"), **settings)
@@ -95,7 +96,8 @@ class VisionBlock(nnx.Module):
             _, windows, capacity = layout.window_IWp.shape
             index = layout.window_IWp.reshape(images, -1)
             cut = (take_rows(t, index).reshape(images * windows, capacity, *t.shape[2:]) for t in (q, k, v))
-            out = masked_attention(*cut, layout.window_valid_IWp.reshape(-1, capacity), self.attention)
+            q, k, v = cut
+            out = masked_attention(q, k, v, layout.window_valid_IWp.reshape(-1, capacity), self.attention)
             return take_rows(out.reshape(images, windows * capacity, *out.shape[2:]), layout.slot_IP)
 
         out = jax.lax.cond(is_full, full, windowed, q, k, v)
@@ -108,7 +110,7 @@ class VisionEncoder(nnx.Module):
     def __init__(self, model_config: ModelConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         config = self.config = model_config.vision
         self.remat = compute.remat
-        settings = {"compute": compute, "rngs": rngs}
+        settings: dict[str, Any] = {"compute": compute, "rngs": rngs}
         self.patch_embed = Linear(config.patch_dim, config.width, (None, "embed"), use_bias=False, **settings)
         self.blocks = stack(lambda r: VisionBlock(config, compute=compute, rngs=r), config.depth, rngs)
         merged_width = config.width * config.merge_size**2

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ class _Source:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._slices = {}
+        self._slices: dict[str, Any] = {}
         for file in _weight_files(directory):
             try:
                 handle = safe_open(file, framework="numpy")
@@ -226,9 +226,11 @@ def _load_tensor(source: _Source, tensor: _Tensor, sharding: Sharding) -> jax.Ar
     """A parameter on its devices; stacks are filled in place, CHUNK_BYTES of layers at a time."""
     shape, dtype = tensor.param.shape, tensor.param.dtype
     if not tensor.stacked:
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: source.read(tensor.keys[0], tensor.kind, index, dtype)
-        )
+
+        def whole(index):
+            return source.read(tensor.keys[0], tensor.kind, index, dtype)
+
+        return jax.make_array_from_callback(shape, sharding, whole)
 
     def chunk(first: int, count: int) -> jax.Array:
         def read(index):
@@ -322,7 +324,8 @@ def _layer_bytes(tensor: _Tensor, dtype) -> int:
 
 def _plan_shards(tensors: list, dtype) -> list[list]:
     """Consecutive tensors in files of at most SHARD_BYTES; a larger tensor is a file of its own."""
-    shards, room = [[]], SHARD_BYTES
+    shards: list[list] = [[]]
+    room = SHARD_BYTES
     for item in tensors:
         size = _layer_bytes(item[0], dtype)
         if size > room and shards[-1]:

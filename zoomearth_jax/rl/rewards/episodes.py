@@ -16,16 +16,17 @@ from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.rewards.answers import answer_scores
 from zoomearth_jax.rl.rewards.boxes import FAR, box_rewards
 from zoomearth_jax.rl.rewards.custom_rewards import custom_rewards
-from zoomearth_jax.rl.rollout.engine import Trajectories
 
 
 def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predicted and reference corners [B, 4] in px of the original, and where both exist [B]."""
-    applies = np.array([box is not None and q.box is not None for box, q in zip(boxes, questions, strict=True)])
+    applies = np.zeros(len(questions), bool)
     predicted, reference = np.zeros((2, len(questions), 4), np.float32)
-    for i in np.flatnonzero(applies):
-        predicted[i] = boxes[i].to(questions[i].image.frame).corners
-        reference[i] = questions[i].box.corners
+    for i, (box, question) in enumerate(zip(boxes, questions, strict=True)):
+        if box is not None and question.box is not None:
+            applies[i] = True
+            predicted[i] = box.to(question.image.frame).corners
+            reference[i] = question.box.corners
     return predicted, reference, applies
 
 
@@ -52,7 +53,7 @@ def episode_box_rewards(
     windows = window_arrays(asked, episodes, episode)[:2] if spec.iou == "window" else None
     iou, region = map(np.array, box_rewards(spec, predicted, reference, applies, side, windows))
     if spec.iou == "reference":
-        for i in np.flatnonzero(applies):  # the release compares the numbers before it converts their frames
+        for i in np.flatnonzero(applies).tolist():  # the release compares the numbers before it converts their frames
             if numbers[i] == _annotated(asked[i]):
                 iou[i] = region[i] = 1.0
     return iou, region
@@ -61,7 +62,7 @@ def episode_box_rewards(
 def _released_arrays(asked: Sequence[Question], numbers: Sequence[Sequence[float]], views: Sequence[Frame]):
     """As `box_arrays`, of the numbers that texts name, in px of the views: four that are near count, whatever they are."""
     boxes = [
-        Box(*n, view) if len(n) == 4 and all(abs(x) < FAR for x in n) else None
+        Box(n[0], n[1], n[2], n[3], view) if len(n) == 4 and all(abs(x) < FAR for x in n) else None
         for n, view in zip(numbers, views, strict=True)
     ]
     return box_arrays(asked, boxes)
@@ -70,14 +71,15 @@ def _released_arrays(asked: Sequence[Question], numbers: Sequence[Sequence[float
 def _annotated(question: Question) -> list[float]:
     """The numbers of a reference box as LRS-GRO gives them: whole px of the image at a longest side of 1024."""
     side = max(question.image.frame.width, question.image.frame.height)
-    return [float(round(corner * ANNOTATION_PX / side)) for corner in question.box.corners]
+    return [float(round(corner * ANNOTATION_PX / side)) for corner in question.box.corners] if question.box else []
 
 
 def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], episode: EpisodeConfig):
     """As `box_arrays`, of the windows that were read and those that the reference boxes would have given."""
     predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
-    for i in np.flatnonzero(applies):
-        reference[i] = crop_window(questions[i].box, episode.min_window_px, episode.crop).corners
+    for i, question in enumerate(questions):
+        if applies[i] and question.box is not None:
+            reference[i] = crop_window(question.box, episode.min_window_px, episode.crop).corners
     return predicted, reference, applies
 
 
@@ -93,7 +95,7 @@ def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.
 
 
 def episode_rewards(
-    spec: RewardSpec, questions: Sequence[Question], played: Trajectories, rows: RowBuilder
+    spec: RewardSpec, questions: Sequence[Question], episodes: Sequence[Episode], rows: RowBuilder
 ) -> dict[str, np.ndarray]:
     """Rewards of each episode, [N x G] each: iou, region, answer, pattern, the user's own, and their weighted sum `total`.
 
@@ -102,15 +104,15 @@ def episode_rewards(
     Args:
         questions: the N questions that were played.
     """
-    group = len(played.episodes) // len(questions)
+    group = len(episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
     views = [rows.box_frame(q.image.frame) for q in asked]
-    iou, region = episode_box_rewards(spec, asked, played.episodes, views, rows.episode)
+    iou, region = episode_box_rewards(spec, asked, episodes, views, rows.episode)
     rewards = {
         "iou": iou,
         "region": region,
-        "answer": answer_scores(spec.answer_match, [e.answer for e in played.episodes], [q.answer for q in asked]),
-        "pattern": pattern_rewards(spec, played.episodes, views),
-    } | custom_rewards(spec, played.episodes, asked)
+        "answer": answer_scores(spec.answer_match, [e.answer for e in episodes], [q.answer for q in asked]),
+        "pattern": pattern_rewards(spec, episodes, views),
+    } | custom_rewards(spec, episodes, asked)
     rewards["total"] = sum(weight * np.nan_to_num(rewards[name]) for name, weight in spec.weights.items())
     return rewards

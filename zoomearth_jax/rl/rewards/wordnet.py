@@ -154,10 +154,10 @@ class _Word:
         if not ups:
             self.ups, self.steps = np.zeros(0, np.int64), np.zeros(0, np.uint8)
             return
-        ups, steps = np.concatenate(ups), np.concatenate(steps)
-        order = np.lexsort((steps, ups))
-        kept = order[np.concatenate([[True], np.diff(ups[order].astype(np.int64)) != 0])]
-        self.ups, self.steps = ups[kept].astype(np.int64), steps[kept]
+        all_ups, all_steps = np.concatenate(ups), np.concatenate(steps)
+        order = np.lexsort((all_steps, all_ups))
+        kept = order[np.concatenate([[True], np.diff(all_ups[order].astype(np.int64)) != 0])]
+        self.ups, self.steps = all_ups[kept].astype(np.int64), all_steps[kept]
 
 
 def _entries(words: list[_Word], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -211,7 +211,8 @@ def narrow(cache: KVCache, writing: Writing, rows: int) -> tuple[KVCache, Writin
     shards = row_shards(len(writing.alive_B))
     order = jnp.argsort(~writing.alive_B.reshape(shards, -1), axis=1, stable=True)
     places = order[:, : rows // shards]
-    cache = KVCache(*(_pin(_pick(x, places, 1)) for x in (cache.k, cache.v)), _pick(cache.valid_BS, places))
+    k, v = (_pin(_pick(x, places, 1)) for x in (cache.k, cache.v))
+    cache = KVCache(k, v, _pick(cache.valid_BS, places))
     return cache, _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, writing)), places
 
 
@@ -219,7 +220,7 @@ def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, 
     """Puts rows back that `narrow` took out; of the cache the turn's own slots, if there is one to go on with."""
     writing = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, writing, small)
     writing = _laid_out(writing)
-    if cache is None:
+    if cache is None or small_cache is None:
         return None, writing
 
     def slots(x, axis):

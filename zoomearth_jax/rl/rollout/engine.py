@@ -94,7 +94,7 @@ class _Turns:
         rows, question = self._engine.rows, self._asked[place]
         text, request, picture = rows.decode(ids), None, None
         if not last:
-            earlier = tuple(turn.request for turn in self._done[place])
+            earlier = tuple(turn.request for turn in self._done[place] if turn.request)
             request = self._tool.request(text, View(question, self._views[place], earlier))
             if isinstance(request, Request) and request.wanted:
                 picture = self._engine.readers.submit(self._tool.run, question.image, request)
@@ -218,20 +218,22 @@ class RolloutEngine:
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
         views, features = [], []
-        overview_features, *state = self.programs.first_turn(weights, *look.on_devices, keys[0], group=group, **how)
+        overview_features, cache, writing = self.programs.first_turn(
+            weights, *look.on_devices, keys[0], group=group, **how
+        )
         for k, length in enumerate(layout.turn_lens):
-            cache, writing = self._finish(weights, *state, how, turns, last=k == layout.num_pictures)
+            cache, writing = self._finish(weights, cache, writing, how, turns, last=k == layout.num_pictures)
             ids_BT, logprobs[k], written_BT = local_rows((writing.ids_BT, writing.logps_BT, writing.written_BT))
             pictures = turns.close()
             read, own = self._read_on(_written(ids_BT, written_BT), turns, length)
             for row, one in zip(ids, read, strict=True):
                 row.append(one)
-            if not _anywhere(turns.active.any()):
+            if not _anywhere(bool(turns.active.any())):
                 break
             views.append(rows.views(pictures, layout.picture_side))
             picture = *rows.picture_slots(views[k].grids), self._sizes.prepare(*views[k]), turns.active
             own = None if own is None else shard_batch(own, self.mesh)
-            seen, *state = self.programs.next_turn(
+            seen, cache, writing = self.programs.next_turn(
                 weights,
                 cache,
                 writing,
@@ -327,8 +329,8 @@ def join(parts: Sequence[Trajectories]) -> Trajectories:
         for name in ("prompts", "replies")
     )
     overviews = _join_features(*(part.overview_features for part in parts))
-    pictures = [part.picture_features for part in parts if part.picture_features is not None]
-    pictures = _join_features(*pictures) if pictures else None
+    shown = [part.picture_features for part in parts if part.picture_features is not None]
+    pictures = _join_features(*shown) if shown else None
     lists = [[x for part in parts for x in getattr(part, name)] for name in ("episodes", "overviews")]
     return Trajectories(prompts, replies, np.concatenate([p.logprobs for p in parts]), overviews, pictures, *lists)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +40,7 @@ class RolloutPrograms:
         """
         self._layout, self._tokens, self._mesh, self._gather, self._visit = layout, tokens, mesh, gather, visit
         self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
-        options = {"compiler_options": model.compute.compiler_options}
+        options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
         self.first_turn = jax.jit(self._first_turn, static_argnames=("group", "filters"), **options)
         self.next_turn = jax.jit(self._next_turn, static_argnames=("length", "filters"), **options)
         self.go_on = jax.jit(self._go_on, static_argnames="filters", donate_argnames="cache", **options)
