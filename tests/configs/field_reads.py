@@ -58,7 +58,7 @@ def _last(node: ast.expr) -> str:
 
 
 _WRAPPERS = {"Annotated", "Optional", "Final", "ClassVar", "Required"}
-_ITEMS = {"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Iterator", "Generator", "Collection"}
+_ITEMS = {"list", "tuple", "set", "Sequence", "Iterable", "Iterator"}
 
 
 class Package:
@@ -97,9 +97,10 @@ class Package:
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 module.names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.Import):
-                module.names |= {a.asname or a.name.partition(".")[0]: a.name if a.asname else a.name.partition(".")[0]
-                                 for a in node.names}  # fmt: skip
+                module.names |= {alias.asname: alias.name for alias in node.names if alias.asname}
         for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                module.names[node.name] = f"{name}.{node.name}"
             if isinstance(node, ast.ClassDef):
                 fields = {n.target.id: n.annotation for n in node.body
                           if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
@@ -108,15 +109,9 @@ class Package:
                 self.classes[f"{name}.{node.name}"] = Class(node, module, fields, methods)
             elif isinstance(node, ast.FunctionDef):
                 self.functions[f"{name}.{node.name}"] = node, module
-            elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                module.names[node.targets[0].id] = f"{name}.{node.targets[0].id}"
                 module.values[node.targets[0].id] = node.value
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-                module.values[node.target.id] = node.value
-                continue
-            else:
-                continue
-            target = getattr(node, "name", None) or node.targets[0].id
-            module.names[target] = f"{name}.{target}"
 
     def _note_attributes(self, name: str) -> None:
         """What the methods set `self.x` to."""
@@ -126,17 +121,10 @@ class Package:
             reader.function(method)
 
     def full_name(self, node: ast.expr, module: Module) -> str:
-        """The full name that a dotted name stands for; re-exports are followed."""
+        """The full name that a dotted name stands for in a module."""
         if isinstance(node, ast.Attribute):
-            base = self.full_name(node.value, module)
-            return self._defined(f"{base}.{node.attr}") if base else ""
-        return self._defined(module.names.get(node.id, node.id)) if isinstance(node, ast.Name) else ""
-
-    def _defined(self, name: str) -> str:
-        where, _, last = name.rpartition(".")
-        if where in self.modules and self.modules[where].names.get(last, name) != name:
-            return self._defined(self.modules[where].names[last])
-        return name
+            return f"{self.full_name(node.value, module)}.{node.attr}"
+        return module.names.get(node.id, node.id) if isinstance(node, ast.Name) else ""
 
     def types(self, node: ast.expr | None, module: Module) -> Types:
         """What an annotation says."""
@@ -155,9 +143,6 @@ class Package:
                 return tuple(one for arg in args for one in self.types(arg, module))
             return (Type(name.rpartition(".")[2], tuple(self.types(arg, module) for arg in args)),)
         name = self.full_name(node, module) if node is not None else ""
-        where, _, last = name.rpartition(".")
-        if where in self.modules and name not in self.classes and last in self.modules[where].values:  # an alias
-            return self.types(self.modules[where].values[last], self.modules[where])
         return (Type(name),) if name else ()
 
     @functools.cache  # noqa: B019 - as long as the test
@@ -203,10 +188,7 @@ class _Reader:
             self.names[arg.arg] = self.package.types(arg.annotation, self.module)
         decorators = {_last(d) for d in node.decorator_list}
         if self.inside and args and "staticmethod" not in decorators:
-            own = (Type(self.inside),)
-            self.names[args[0].arg] = (Type("type", (own,)),) if "classmethod" in decorators else own
-        for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
-            self.infer(default)
+            self.names[args[0].arg] = () if "classmethod" in decorators else (Type(self.inside),)
         self.block(node.body)
 
     def statement(self, node: ast.stmt) -> None:
@@ -232,7 +214,7 @@ class _Reader:
             for item in node.items:
                 types = self.infer(item.context_expr)
                 if item.optional_vars is not None:
-                    self.assign(item.optional_vars, self.entered(types))
+                    self.assign(item.optional_vars, self.items(types) or types)  # of a generator what it yields
             self.block(node.body)
         else:
             for _, value in ast.iter_fields(node):
@@ -261,24 +243,13 @@ class _Reader:
 
     @staticmethod
     def member(whole: Type, place: int) -> Types:
-        """The types of one member of a tuple or sequence."""
-        if (whole.name == "tuple" and len(whole.args) != 2) or (whole.name == "tuple" and whole.args[1] != ()):
-            return whole.args[place] if place < len(whole.args) else ()
-        return whole.args[0] if whole.name in _ITEMS and whole.args else ()
+        """The types of one member of a tuple."""
+        return whole.args[place] if whole.name == "tuple" and place < len(whole.args) else ()
 
-    def items(self, types: Types) -> Types:
+    @staticmethod
+    def items(types: Types) -> Types:
         """What an iteration gives."""
-        return tuple(
-            one
-            for whole in types
-            if whole.name in _ITEMS or whole.name in ("dict", "Mapping")
-            for arg in (whole.args if whole.name == "tuple" else whole.args[:1])
-            for one in arg
-        )
-
-    def entered(self, types: Types) -> Types:
-        """What `with` gives: of a generator its items, of a class itself."""
-        return self.items(types) or types
+        return tuple(one for whole in types if whole.name in _ITEMS for arg in whole.args for one in arg)
 
     def comprehension(self, node) -> Types:
         """Generators first, then what they feed."""
@@ -287,9 +258,8 @@ class _Reader:
             inner.assign(generator.target, inner.items(inner.infer(generator.iter)))
             for test in generator.ifs:
                 inner.infer(test)
-        if isinstance(node, ast.DictComp):
-            return (Type("dict", (inner.infer(node.key), inner.infer(node.value))),)
-        return (Type("list", (inner.infer(node.elt),)),)
+        parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        return (Type("list", tuple(inner.infer(part) for part in parts)),)
 
     def infer(self, node: ast.expr) -> Types:
         """The types of an expression, as far as they are known; notes the reads inside."""
@@ -312,43 +282,16 @@ class _Reader:
                 return tuple(t for value in node.values for t in self.infer(value))
             case ast.Tuple():
                 return (Type("tuple", tuple(self.infer(one) for one in node.elts)),)
-            case ast.List() | ast.Set():
-                return (Type("list", (tuple(t for one in node.elts for t in self.infer(one)),)),)
-            case ast.Dict():
-                values = [self.infer(one) for one in node.values]
-                for key in filter(None, node.keys):
-                    self.infer(key)
-                return (Type("dict", ((), tuple(t for types in values for t in types))),)
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 return self.comprehension(node)
-            case ast.Subscript():
-                self.infer(node.slice)
-                place = node.slice.value if isinstance(node.slice, ast.Constant) else 0
-                return tuple(t for whole in self.infer(node.value) for t in self.item(whole, place))
-            case ast.Lambda():
-                inner = _Reader(self.package, self.module, self.names, self.inside)
-                inner.names |= {arg.arg: () for arg in node.args.args}
-                inner.infer(node.body)
-                return ()
-            case ast.Starred():
-                return self.infer(node.value)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self.infer(child)
         return ()
 
-    def item(self, whole: Type, place) -> Types:
-        """What a subscript gives."""
-        if whole.name in ("dict", "Mapping"):
-            return whole.args[1] if len(whole.args) == 2 else ()
-        return self.member(whole, place) if isinstance(place, int) else ()
-
     def constant(self, node: ast.expr) -> Types:
-        """The types of a module's constant, or of a class or function as a value."""
-        name = self.package.full_name(node, self.module)
-        if name in self.package.classes:
-            return (Type("type", ((Type(name),),)),)
-        where, _, last = name.rpartition(".")
+        """The types of a module's constant."""
+        where, _, last = self.package.full_name(node, self.module).rpartition(".")
         module = self.package.modules.get(where)
         if module is None or last not in module.values:
             return ()
@@ -375,14 +318,6 @@ class _Reader:
         local = isinstance(node.func, ast.Name) and node.func.id in self.names
         if name in ("dataclasses.replace", "copy.copy", "copy.deepcopy") and given:
             return given[0]
-        if name in ("list", "tuple", "sorted", "set", "reversed", "iter") and given:
-            return (Type("list", (self.items(given[0]),)),)
-        if name in ("next", "min", "max"):
-            return self.items(given[0]) if given else ()
-        if name == "zip":
-            return (Type("list", ((Type("tuple", tuple(map(self.items, given[: len(node.args)]))),),)),)
-        if name == "enumerate" and given:
-            return (Type("list", ((Type("tuple", ((), self.items(given[0]))),),)),)
         if name == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
             return tuple(t for owner in given[0] for t in self.read(owner, node.args[1].value))
         if name in self.package.classes and not local:
@@ -393,16 +328,11 @@ class _Reader:
         if isinstance(node.func, ast.Attribute):
             owners = self.infer(node.func.value)
             return tuple(t for owner in owners for t in self.method(owner, node.func.attr))
-        return tuple(t for one in self.infer(node.func) if one.name == "type" and one.args for t in one.args[0])
+        self.infer(node.func)
+        return ()
 
     def method(self, owner: Type, called: str) -> Types:
         """What a method returns."""
-        if owner.name in ("dict", "Mapping") and len(owner.args) == 2:
-            key, value = owner.args
-            known = {"values": value, "items": (Type("tuple", (key, value)),)}
-            return (Type("list", (known[called],)),) if called in known else value if called in ("get", "pop") else ()
-        if owner.name == "type" and owner.args:
-            return tuple(t for one in owner.args[0] for t in self.method(one, called))
         for name in self.package.lineage(owner.name):
             cls = self.package.classes[name]
             if called in cls.methods:
