@@ -4,6 +4,9 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "JAX_NUMPY_DTYPE_PROMOTION", "strict"
+)  # no type is chosen silently; the tests' own processes inherit it
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # half the seconds of compiling, which most tests consist of; `make parity` and `make slow` compile as users do

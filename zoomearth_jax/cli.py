@@ -27,6 +27,7 @@ def _light_verbs() -> dict:
 def _verbs() -> dict:
     """Verb -> (config class, function), of all."""
     from zoomearth_jax.bench import BenchConfig, bench
+    from zoomearth_jax.configs.plan import PlanConfig
     from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
     from zoomearth_jax.verbs.ablate import AblateConfig, ablate
     from zoomearth_jax.verbs.ask import AskConfig, ask
@@ -34,7 +35,7 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.demo import DemoConfig, demo
     from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate
     from zoomearth_jax.verbs.grpo import grpo
-    from zoomearth_jax.verbs.plan import PlanConfig, plan
+    from zoomearth_jax.verbs.plan import plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.verbs.sft import sft
 

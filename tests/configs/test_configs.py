@@ -1,7 +1,6 @@
-"""Configs: presets agree with transformers, unknown keys are refused, every field is read."""
+"""Configs: presets agree with transformers, unknown keys are refused."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import jax
@@ -11,42 +10,15 @@ from transformers import Qwen2_5_VLConfig
 import zoomearth_jax
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.io import from_dict, read_yaml, to_dict, write_yaml
-from zoomearth_jax.configs.lora import LoRAConfig
-from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.optimizer import OptimizerConfig
 from zoomearth_jax.configs.reward import RewardSpec
-from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.presets import PRESETS, preset
-from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig, from_hf_config, to_hf_config
-from zoomearth_jax.verbs.ablate import AblateConfig
-from zoomearth_jax.verbs.ask import AskConfig
-from zoomearth_jax.verbs.demo import DemoConfig
-from zoomearth_jax.verbs.evaluate import EvaluateConfig
-from zoomearth_jax.verbs.make_scenes import ScenesConfig
-from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig
-
-CONFIGS = (
-    VisionConfig, TextConfig, ModelConfig, EpisodeConfig, OptimizerConfig, LoRAConfig, RewardSpec, SamplingConfig,
-    ObjectiveConfig, RolloutConfig, MeshConfig, SFTConfig, GRPOConfig,
-    EvaluateConfig, AskConfig, DemoConfig, ScenesConfig, PretrainNanoConfig,
-    AblateConfig,
-)  # fmt: skip
-# recorded with a run, not read by code
-RECORDED = {"bos_id", "eos_id", "video_token_id", "vision_start_id", "vision_end_id", "version"}
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)
-def test_every_field_is_read_somewhere(config):
-    source = "\n".join(p.read_text(encoding="utf-8") for p in Path(zoomearth_jax.__file__).parent.rglob("*.py"))
-    for field in dataclasses.fields(config):
-        read = re.search(rf"\.{field.name}\b", source)
-        computed = re.fullmatch(r"(iou|region|answer|pattern)_weight", field.name)  # read as f"{name}_weight"
-        assert read or computed or field.name in RECORDED, f"{config.__name__}.{field.name} is never read"
+from zoomearth_jax.models.qwen2_5_vl.config import TextConfig, from_hf_config, to_hf_config
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -125,14 +125,14 @@ def test_temperature_and_seed(policy, file, question):
 
 
 def test_what_is_given_wrongly_is_said_in_one_line(policy, file, tmp_path, capsys):
-    (tmp_path / "cut.png").write_bytes(file.read_bytes()[:9000])
+    cut = io.BytesIO(file.read_bytes()[:9000])
     cases = [
         ((np.zeros((8, 8, 4), np.uint8), SEASON), "uint8 [8, 8, 4]; give uint8 [height, width, 3]"),
         ((np.zeros((8, 8, 3)), SEASON), "an array of float64 [8, 8, 3]; give uint8"),
         ((np.zeros((2, 8, 8, 3), np.uint8), SEASON), "an array of uint8 [2, 8, 8, 3]"),
         ((np.zeros((0, 8, 3), np.uint8), SEASON), "8 x 0 px"),
         ((Image.new("I;16", (8, 8)), SEASON), "Pillow's mode 'I;16' has no 8-bit channels"),
-        ((Image.open(tmp_path / "cut.png"), SEASON), "broken image data"),
+        ((Image.open(cut), SEASON), "broken image data"),
         (([file, np.zeros((8, 8))], SEASON), "image 2 of 2: an array of float64 [8, 8]; give uint8"),
         (([tmp_path / "gone.png"], SEASON), f"image 1 of 1: {tmp_path / 'gone.png'}: no such image file"),
         ((7, SEASON), "image: a int; give a path, an array uint8 [height, width, 3]"),
@@ -239,7 +239,8 @@ def test_the_page_of_the_documentation(policy, tmp_path, monkeypatch, capsys):
             said = capsys.readouterr().out
         else:
             assert cli.main(text.split()[1:]) == 0
-    assert Image.open("answer.png").size == names["answer"].show().size
+    with Image.open("answer.png") as shown:
+        assert shown.size == names["answer"].show().size
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["config.json", "model.safetensors"]
     listed = set(re.findall(r"\bze\.(\w+)", page))
     assert set(ze.__all__) - listed <= {"__version__", "Answer", "LoadedPolicy", "Frame"}

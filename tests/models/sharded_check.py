@@ -26,7 +26,7 @@ def loss_and_gradients(model, batch, layout):
     def run(params, batch):
         def loss_fn(params):
             logp, _ = row_logprobs(nnx.merge(graph, params), batch, layout, 1.0, ())
-            mask = batch.target[:, layout.written()]
+            mask = batch.target[:, layout.written()].astype(np.float32)
             return -(logp * mask).sum() / mask.sum()
 
         return jax.value_and_grad(loss_fn)(params)

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from zoomearth_jax.bench import plan as bench
+from zoomearth_jax.configs.plan import PlanConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.chips import CHIPS, Chip
 from zoomearth_jax.hardware.flops import full_counts, rollout_flops
@@ -21,7 +22,6 @@ from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.plan import fit, report
 from zoomearth_jax.plan.steps import Training, count_parameters
 from zoomearth_jax.verbs import plan as verb
-from zoomearth_jax.verbs.plan import PlanConfig
 
 STEPS = ("sft", "prefill", "decode", "pictures", "grpo")
 CHIP = Chip("test", 1e12, 2**30, 1e11, 1e10, 4, 1e9, 4)

@@ -37,6 +37,7 @@ def fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: b
     Returns:
         [B, T, N, H] in the type of q; where a query sees no valid key, undefined but finite.
     """
+    samples_BT, samples_BS = samples_BT.astype(jnp.int32), samples_BS.astype(jnp.int32)
     if backend == "splash":
         kernel = functools.partial(_splash, causal=causal, interpret=compile_platform() != "tpu")
     else:
@@ -98,7 +99,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: bool, int
         ),
         interpret=interpret,
     )
-    segments = splash.SegmentIds(samples_BT, samples_BS.astype(jnp.int32))
+    segments = splash.SegmentIds(samples_BT, samples_BS)
     out_BNTH = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH)), segments)
     return out_BNTH.swapaxes(1, 2)[:, :length]
 

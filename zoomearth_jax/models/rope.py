@@ -81,12 +81,12 @@ def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None):
     image_rank_BT = jnp.cumsum(is_image_BT, axis=1)  # placeholders up to and including this token
     text_BT = (valid_BT & ~is_image_BT).astype(jnp.int32)
     text_before_BT = jnp.cumsum(text_BT, axis=1) - text_BT
-    placeholders_before_BT = image_rank_BT - is_image_BT
+    placeholders_before_BT = image_rank_BT - is_image_BT.astype(jnp.int32)
 
     # images that ended before each token have advanced the position by their longer side
     ended_BTI = (placeholders_before_BT[..., None] >= ends_BI[:, None, :]) & (ends_BI[:, None, :] > 0)
     advance_BI = grids_BI2.max(axis=-1)
-    base_BT = start_B[:, None] + text_before_BT + (ended_BTI * advance_BI[:, None, :]).sum(-1)
+    base_BT = start_B[:, None] + text_before_BT + (ended_BTI.astype(jnp.int32) * advance_BI[:, None, :]).sum(-1)
 
     image_BT = ended_BTI.sum(-1).clip(0, grids_BI2.shape[1] - 1)
     width_BT = jnp.take_along_axis(grids_BI2[..., 1], image_BT, axis=1)
@@ -98,5 +98,5 @@ def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None):
     positions_3BT = jnp.where(valid_BT, base_BT + offsets_3BT, 0).astype(jnp.int32)
 
     total_BI = (image_rank_BT[:, -1:] >= ends_BI) & (ends_BI > 0)
-    next_B = start_B + text_BT.sum(1) + (total_BI * advance_BI).sum(-1)
+    next_B = start_B + text_BT.sum(1) + (total_BI.astype(jnp.int32) * advance_BI).sum(-1)
     return positions_3BT, next_B.astype(jnp.int32)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 from zoomearth_jax.configs.mesh import STATE_BYTES
+from zoomearth_jax.configs.plan import PlanConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.chips import GIB, Chip
 from zoomearth_jax.models.presets import preset
@@ -28,13 +29,13 @@ class Candidate:
     guessed_bytes: float
     guessed_seconds: float
 
-    def apply(self, config):
+    def apply(self, config: PlanConfig) -> PlanConfig:
         """The plan's settings with these."""
         compute = dataclasses.replace(config.compute, remat=self.remat)
         return dataclasses.replace(config, mesh=self.mesh, accumulate=self.accumulate, compute=compute, fit=False)
 
 
-def fastest(config, devices, known: Chip) -> dict:
+def fastest(config: PlanConfig, devices, known: Chip) -> dict:
     """The report of the fastest candidate that fits, with a row for each that was compiled under `tried`.
 
     Raises:
@@ -74,7 +75,7 @@ def _tried(candidate: Candidate, report: dict, fits: bool, seconds: float | None
     }
 
 
-def candidates(config, devices, known: Chip) -> list[Candidate]:
+def candidates(config: PlanConfig, devices, known: Chip) -> list[Candidate]:
     """All settings that divide the work, those first that look fastest."""
     model, episode = preset(config.preset)
     layout = config.layout.of(episode).layout(model.merged_px)

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.plan import PlanConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.chips import Chip
 from zoomearth_jax.hardware.flops import RowCounts, forward_flops, full_counts, grpo_flops, mfu, sft_flops
@@ -26,7 +27,7 @@ from zoomearth_jax.terminal.progress import tracked
 STEPS = {"sft": ("sft",), "rollout": ("prefill", "decode", "crop"), "grpo": ("grpo",)}  # program -> its rows
 
 
-def report_of(config, devices, known: Chip) -> dict:
+def report_of(config: PlanConfig, devices, known: Chip) -> dict:
     """The report on one mesh and set of settings."""
     training = _training(config, devices)
     steps: dict[str, dict] = {}
@@ -63,7 +64,7 @@ def report_of(config, devices, known: Chip) -> dict:
     }
 
 
-def _training(config, devices) -> Training:
+def _training(config: PlanConfig, devices) -> Training:
     model, episode = preset(config.preset)
     episode = config.layout.of(episode)
     sizes = config.mesh or MeshConfig().shape(len(devices), count_parameters(model), num_slices(devices))
@@ -85,23 +86,22 @@ def _training(config, devices) -> Training:
     )
 
 
-def _plan_sft(config, training: Training, network: Network) -> dict:
+def _plan_sft(config: PlanConfig, training: Training, network: Network) -> dict:
     compiled = training.sft(config.samples).compiled
     return {"sft": _memory(compiled, training) | _time(compiled, training, network)}
 
 
-def _plan_grpo(config, training: Training, network: Network) -> dict:
+def _plan_grpo(config: PlanConfig, training: Training, network: Network) -> dict:
     compiled = training.grpo(config.prompts, config.group).compiled
     return {"grpo": _memory(compiled, training, reference=config.kl) | _time(compiled, training, network)}
 
 
-def _plan_rollout(config, training: Training, network: Network) -> dict:
+def _plan_rollout(config: PlanConfig, training: Training, network: Network) -> dict:
     """One program per turn, each some work and a loop over tokens: prefill is the first without its loop, pictures the others."""
     turns = [program.compiled for program in training.rollout(config.prompts, config.group)]
     cache = training.cache_bytes(config.prompts * config.group)
-    held = {"reference": config.kl, "resident": True, "cache": cache}
     names = ["prefill", *["pictures"] * (len(turns) - 1)]
-    memory = [_memory(compiled, training, **held) for compiled in turns]
+    memory = [_memory(compiled, training, reference=config.kl, resident=True, cache=cache) for compiled in turns]
     rows = {name: _largest(row for row, own in zip(memory, names, strict=True) if own == name) for name in names}
     rows["decode"] = _largest(memory)
     failed = next(filter(None, map(_unreadable, turns)), None)
@@ -204,7 +204,7 @@ def _too_large(message: str) -> dict:
     return {"total_bytes": float(number) * 2 ** {"M": 20, "G": 30, "T": 40}[unit], "failed": message.splitlines()[0]}
 
 
-def _finished(name: str, row: dict, config, training: Training, known: Chip) -> dict:
+def _finished(name: str, row: dict, config: PlanConfig, training: Training, known: Chip) -> dict:
     """The row with what follows from chip and model."""
     row["fits"] = "parameters_bytes" in row and row["total_bytes"] <= known.hbm_bytes
     row["model_flops"] = config.fill * step_flops(name, config, training.model, training.layout)
@@ -217,7 +217,7 @@ def _finished(name: str, row: dict, config, training: Training, known: Chip) -> 
     return row
 
 
-def step_flops(name: str, config, model: Sizes, layout: RowLayout) -> float:
+def step_flops(name: str, config: PlanConfig, model: Sizes, layout: RowLayout) -> float:
     """Model FLOPs (see `zoomearth_jax.hardware.flops`) of a row of the report over all chips, every slot filled."""
     if name == "sft":
         return sft_flops(model, full_counts(layout, config.samples), freeze_vision=config.freeze_vision)
@@ -239,7 +239,7 @@ def step_flops(name: str, config, model: Sizes, layout: RowLayout) -> float:
     return {"prefill": prefill, "pictures": pictures, "decode": whole - prefill - pictures}[name]
 
 
-def assumptions(config, known: Chip) -> list[str]:
+def assumptions(config: PlanConfig, known: Chip) -> list[str]:
     """What the figures rest on."""
     tera, giga = 1e12, 1e9
     links = f"{known.links} links of {known.link_bandwidth / giga:.3g} GB/s a direction"

@@ -85,11 +85,11 @@ def grpo_loss(
         ratios are outside, of it clip_fraction_low and _high; ratio_max; and where they are on clip_fraction_dual, kl,
         importance_weight, importance_truncated.
     """
-    valid, mask = mask > 0, mask.astype(jnp.float32)
+    valid, mask = mask.astype(bool), mask.astype(jnp.float32)
     length_B = jnp.maximum(mask.sum(axis=1), 1.0)
 
     def mean(values_BT):
-        return ((values_BT * mask).sum(axis=1) / length_B).mean()
+        return ((values_BT.astype(jnp.float32) * mask).sum(axis=1) / length_B).mean()
 
     def total(values_BT):
         return ((values_BT * mask).sum(axis=1) * weights).sum()

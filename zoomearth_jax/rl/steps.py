@@ -62,7 +62,8 @@ def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, 
         grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, state.trainable)
         metrics = {name: x.max() if name.endswith("_max") else x.sum() for name, x in metrics.items()}
     grads = constrain_params(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    with jax.numpy_dtype_promotion("standard"):  # optax takes b1 to the power of an int32 count
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["update_ratio"] = optax.tree.norm(updates) / jnp.maximum(optax.tree.norm(state.trainable), 1e-12)
@@ -83,7 +84,7 @@ def make_sft_step(graph, optimizer, layout: RowLayout, accumulate: int = 1) -> C
 
     def step(state: TrainState, batch: RowBatch | PackedBatch):
         packed = isinstance(batch, PackedBatch)
-        count = (batch.target if packed else batch.target[:, slots]).sum()
+        count = (batch.target if packed else batch.target[:, slots]).sum().astype(jnp.float32)
 
         def loss_fn(trainable, micro):
             model = nnx.merge(graph, trainable, state.frozen)
@@ -91,6 +92,7 @@ def make_sft_step(graph, optimizer, layout: RowLayout, accumulate: int = 1) -> C
                 mask, (logp, entropy) = micro.target, packed_logprobs(model, micro, _features(model, micro.views))
             else:
                 mask, (logp, entropy) = micro.target[:, slots], row_logprobs(model, micro, layout, 1.0, ())
+            mask = mask.astype(jnp.float32)
             loss = -(logp * mask).sum() / count
             return loss, {"loss": loss, "entropy": (entropy * mask).sum() / count}
 
@@ -141,7 +143,7 @@ def make_grpo_step(
     written = np.flatnonzero(np.isin(slots, layout.written()))
 
     def step(state: TrainState, ref_trainable, batch: GRPOBatch):
-        count = batch.rows.target[:, slots].sum()
+        count = batch.rows.target[:, slots].sum().astype(jnp.float32)
 
         def loss_mask(rows: RowBatch):
             return (rows.target | rows.reply_valid if objective.mask == "reference" else rows.target)[:, slots]
@@ -152,7 +154,7 @@ def make_grpo_step(
 
         def loss_fn(trainable, weighted):
             micro, weights = weighted
-            target, ref_logp = micro.rows.target[:, slots], None
+            target, ref_logp = micro.rows.target[:, slots].astype(jnp.float32), None
             if objective.kl_in_loss:
                 ref_logp = jax.lax.stop_gradient(logprobs(ref_trainable, micro.rows)[0])
             logp, entropy = logprobs(trainable, micro.rows)

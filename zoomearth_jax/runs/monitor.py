@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.io import to_dict
+from zoomearth_jax.configs.training import TrainingConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.chips import chip
 from zoomearth_jax.hardware.flops import RowCounts, mfu
@@ -211,7 +212,12 @@ class Monitor:
 
 
 def open_monitor(
-    config, label: str, start: int, mesh: Mesh, shown: tuple[str, ...] = ("loss",), shapes_vary: bool = False
+    config: TrainingConfig,
+    label: str,
+    start: int,
+    mesh: Mesh,
+    shown: tuple[str, ...] = ("loss",),
+    shapes_vary: bool = False,
 ) -> Monitor:
     """The monitor of a training run's settings `out`, `steps`, `log` and `profile`; see `Monitor` and `MetricsLog`."""
 

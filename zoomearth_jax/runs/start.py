@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
 from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.training import TrainingConfig
 from zoomearth_jax.data_pipeline.questions.mixture import ENDLESS, SceneQuestions, Source, open_sources
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.loader import Loader
@@ -95,7 +96,7 @@ class Run:
     overwritten as it was.
     """
 
-    def __init__(self, config, model, rows, loader: Loader):
+    def __init__(self, config: TrainingConfig, model, rows, loader: Loader):
         """Takes the directory `config.out`, and compares what is there with the settings.
 
         Raises:
@@ -201,7 +202,7 @@ def _check_questions(file: Path, digests: dict[str, str]) -> None:
 
 
 def open_loader(
-    config,
+    config: TrainingConfig,
     split: str,
     make: Callable,
     batch_size: int,

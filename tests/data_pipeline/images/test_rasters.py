@@ -273,8 +273,8 @@ def test_damaged_jpeg_in_tiff_is_refused_and_odd_tags_are_not(tmp_path, colours)
 
 
 def _strip(path, number: int) -> tuple[int, int]:
-    tags = Image.open(path).tag_v2
-    return tags[273][number], tags[279][number]
+    with Image.open(path) as file:
+        return file.tag_v2[273][number], file.tag_v2[279][number]
 
 
 def test_percentiles_and_statistics(tmp_path):

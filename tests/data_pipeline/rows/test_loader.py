@@ -167,6 +167,7 @@ def test_workers_end_with_a_killed_main_process(tmp_path):
     os.kill(worker, 0)  # it runs
     main.kill()
     main.wait()
+    main.stdout.close()
     for _ in range(100):
         try:
             os.kill(worker, 0)

@@ -129,7 +129,7 @@ def test_the_trainer_gives_the_sampler_s_log_probabilities_and_their_gradient(th
     def run(params, batch):
         def loss(params):
             logp, _ = row_logprobs(nnx.merge(graph, params), batch, rows.layout, 1.0, rows.banned_ids)
-            return (logp * mask).sum() / mask.sum(), logp
+            return (logp * mask.astype(np.float32)).sum() / float(mask.sum()), logp
 
         (_, logp), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return logp, gradient["decoder"]

@@ -217,7 +217,7 @@ def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
     model = load_model("nano-grpo", ComputeConfig(remat=remat)).model
     graph, params = nnx.split(model)
     tokens = whole.overview_features, whole.picture_features
-    target = whole.replies.target[:, nano.rows.layout.written()]
+    target = whole.replies.target[:, nano.rows.layout.written()].astype(np.float32)
 
     def loss(params, batch):
         logp, entropy = row_logprobs(nnx.merge(graph, params), batch, nano.rows.layout, 1.0, nano.rows.banned_ids)
