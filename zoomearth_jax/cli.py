@@ -8,6 +8,7 @@ from zoomearth_jax.terminal.process import Interrupts, ended, hush_late_writes, 
 
 # All else is imported where it is used, so that a Ctrl-C meets `main` at work and --version stays fast.
 
+_BOX = "╭╮╰╯│─|+ "  # what tyro draws its boxes with
 _HELP = (
     "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look. "
     "VERB --config FILE.yaml takes settings from a file, such as a run's run.yaml; sft and grpo also know "
@@ -108,22 +109,16 @@ def _parse(args: list[str], verbs: dict):
     args = [part for arg in args for part in _parts(arg)]
     args, defaults = _read_defaults(args, verbs)
     args, defaults = _take_reward(args, defaults, verbs)
-    choices = tuple(
-        Annotated[
-            config,
-            tyro.conf.subcommand(
-                name,
-                description=config.__doc__.splitlines()[0],
-                **({"default": defaults[name]} if name in defaults else {}),
-            ),
-        ]
-        for name, (config, _) in verbs.items()
-    )
-    settings = (tyro.conf.OmitSubcommandPrefixes,)
-    said = io.StringIO()
+    choices = []
+    for name, (config, _) in verbs.items():
+        settings = {"description": config.__doc__.splitlines()[0]}
+        if name in defaults:
+            settings["default"] = defaults[name]
+        choices.append(Annotated[config, tyro.conf.subcommand(name, **settings)])
+    said, prefixes = io.StringIO(), (tyro.conf.OmitSubcommandPrefixes,)
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(Union[choices], prog="zoomearth", description=_HELP, args=args, config=settings)  # noqa: UP007
+            parsed = tyro.cli(Union[tuple(choices)], prog="zoomearth", description=_HELP, args=args, config=prefixes)  # noqa: UP007
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -184,9 +179,7 @@ def _take_reward(args: list[str], defaults: dict, verbs: dict) -> tuple[list[str
 
 def _one_line(boxed: str) -> str:
     """What is wrong, and tyro's first suggestion, out of its box of several lines."""
-    import re
-
-    bare = (re.sub(r"^[╭╮╰╯│─|+\s]*(- )?|[╭╮╰╯│─|+\s-]+$", "", line) for line in boxed.splitlines())
+    bare = (line.strip(_BOX).removeprefix("- ").rstrip("- ") for line in boxed.splitlines())
     lines = [line for line in bare if line]
     title, detail = lines[0].rstrip(":"), lines[1] if len(lines) > 1 else ""
     detail += f" {lines[2]}" if detail.endswith(":") else ""

@@ -290,7 +290,8 @@ class _Run:
         """From or into main memory, beside the core."""
         source = self.where.get(i.operands[0])
         moved = min((a.bytes for a in i.arrays[:2]), default=0.0)
-        touched = moved * sum(a.space == 0 for a in (i.arrays[0], *(source.arrays[:1] if source else ())))
+        ends = i.arrays[:1] + source.arrays[:1] if source else i.arrays[:1]
+        touched = moved * sum(a.space == 0 for a in ends)
         self.cost.hbm_bytes += touched
         self.memory_free = max(self.memory_free, self.now) + touched / self.player.chip.hbm_bandwidth
         self.ends[i.name] = self.memory_free

@@ -126,7 +126,7 @@ def _judge(config: CheckConfig, found: list[tuple[str, Problem]], problems: list
     """Ends as the problems ask for; the faults that training refuses come first."""
     refused = [str(p) for split, p in found if p.effect == "refused" and config.split in (None, split)]
     if refused:
-        count = f"{len(refused):,} fault" + "s" * (len(refused) > 1)
+        count = f"{len(refused):,} {'fault' if len(refused) == 1 else 'faults'}"
         raise UserError(f"{config.directory}: sft, grpo and evaluate refuse it for {count}, first: {refused[0]}")
     if config.strict and problems:
         raise UserError(f"{config.directory}: {len(problems)} kinds of problems, first: {_line(problems[0])}")
@@ -206,7 +206,9 @@ def _text(report: dict) -> str:
             items = value.items() if isinstance(value, dict) else ()
             lines.append(f"  {name}: " + (", ".join(f"{k} {v}" for k, v in items) if items else str(value or "none")))
     lines += [line for problem in report["problems"] for line in _lines(problem)] or ["no problems"]
-    return "\n".join([*lines, *([f"picture: {report['picture']}"] if report["picture"] else [])])
+    if report["picture"]:
+        lines.append(f"picture: {report['picture']}")
+    return "\n".join(lines)
 
 
 def prepare(config: PrepareConfig) -> dict:
@@ -215,7 +217,7 @@ def prepare(config: PrepareConfig) -> dict:
 
     name, _, variant = config.dataset.partition("/")
     kind = {"lrs_gro": tfds_builders.LrsGro, "uhr_tiles": tfds_builders.UhrTiles}[name]
-    builder = kind(data_dir=config.out, **({"config": variant} if variant else {}))
+    builder = kind(data_dir=config.out, config=variant or None)
     with contextlib.redirect_stdout(sys.stderr):  # the library's remarks
         tfds_builders.prepare(builder, config.directory, config.beam_runner, config.beam_options)
     result = {"folder": str(builder.data_path), "splits": {s: i.num_examples for s, i in builder.info.splits.items()}}

@@ -159,7 +159,7 @@ def _memory_row(name: str, row: dict) -> dict:
 def _time_row(name: str, row: dict) -> dict:
     if row["seconds"] is None:
         return {"step": name}
-    return {
+    shown = {
         "step": name,
         "TFLOP": row["flops"] / 1e12,
         "HBM GB": row["traffic_bytes"] / 1e9,
@@ -167,9 +167,7 @@ def _time_row(name: str, row: dict) -> dict:
         **{f"{part} s": row[f"{part}_bound_seconds"] for part in ("compute", "memory", "links", "copies")},
         "seconds": row["seconds"],
         "MFU": row["mfu"],
-        **(
-            {}
-            if row["cycle_seconds"] == row["seconds"]
-            else {"by cycles s": row["cycle_seconds"], "MFU ": row["cycle_mfu"]}
-        ),
     }
+    if row["cycle_seconds"] != row["seconds"]:
+        shown |= {"by cycles s": row["cycle_seconds"], "MFU ": row["cycle_mfu"]}
+    return shown

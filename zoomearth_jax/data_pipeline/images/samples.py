@@ -68,7 +68,8 @@ class Samples:
         """
         if bands is not None:
             return [band - 1 for band in bands]
-        return [*range(_COLOURS[self.kind]), *([] if self.alpha is None else [self.alpha])]
+        colours = list(range(_COLOURS[self.kind]))
+        return colours if self.alpha is None else [*colours, self.alpha]
 
     def to_rgb(self, pixels: np.ndarray, chosen: bool, stretch: tuple[float, float] | None) -> np.ndarray:
         """The `wanted` bands [h, w, n] -> uint8 [h, w, 3].
