@@ -24,6 +24,7 @@ from flax import nnx
 from zoomearth_jax.bench.random_checkpoint import shortened, write_random_checkpoint
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.attention import one_sample
 from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
@@ -145,7 +146,7 @@ class Ours:
         merge, valid_BT = self._config.vision.merge_size, jnp.ones(ids_BT.shape, bool)
         grids_BI2 = jnp.full((len(ids_BT), 1, 2), int(views.shape[1] // self._config.vision.patch_size // merge))
         features = model.encode_views(Images(views, layout, grids_BI2))
-        return model, valid_BT, model.segment(ids_BT, valid_BT, features, grids_BI2)
+        return model, valid_BT, model.segment(ids_BT, one_sample(valid_BT), features, grids_BI2)
 
     def _loss_of(self, text, vision, ids_BT, views, layout):
         model, _, (hidden_BTD, _, _) = self._look(text, vision, ids_BT, views, layout)

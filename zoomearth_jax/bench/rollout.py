@@ -103,7 +103,7 @@ class _Bench:
             np.broadcast_to(past, np.shape(tokens)), np.asarray(tokens), np.full(len(tokens), scored), *grids
         )
         whole, before = forward_flops(self.model.config, counts), counts._replace(reply_B=0 * counts.reply_B)
-        empty = before._replace(scored_B=0 * counts.scored_B, overview_N2=none, picture_BP2=none)
+        empty = before._replace(scored_B=0 * counts.scored_B, overview_A2=none, picture_BI2=none)
         return sum(whole) - sum(forward_flops(self.model.config, empty))
 
     def prompts(self) -> dict:

@@ -30,29 +30,29 @@ from zoomearth_jax.models.family import Sizes
 
 
 class RowCounts(NamedTuple):
-    """What is in rows of N prompts with G replies each, B = N x G; integers.
+    """What is in rows of A prompts with G replies each, B = A x G; integers.
 
     Attributes:
-        prompt_N, reply_B: tokens that exist, visual ones included; stop tokens are none.
+        prompt_A, reply_B: tokens that exist, visual ones included; stop tokens are none.
         scored_B: tokens that the policy wrote, stop tokens included.
-        overview_N2, picture_BP2: merged grids of the views; 0 x 0 where there is none.
+        overview_A2, picture_BI2: merged grids of the views; 0 x 0 where there is none.
     """
 
-    prompt_N: np.ndarray
+    prompt_A: np.ndarray
     reply_B: np.ndarray
     scored_B: np.ndarray
-    overview_N2: np.ndarray
-    picture_BP2: np.ndarray
+    overview_A2: np.ndarray
+    picture_BI2: np.ndarray
 
     @property
     def tokens(self) -> int:
         """Tokens that the model runs over, each prompt once a group."""
-        return int(self.prompt_N.sum() + self.reply_B.sum())
+        return int(self.prompt_A.sum() + self.reply_B.sum())
 
     @property
     def images(self) -> int:
         """Views that exist."""
-        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_N2, self.picture_BP2)))
+        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_A2, self.picture_BI2)))
 
     @property
     def samples(self) -> int:
@@ -90,10 +90,10 @@ def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
 
 def forward_flops(config: Sizes, counts: RowCounts) -> Flops:
     """One forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
-    past_B = np.repeat(counts.prompt_N, len(counts.reply_B) // len(counts.prompt_N))
-    pairs = segment_pairs(counts.prompt_N) + segment_pairs(counts.reply_B, past_B)
+    past_B = np.repeat(counts.prompt_A, len(counts.reply_B) // len(counts.prompt_A))
+    pairs = segment_pairs(counts.prompt_A) + segment_pairs(counts.reply_B, past_B)
     return Flops(
-        config.vision_flops(np.concatenate([counts.overview_N2, counts.picture_BP2.reshape(-1, 2)])),
+        config.vision_flops(np.concatenate([counts.overview_A2, counts.picture_BI2.reshape(-1, 2)])),
         float(config.token_flops * counts.tokens),
         float(config.pair_flops * pairs),
         float(2 * config.width * config.vocab_size * int(counts.scored_B.sum())),
@@ -119,7 +119,7 @@ def sft_flops(config: Sizes, counts: RowCounts, *, freeze_vision: bool, lora: bo
         lora: adapters alone train.
     """
     forward = forward_flops(config, counts)
-    return _trained(forward, lora) + forward.vision * (1 if freeze_vision else 3 - lora)
+    return _trained(forward, lora) + forward.vision * (1 if freeze_vision else _passes(lora))
 
 
 def grpo_flops(
@@ -141,15 +141,23 @@ def grpo_flops(
         scorings: forward passes ahead of them, of the reference or of the policy itself.
     """
     forward = forward_flops(config, counts)
-    text = _trained(forward, lora) + kl * sum(forward[1:])
-    vision = 0.0 if freeze_vision else forward.vision * (3 - lora + kl)
+    text, vision = _trained(forward, lora), forward.vision * _passes(lora)
+    if kl:
+        text, vision = text + sum(forward[1:]), vision + forward.vision
+    if freeze_vision:
+        vision = 0.0
     scored = sum(forward) - (forward.vision if freeze_vision else 0.0)
     return updates * (text + vision) + scorings * scored
 
 
 def _trained(forward: Flops, lora: bool) -> float:
     """Forward and backward pass of the decoder."""
-    return (forward.layers + forward.logits) * (2 if lora else 3) + forward.attention * 3
+    return (forward.layers + forward.logits) * _passes(lora) + forward.attention * 3
+
+
+def _passes(lora: bool) -> int:
+    """Forward passes that training of a matrix product costs; without its weights' gradient under adapters one less."""
+    return 2 if lora else 3
 
 
 def mfu(flops: float, seconds: float, chips: int, peak_flops: float) -> float:

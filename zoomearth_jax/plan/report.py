@@ -227,7 +227,7 @@ def step_flops(name: str, config, training: Training) -> float:
     def forward(reply: int, scored: int, pictures: int) -> float:
         nothing, seen = counts.reply_B * 0, np.arange(layout.num_pictures)[:, None] < pictures
         part: RowCounts = counts._replace(
-            reply_B=nothing + reply, scored_B=nothing + scored, picture_BP2=counts.picture_BP2 * seen
+            reply_B=nothing + reply, scored_B=nothing + scored, picture_BI2=counts.picture_BI2 * seen
         )
         return sum(forward_flops(model, part))
 

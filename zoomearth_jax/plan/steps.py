@@ -35,7 +35,7 @@ class Program(NamedTuple):
     args: tuple
 
     def example(self) -> tuple:
-        """Arguments to run it with, on attached devices: zeros, and every row and token there."""
+        """Arguments to run it with, on attached devices: zeros, and every row and token there, but an empty past."""
 
         def one(x):
             if not isinstance(x, jax.ShapeDtypeStruct):

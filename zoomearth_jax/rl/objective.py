@@ -11,7 +11,7 @@ SAME = 1e-6  # standard deviation of a group's rewards that counts as none
 
 
 def group_advantages(rewards: np.ndarray, group: int, kind: str = "std") -> np.ndarray:
-    """Advantages within each group of consecutive rewards [N x G], as `ObjectiveConfig.advantage`; 0 where a group agrees.
+    """Advantages within each group of consecutive rewards [A x G], as `ObjectiveConfig.advantage`; 0 where a group agrees.
 
     The standard deviation is the population's and gets 1e-6 added; in `std_trl` it is the sample's, of G - 1, and gets 1e-4.
     `rloo`, r - mean of the others, is G / (G - 1) (r - mean).
@@ -27,7 +27,7 @@ def group_advantages(rewards: np.ndarray, group: int, kind: str = "std") -> np.n
 
 
 def disagreeing(rewards: np.ndarray, group: int) -> np.ndarray:
-    """Whether the rewards of each episode's group differ, bool [N x G]."""
+    """Whether the rewards of each episode's group differ, bool [A x G]."""
     return np.repeat(np.reshape(rewards, (-1, group)).std(axis=1) >= SAME, group)
 
 

@@ -30,7 +30,7 @@ def scored_slots(layout: RowLayout, mask: str) -> np.ndarray:
 
 
 def row_logprobs(model, batch: RowBatch, layout: RowLayout, temperature: float, banned_ids, mask: str = "sampled"):
-    """Log-probabilities and entropies at the scored slots, [N x G, slots] each; see `ObjectiveConfig.mask`."""
+    """Log-probabilities and entropies at the scored slots, [A x G, slots] each; see `ObjectiveConfig.mask`."""
     prompt = Segment(batch.prompt_ids, batch.prompt_valid, _features(model, batch.overviews), batch.overview_grids)
     pictures = batch.pictures
     if pictures is not None:
@@ -102,7 +102,7 @@ def make_sft_step(graph, optimizer, layout: RowLayout, accumulate: int = 1) -> C
 def make_scorer(
     graph, layout: RowLayout, *, temperature: float, banned_ids, objective: ObjectiveConfig, accumulate: int = 1
 ) -> Callable:
-    """score(trainable, frozen, RowBatch) -> log-probabilities [N x G, scored slots], as `make_grpo_step` computes them."""
+    """score(trainable, frozen, RowBatch) -> log-probabilities [A x G, scored slots], as `make_grpo_step` computes them."""
 
     def score(trainable, frozen, rows: RowBatch):
         count, replies = len(rows.prompt_ids), len(rows.reply_ids)

@@ -95,12 +95,12 @@ def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.
 def episode_rewards(
     spec: RewardSpec, questions: Sequence[Question], played: Trajectories, rows: RowBuilder
 ) -> dict[str, np.ndarray]:
-    """Rewards of each episode, [N x G] each: iou, region, answer, pattern, the user's own, and their weighted sum `total`.
+    """Rewards of each episode, [A x G] each: iou, region, answer, pattern, the user's own, and their weighted sum `total`.
 
     Where one of the user's own doesn't apply it is NaN, and adds nothing to `total`.
 
     Args:
-        questions: the N questions that were played.
+        questions: the A questions that were played.
     """
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]

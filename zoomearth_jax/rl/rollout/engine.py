@@ -38,7 +38,7 @@ LEAST_ROWS = 8  # of a device: fewer don't decode faster
 
 
 class SentPrompts(NamedTuple):
-    """What N questions show the policy first: the prompt slots, and on the devices their ids, validity and overviews."""
+    """What A questions show the policy first: the prompt slots, and on the devices their ids, validity and overviews."""
 
     prompts: Prompts
     on_devices: tuple[jax.Array, jax.Array, Images]
@@ -46,13 +46,13 @@ class SentPrompts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trajectories:
-    """A batch of N x G episodes with what the learner needs.
+    """A batch of A x G episodes with what the learner needs.
 
     Attributes:
-        prompts: N prompt slots. replies: N x G reply slots. logprobs: of the sampled tokens, float32
-            [N x G, written slots], under the distribution that the learner computes again (see `sample`).
-        overview_features: visual tokens [N, M, D], on the device. picture_features: of the K - 1 pictures of each episode one
-            after the other, [N x G x (K - 1), M, D]; None where K is 1.
+        prompts: A prompt slots. replies: A x G reply slots. logprobs: of the sampled tokens, float32
+            [A x G, written slots], under the distribution that the learner computes again (see `sample`).
+        overview_features: visual tokens [A, M, D], on the device. picture_features: of the K - 1 pictures of each episode one
+            after the other, [A x G x (K - 1), M, D]; None where K is 1.
         episodes: in the order of replies. overviews: what was seen first, uint8.
     """
 
@@ -195,7 +195,7 @@ class RolloutEngine:
             params: the model's state, or what `weights` made of it.
             key: random key; unused draws at temperature 0, which is greedy.
             sampling: each setting but the temperature has programs of its own.
-            seeds: of each episode [N x G], not negative; what it draws follows from the key and its seed only. Without
+            seeds: of each episode [A x G], not negative; what it draws follows from the key and its seed only. Without
                 them 0, 1, 2, …
             tool: in place of the engine's own.
             look: what the questions show first, where it is ready; else it is made here.

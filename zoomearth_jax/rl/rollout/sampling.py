@@ -41,8 +41,8 @@ def filtered_logits(logits_BV, filters: SamplingConfig, seen_BV=None):
         penalized_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
         logits_BV = jnp.where(seen_BV, penalized_BV, logits_BV)
     if filters.top_k:
-        best_BK, _ = jax.lax.top_k(logits_BV, min(filters.top_k, logits_BV.shape[-1]))
-        logits_BV = jnp.where(logits_BV < best_BK[:, -1:], -jnp.inf, logits_BV)
+        best, _ = jax.lax.top_k(logits_BV, min(filters.top_k, logits_BV.shape[-1]))
+        logits_BV = jnp.where(logits_BV < best[:, -1:], -jnp.inf, logits_BV)
     if filters.top_p < 1:
         sorted_BV = jnp.sort(logits_BV, descending=True)
         probs_BV = jax.nn.softmax(sorted_BV)
