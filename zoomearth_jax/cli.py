@@ -17,7 +17,7 @@ _HELP = (
 
 
 def _light_verbs() -> dict:
-    """Verb -> (config class, function), of those that run without jax and the models."""
+    """Maps the verbs that run without jax and the models to (config class, function)."""
     from zoomearth_jax.verbs.data import DataConfig, data
     from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
     from zoomearth_jax.verbs.tile import TileConfig, tile
@@ -26,7 +26,7 @@ def _light_verbs() -> dict:
 
 
 def _verbs() -> dict:
-    """Verb -> (config class, function), of all."""
+    """Maps all verbs to (config class, function)."""
     from zoomearth_jax.bench import BenchConfig, bench
     from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
     from zoomearth_jax.verbs.ablate import AblateConfig, ablate
@@ -127,7 +127,7 @@ def _parse(args: list[str], verbs: dict):
 
 
 def _parts(arg: str) -> list[str]:
-    """`--config=FILE` as two arguments; tyro sees to all others."""
+    """Splits `--config=FILE` into two arguments; tyro sees to all others."""
     name, equals, value = arg.partition("=")
     return [name, value] if equals and name in ("--config", "--reward") else [arg]
 

@@ -95,7 +95,7 @@ def _measure(directory: Path, config: FullSizeConfig) -> list[dict]:
 
 
 def _anonymous_gb() -> float:
-    """Memory of this process that no file backs; on Linux alone."""
+    """Memory of this process that no file backs; only on Linux."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

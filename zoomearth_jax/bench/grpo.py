@@ -7,7 +7,7 @@ gradient of one rollout are compared. The iterations of each side follow one ano
 quarter longer, in memory anew.
 
 With `--images` the scenes are files of 5,000 px. As released, a file is decoded whole for every rollout and again for every
-crop; the fair way decodes it once a step; ours reads a tile store, which was built before.
+crop; the fair way decodes it once per step; ours reads a tile store, which was built before.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class GRPOBenchConfig:
             writes the same tokens).
         variants: which of released and fair.
         images: none (scenes are computed at the size asked for), or files of 5,000 px: png or tif.
-        group: episodes a question.
+        group: episodes per question.
         repeats: iterations of each, of which the median counts.
         json: print JSON.
     """

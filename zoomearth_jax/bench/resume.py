@@ -22,7 +22,7 @@ from zoomearth_jax.runs.metrics import read_metrics
 from zoomearth_jax.runs.saved_steps import half_written, newest, numbers, read_record
 from zoomearth_jax.terminal.progress import Progress
 
-# Small steps and many checkpoints, so that kills often hit a write; two updates a rollout, with a reference policy.
+# Small steps and many checkpoints, so that kills often hit a write; two updates per rollout, with a reference policy.
 STAGES = {
     "sft": ("--questions", "48", "--batch-size", "4", "--checkpoint-every", "2"),
     "grpo": ("--model", "nano-grpo", "--prompts", "2", "--group", "2", "--updates", "2", "--checkpoint-every", "1"),

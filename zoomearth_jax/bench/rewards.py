@@ -1,4 +1,4 @@
-"""`zoomearth bench rewards`: box rewards a second and their error; WordNet scores against nltk's, in speed and in value."""
+"""`zoomearth bench rewards`: box rewards per second and their error; WordNet scores against nltk's, in speed and in value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(time.perf_counter() - began)
 
 @dataclasses.dataclass(frozen=True)
 class RewardsConfig:
-    """Box rewards a second and their error; WordNet scores against nltk's, in speed and in value.
+    """Box rewards per second and their error; WordNet scores against nltk's, in speed and in value.
 
     Attributes:
         boxes: pairs of boxes in a batch.
@@ -94,7 +94,7 @@ def box_rewards_float64(predicted, reference, alpha: float, eps: float, shape: C
 
 
 def _boxes(config: RewardsConfig, rng: np.random.Generator) -> dict:
-    """Of the paper's spec; the error of both named specs' region rewards."""
+    """Box rewards per second of the paper's spec, and the error of both named specs' region rewards."""
     boxes, side = random_boxes(rng, config.boxes), np.full(config.boxes, IMAGE_PX, np.float32)
     inputs = jax.device_put((*boxes, np.ones(config.boxes, bool), side))
     seconds = median_seconds(lambda: jax.block_until_ready(box_rewards(SPECS["paper"], *inputs)), config.repeats)
@@ -134,7 +134,7 @@ def _wordnet(config: RewardsConfig, rng: np.random.Generator, corpus, words: lis
 
 
 def tidied(answer: str) -> str:
-    """As the released code compares it."""
+    """A text as the released code compares it."""
     return answer.strip().lower().rstrip(".")
 
 
@@ -154,7 +154,7 @@ def nltk_score(corpus, answer: str, reference: str) -> float:
 
 
 def _answers(file: Path | None) -> list[str]:
-    """Of a file, in the order of its lines, or the words of WordNet."""
+    """Answers of a file, in the order of its lines, or the words of WordNet."""
     if file is None:
         return wordnet().lemmas
     try:

@@ -32,7 +32,7 @@ VISIT = 16
 
 @dataclasses.dataclass(frozen=True)
 class RolloutBenchConfig:
-    """Savings of the rollout: prompts once a group, crops on the same cache, no work for rows that stopped.
+    """Savings of the rollout: prompts once per group, crops on the same cache, no work for rows that stopped.
 
     Attributes:
         models: which of nano and 100m (see bench grpo).
@@ -96,7 +96,7 @@ class _Bench:
         return row | {"same_tokens": same[0], "logp_gap": same[1]}
 
     def _flops(self, tokens, past=0, overviews=(), crops=(), scored=0) -> float:
-        """Of rows of so many tokens after so many others."""
+        """FLOPs of rows of so many tokens after so many others."""
         none = np.zeros((0, 2), int)
         grids = np.concatenate([none, *overviews]), np.concatenate([none, *crops])
         counts = RowCounts(
@@ -107,7 +107,7 @@ class _Bench:
         return sum(whole) - sum(forward_flops(self.model.config, empty))
 
     def prompts(self) -> dict:
-        """Each prompt once, its cache repeated, against each once a sample."""
+        """Each prompt once, its cache repeated, against each once per sample."""
         group, prompts = self.group, self.played.prompts
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), prompts)
         shared, single = (

@@ -27,8 +27,8 @@ class RewardSpec:
         answer_match: `exact` (1 or 0), `wordnet`, the paper's: graded by path similarity, or `typed`: numbers and yes or no
             exactly, a synonym for the rest.
         pattern: `protocol`, the whole text is of the paper's form, or `reference`, as the released code looks for its parts.
-        custom: rewards of your own, each MODULE:FUNCTION, called once a batch with (episodes, questions); it gives a number
-            an episode, or None where it doesn't apply. The module is imported and its code runs.
+        custom: rewards of your own, each MODULE:FUNCTION, called once per batch with (episodes, questions); it gives a number
+            per episode, or None where it doesn't apply. The module is imported and its code runs.
         custom_weights: of those; 1 each by default.
         version: of the meaning of all this.
     """

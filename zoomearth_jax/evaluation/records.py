@@ -82,7 +82,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """(benchmark, id, config)."""
+        """The record's key: (benchmark, id, config)."""
         return self.benchmark, self.id, self.config
 
     @property
@@ -91,7 +91,7 @@ class Record:
         return any("window" in turn for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, in the order of the fields."""
+        """Returns plain data, in the order of the fields."""
         return dataclasses.asdict(self)
 
     @classmethod

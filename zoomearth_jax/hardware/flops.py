@@ -1,12 +1,12 @@
 """Model FLOPs: what a step has to compute, by the sizes of the model and of what really is in the rows.
 
-The convention is PaLM's (Chowdhery et al. 2022, appendix B): matrix products alone, a multiply-add is two FLOPs, what the
+The convention is PaLM's (Chowdhery et al. 2022, appendix B): only matrix products, a multiply-add is two FLOPs, what the
 backward pass computes anew (remat) is not counted. Otherwise it is stricter than the usual 6 x parameters x tokens:
 
 - Padding is not counted: tokens, patches and windows are those that exist.
 - Attention goes by the (query, key) pairs that see each other: causal in the decoder, inside windows of at most 64 patches in
-  the vision encoder's windowed blocks, over the whole image in its full ones. A pair costs 4 x width a layer.
-- A prompt counts once a group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
+  the vision encoder's windowed blocks, over the whole image in its full ones. A pair costs 4 x width per layer.
+- A prompt counts once per group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
 - All views are counted: overviews and the pictures after each turn.
 
 What a token, a pair and a picture cost is the family's to say (`models.family.Sizes`). A scored token costs 2 D V.
@@ -46,17 +46,17 @@ class RowCounts(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model runs over, each prompt once a group."""
+        """Number of tokens that the model runs over, each prompt once per group."""
         return int(self.prompt_A.sum() + self.reply_B.sum())
 
     @property
     def images(self) -> int:
-        """Views that exist."""
+        """Number of views that exist."""
         return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_A2, self.picture_BI2)))
 
     @property
     def samples(self) -> int:
-        """Replies."""
+        """Number of replies."""
         return len(self.reply_B)
 
 
@@ -89,7 +89,7 @@ def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
 
 
 def forward_flops(config: Sizes, counts: RowCounts) -> Flops:
-    """One forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
+    """FLOPs of one forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
     past_B = np.repeat(counts.prompt_A, len(counts.reply_B) // len(counts.prompt_A))
     pairs = segment_pairs(counts.prompt_A) + segment_pairs(counts.reply_B, past_B)
     return Flops(
@@ -107,16 +107,16 @@ def segment_pairs(length_B, past_B=0) -> int:
 
 
 def rollout_flops(config: Sizes, counts: RowCounts) -> float:
-    """A rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
+    """FLOPs of a rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
     return sum(forward_flops(config, counts))
 
 
 def sft_flops(config: Sizes, counts: RowCounts, *, freeze_vision: bool, lora: bool = False) -> float:
-    """A fine-tuning step.
+    """FLOPs of a fine-tuning step.
 
     Args:
         freeze_vision: nothing of the vision encoder trains.
-        lora: adapters alone train.
+        lora: only adapters train.
     """
     forward = forward_flops(config, counts)
     return _trained(forward, lora) + forward.vision * (1 if freeze_vision else _passes(lora))
@@ -132,10 +132,10 @@ def grpo_flops(
     updates: int = 1,
     scorings: int = 0,
 ) -> float:
-    """The updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
+    """FLOPs of the updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
 
     Args:
-        freeze_vision, lora: as of `sft_flops`.
+        freeze_vision, lora: see `sft_flops`.
         kl: each update takes the reference policy's forward pass too.
         updates: passes over the rollout.
         scorings: forward passes ahead of them, of the reference or of the policy itself.
@@ -151,7 +151,7 @@ def grpo_flops(
 
 
 def _trained(forward: Flops, lora: bool) -> float:
-    """Forward and backward pass of the decoder."""
+    """FLOPs of the decoder's forward and backward pass."""
     return (forward.layers + forward.logits) * _passes(lora) + forward.attention * 3
 
 
@@ -161,5 +161,5 @@ def _passes(lora: bool) -> int:
 
 
 def mfu(flops: float, seconds: float, chips: int, peak_flops: float) -> float:
-    """Model FLOPs utilisation, 0 to 1; `peak_flops` of one chip, a second."""
+    """Model FLOPs utilisation, 0 to 1; `peak_flops` is one chip's FLOP/s."""
     return flops / (seconds * chips * peak_flops)

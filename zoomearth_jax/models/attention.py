@@ -121,7 +121,7 @@ def _scores(q_BKQH, k_BKSH, visible):
 
 
 def _xla_cached_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past: KVCache):
-    """The past is read, never copied: its scores are computed apart and joined before the softmax."""
+    """Attention with a past, which is read, never copied: its scores are computed apart and joined before the softmax."""
     q = _split_heads(q_BTNH, k_BKTH.shape[1])
     causal_TT = jnp.tri(q_BTNH.shape[1], dtype=bool)
     own = _scores(q, k_BKTH, (causal_TT & (samples_BT[:, :, None] == samples_BT[:, None]))[:, None])
@@ -133,7 +133,7 @@ def _xla_cached_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past: KVCache):
 
 
 def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
-    """Without a past, in blocks of queries."""
+    """Attention without a past, in blocks of queries."""
     blocks = []
     for begin in range(0, q_BTNH.shape[1], QUERY_BLOCK):
         block_BTNH = q_BTNH[:, begin : begin + QUERY_BLOCK]

@@ -55,9 +55,9 @@ def fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: b
 
 
 def _cudnn(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: bool):
-    """cuDNN takes key lengths or a mask; rows have gaps and may be packed, so a mask.
+    """Attention by cuDNN, which takes key lengths or a mask; rows have gaps and may be packed, so a mask.
 
-    It becomes a bias [B, 1, T, S], which has a backward pass at even lengths alone. Masked by position only (`is_causal`)
+    It becomes a bias [B, 1, T, S], which has a backward pass only at even lengths. Masked by position only (`is_causal`)
     the upper triangle is skipped; that mask starts at the first key, so it serves where there is no past.
     """
     length, offset = q_BTNH.shape[1], k_BSKH.shape[1] - q_BTNH.shape[1]

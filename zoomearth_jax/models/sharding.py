@@ -34,7 +34,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
 
 
 def make_mesh(shape: Sequence[int], devices=None) -> Mesh:
-    """A mesh of the given sizes along (data, fsdp, tensor), over the first devices of all; data alone spans TPU slices."""
+    """A mesh of the given sizes along (data, fsdp, tensor), over the first devices of all; only data spans TPU slices."""
     devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
     slices = num_slices(devices)
     # not every size is that of whole dimensions of a torus
@@ -133,7 +133,7 @@ def cast_kernels(params, dtype, gather: bool = False):
     The model would convert them at every use. Norms' scales and biases stay as they are.
 
     Args:
-        gather: whole along fsdp too, on the mesh in context: one gathering instead of one a use.
+        gather: whole along fsdp too, on the mesh in context: gathered once instead of once per use.
     """
     mesh = jax.sharding.get_abstract_mesh()
 

@@ -24,7 +24,7 @@ from zoomearth_jax.plan.hlo import COLLECTIVES, FREE, Computation, Instruction, 
 
 @dataclasses.dataclass
 class Cost:
-    """Of one chip.
+    """What a program costs one chip.
 
     Attributes:
         flops: of matrix products, recomputed ones included.
@@ -52,7 +52,7 @@ class Cost:
         return self.compute + self.memory + self.links + self.copies
 
     def add(self, other: Cost, times: float = 1.0) -> None:
-        """Adds what runs so many times."""
+        """Adds the cost of something that runs so many times."""
         for name in ("flops", "hbm_bytes", "compute", "memory", "links", "copies", "link_seconds"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for kind, pair in other.collectives.items():
@@ -155,7 +155,7 @@ def _channel(collective: Instruction) -> str:
 
 
 def _scattered(inside: Computation, collective: Instruction) -> bool:
-    """Whether a fusion takes slices alone of its all-reduce: thus TPUs print a reduce-scatter."""
+    """Whether a fusion takes only slices of its all-reduce: this is how TPUs print a reduce-scatter."""
 
     def sliced(user: Instruction) -> bool:
         if user.opcode in ("get-tuple-element", "bitcast"):
@@ -287,7 +287,7 @@ class _Run:
             self._wait(end, "compute", i.op_name)
 
     def _copy(self, i: Instruction) -> None:
-        """From or into main memory, beside the core."""
+        """Moves data from or into main memory, beside the core."""
         source = self.where.get(i.operands[0])
         moved = min((a.bytes for a in i.arrays[:2]), default=0.0)
         ends = i.arrays[:1] + source.arrays[:1] if source else i.arrays[:1]

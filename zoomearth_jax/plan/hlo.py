@@ -34,17 +34,17 @@ class Array(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> float:
-        """Bytes, in whichever memory."""
+        """Number of bytes, in whichever memory."""
         return self.size * _bits(self.dtype) / 8
 
     @property
     def main_bytes(self) -> float:
-        """Bytes in main memory."""
+        """Number of bytes in main memory."""
         return 0.0 if self.space else self.bytes
 
 
@@ -72,7 +72,7 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Of a custom call."""
+        """The target of a custom call."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -90,12 +90,12 @@ class Computation(dict):
 
     @property
     def root(self) -> Instruction:
-        """The one whose result is the computation's."""
+        """The instruction whose result is the computation's."""
         return next(i for i in self.values() if i.root)
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads an instruction's result."""
+        """The instructions that read an instruction's result."""
         out = {name: [] for name in self}
         for instruction in self.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -196,7 +196,7 @@ def _numbers(text: str, key: str) -> list[int]:
 
 
 def _convolution_flops(where: Computation, i: Instruction) -> float:
-    """Two a product that falls inside the input: dilation and padding, by which TPUs batch products, cost nothing."""
+    """Two FLOPs per product that falls inside the input: dilation and padding, by which TPUs batch products, cost nothing."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     lhs_labels, rhs_labels, out_labels = labels.groups()
     lhs, rhs = (where[name].arrays[0].dims for name in i.operands[:2])
@@ -261,7 +261,7 @@ def traffic(module: Module, where: Computation, i: Instruction) -> float:
 
 
 def _passed(i: Instruction) -> dict[int, int]:
-    """Results -> operands that share memory: in fusions that a collective runs through, its buffers."""
+    """Maps results to operands that share memory: in fusions that a collective runs through, its buffers."""
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", i.attributes.partition("output_to_operand_aliasing")[2])
     return {int(result or 0): int(operand) for result, operand in pairs}
 
@@ -290,7 +290,7 @@ def _slice_of(user: Instruction, n: int, result: tuple[Array, ...], where: Compu
 
 
 def _taken(module: Module, inside: Computation, name: str) -> float:
-    """Bytes that a fusion takes of a parameter: of one that is only sliced the slices."""
+    """Bytes that a fusion takes of a parameter: only the slices where it is only sliced."""
     total = math.inf if inside[name].root else 0.0
     for user in inside.users[name]:
         for n in [n for n, operand in enumerate(user.operands) if operand == name]:
@@ -326,7 +326,7 @@ def _written(where: Computation, inside: Computation, i: Instruction, passed: tu
 
 
 def _put(inside: Computation, part: Instruction | None) -> float:
-    """Bytes that a fusion writes of a result: of an update in place the update."""
+    """Bytes that a fusion writes of a result: only the update where it is an update in place."""
     while part is not None and part.opcode in RENAMES and part.operands[0] in inside:
         part = inside[part.operands[0]]
     if part is not None and part.opcode == "dynamic-update-slice":

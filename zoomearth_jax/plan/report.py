@@ -171,7 +171,7 @@ def _time(compiled, training: Training, network: Network) -> dict:
 
 
 def _unreadable(compiled) -> dict:
-    """What to say of a program whose text jaxlib can't read, as of some of a newer libtpu; its memory is known still."""
+    """The message about a program whose text jaxlib can't read, as of some of a newer libtpu; its memory is known still."""
     try:
         compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -256,7 +256,7 @@ def assumptions(config, known: Chip) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what compiled."""
+    """Versions of what compiled the programs."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:

@@ -43,7 +43,7 @@ class Episode:
 
     @property
     def texts(self) -> list[str]:
-        """What was written, a text a turn."""
+        """What was written, one text per turn."""
         return [turn.text for turn in self.turns]
 
     @property

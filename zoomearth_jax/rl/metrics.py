@@ -23,7 +23,7 @@ def episode_table(
     advantages: np.ndarray,
     layout: RowLayout,
 ) -> dict[str, np.ndarray]:
-    """One number an episode, float32 [A x G] each; NaN where it doesn't apply."""
+    """One number per episode, float32 [A x G] each; NaN where it doesn't apply."""
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
     episodes, target = played.episodes, played.replies.target

@@ -69,7 +69,7 @@ def last_valid(hidden_BTD, valid_BT):
 
 
 def masked_logits(logits, banned_ids: tuple[int, ...]):
-    """Logits of the distribution that is sampled from: ids placed by us alone (vision, turn starts) are impossible."""
+    """Logits of the distribution that is sampled from: ids that only we place (vision, turn starts) are impossible."""
     if not banned_ids:
         return logits
     banned_V = np.zeros(logits.shape[-1], bool)
@@ -117,7 +117,7 @@ def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperatu
 def reply_hidden(model: VisionLanguageModel, prompt: Segment, reply: Segment, places: Places | None = None):
     """For each slot of the reply, the hidden state that predicts its token.
 
-    Prompts run once a group: with A prompts and B = A x G replies, replies i G … (i + 1) G - 1 follow prompt i.
+    Prompts run once per group: with A prompts and B = A x G replies, replies i G … (i + 1) G - 1 follow prompt i.
 
     Args:
         places: of the slots that exist (see `group_places`); all are computed without.

@@ -95,9 +95,9 @@ class Monitor:
 
         Args:
             start, total: the last step already done, and the last one to come.
-            chips: that the run uses, over all processes.
-            shares: equal shares that processes cut a batch into; what is logged a second is this process's times that.
-            peak_flops: of a chip, a second; without it there is no MFU.
+            chips: number of chips that the run uses, over all processes.
+            shares: equal shares that processes cut a batch into; what is logged per second is this process's figure times that.
+            peak_flops: FLOP/s of a chip; without it there is no MFU.
             profile: write an XProf trace of a few steps.
             shapes_vary: programs may compile at any step (packed rows).
         """

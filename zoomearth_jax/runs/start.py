@@ -267,7 +267,7 @@ def broken_images(loader: Loader, step: int, mesh: Mesh) -> int:
     total = int(multihost_utils.process_allgather(np.array(own)).sum())
     return (
         total * process_share(mesh)[1] // jax.process_count()
-    )  # processes that differ along tensor alone count the same
+    )  # processes that differ only along tensor count the same
 
 
 def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:

@@ -19,7 +19,7 @@ GRACE = 2.0  # seconds between Ctrl-C and the end, in which open files and folde
 
 
 def in_utf8() -> None:
-    """Starts the command again in Python's UTF-8 mode where the locale knows ASCII alone: questions, answers, paths and
+    """Starts the command again in Python's UTF-8 mode where the locale knows only ASCII: questions, answers, paths and
     settings are UTF-8 whatever a container's locale says."""
     if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -66,9 +66,9 @@ class AblateConfig:
         out: directory for results.json, results.svg and the runs, seedN/VARIANT.
         variants: of paper, no-region, no-iou, no-box, sft-only, no-crop, reference.
         seeds: of fine-tuning and GRPO; the held-out questions are the same for all.
-        sft_steps: optimizer steps of fine-tuning, once a seed.
-        steps: GRPO's.
-        prompts: questions a GRPO step.
+        sft_steps: optimizer steps of fine-tuning, once per seed.
+        steps: rollouts of GRPO.
+        prompts: questions per GRPO step.
         questions: held-out ones that need a crop; a quarter as many that need none.
         batch_size: of the evaluation.
         json: print JSON.

@@ -28,7 +28,7 @@ class AskConfig:
     """A question to a model.
 
     Attributes:
-        image: an image file, however large; or an image of a tile store, as STORE/NAME, or STORE alone if it holds one image.
+        image: an image file, however large; or an image of a tile store, as STORE/NAME, or only STORE if it holds one image.
         question: what to ask.
         model: `nano-grpo`, a model directory, a run, or ORG/NAME of the Hugging Face hub. (`nano` is the base, which doesn't
             speak the protocol.)

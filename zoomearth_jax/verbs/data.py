@@ -47,7 +47,7 @@ class CheckConfig:
         split: only this one.
         sample: questions to draw; 0 draws none.
         out: the PNG picture of the sample.
-        manifests: folder with one manifest a split: written where there is none, else compared with.
+        manifests: folder with one manifest per split: written where there is none, else compared with.
         seed: of the sample.
         decode: decode every pixel of every image; without it only headers are read, and the images that are drawn.
         images: how image files become 8-bit RGB, as training is told.

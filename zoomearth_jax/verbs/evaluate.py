@@ -49,7 +49,7 @@ class EvaluateConfig:
         mesh: how the devices of one process share the work.
         layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         match: when an answer is correct: `exact`, up to case, outer blanks and a final dot; `wordnet`, the paper's, also where a
-            word's path similarity is 0.8 or more; `typed`, so for words alone, not for numbers, yes and no.
+            word's path similarity is 0.8 or more; `typed`, so for words only, not for numbers, yes and no.
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
         seed: of the procedural questions and of sampling.
@@ -81,7 +81,7 @@ class EvaluateConfig:
 
 
 class _Samples:
-    """The file of samples: a line a question, on the disk as soon as its batch is done.
+    """The file of samples: one line per question, on the disk as soon as its batch is done.
 
     Where it can't be written any more the evaluation goes on without it, and `fault` tells.
     """

@@ -25,7 +25,7 @@ class ScenesConfig:
     Attributes:
         out: folder for the images and questions.jsonl.
         count: scenes.
-        side: px a side.
+        side: px per side.
         format: of the images.
         seed: of the scenes.
     """

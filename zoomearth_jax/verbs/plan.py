@@ -33,7 +33,7 @@ class PlanConfig:
         slices: of a multi-slice system, each of that topology.
         mesh: sizes along data, fsdp and tensor; as the training verbs choose them by default.
         prompts: questions a GRPO step, over all devices.
-        group: episodes a question.
+        group: episodes per question.
         batch_size: samples a fine-tuning step; prompts x group by default.
         accumulate: microbatches of a step.
         layout: slots other than the preset's own, such as `--layout.turn-lens 640 256 256` for two pictures.
@@ -41,7 +41,7 @@ class PlanConfig:
         gather: see the training verbs' `--mesh.gather`.
         freeze_vision: keep the vision encoder as it is.
         kl: whether GRPO holds a reference policy.
-        fill: share of the slots that hold tokens, 0 to 1: MFU counts these alone, while programs run over whole slots.
+        fill: share of the slots that hold tokens, 0 to 1: MFU counts only these, while programs run over whole slots.
         programs: what to compile.
         fit: try meshes, microbatches and remat policies, and report the fastest that fits.
         tries: how many `fit` compiles.

@@ -150,7 +150,7 @@ def _chunks(items: list, size: int) -> list[list]:
 
 
 def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step: int) -> dict:
-    """The data of one step, from the seed and the step's number alone."""
+    """The data of one step, from nothing but the seed and the step's number."""
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
     scenes = [random_scene(rng) for _ in range(config.scenes)]
     overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
@@ -181,7 +181,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step:
 
 
 def _group_loss(model, part):
-    """Visual tokens, states that predict each slot, the weighted cross-entropy, and that of first numbers alone."""
+    """Visual tokens, states that predict each slot, the weighted cross-entropy, and the cross-entropy of only the first numbers."""
     ids, valid, images = part["prompt"]
     reply_ids, reply_valid, weight, first, _ = part["reply"]
     features = model.encode_views(images)

@@ -17,7 +17,7 @@ _FILES = ("images", ".")
 
 
 def open_image(path, config: ImageConfig = ImageConfig()) -> ImageSource:
-    """An image file, or an image of a tile store: STORE/NAME, or STORE alone if it holds one image.
+    """An image file, or an image of a tile store: STORE/NAME, or only STORE if it holds one image.
 
     Raises:
         UserError: neither is there, or it can't be read.

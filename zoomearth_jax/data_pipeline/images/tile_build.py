@@ -75,7 +75,7 @@ _UNFORESEEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeErr
 
 
 class _Stopped(Exception):
-    """Another image's failure, or the user, ended the build."""
+    """Raised where another image's failure, or the user, ended the build."""
 
 
 def build_store(
@@ -264,7 +264,7 @@ class _ImageBuild:
 
 @contextlib.contextmanager
 def _shard_writer(path: Path, compressed: bool) -> Iterator[ArrayRecordWriter]:
-    """Leaves no partial file where the image turns out broken; ArrayRecord's own errors become OSError."""
+    """Opens a shard to write; leaves no partial file where the image turns out broken; ArrayRecord's own errors become OSError."""
     writer = None
     try:
         writer = ArrayRecordWriter(str(path), "group_size:1," + ("zstd:1" if compressed else "uncompressed"))
@@ -280,7 +280,7 @@ def _shard_writer(path: Path, compressed: bool) -> Iterator[ArrayRecordWriter]:
 
 
 def _check_shard(path: Path, count: int) -> None:
-    """A full disk can pass a writer by unnoticed."""
+    """Checks that a shard is whole: a writer may not notice a full disk."""
     found = ArrayRecordReader(str(path)).num_records()
     if found != count:
         path.unlink()

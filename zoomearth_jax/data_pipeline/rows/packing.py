@@ -1,4 +1,4 @@
-"""Packed rows: several samples behind each other, without the gaps of the fixed layout; of NumPy alone.
+"""Packed rows: several samples behind each other, without the gaps of the fixed layout; only NumPy is used.
 
 Only what later tokens see stands in a packed row: prompt with overview, turns, pictures. Stop tokens are targets of the
 token before them. A batch is packed by itself, so its step is as random-access, and its loss the same, as with fixed rows.
@@ -14,7 +14,7 @@ import numpy as np
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, Views
 from zoomearth_jax.errors import UserError
 
-SHAPES = 8  # a batch has one of so many numbers of rows, and of targets a row: each is compiled once
+SHAPES = 8  # a batch has one of so many numbers of rows, and of targets per row: each is compiled once
 
 
 class PackedRows(NamedTuple):

@@ -220,7 +220,7 @@ def _pad_left(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As transformers 5 does it: what is transparent lies on white."""
+    """A picture as RGB, as transformers 5 does it: what is transparent lies on white."""
     if ImageMode.getmode(image.mode).typestr not in ("|u1", "|b1"):
         raise UserError(f"image: pixel type {image.mode!r} is not supported; convert the image to 8-bit RGB")
     try:

@@ -59,7 +59,7 @@ def _all_gone(pattern: re.Pattern, text: str) -> str:
 
 
 def _number_lists(pattern: re.Pattern, text: str) -> Iterator[list[float]]:
-    """What follows each "bbox_2d" and is a list of numbers; templates such as [x1, y1, x2, y2] are passed over."""
+    """Lists of numbers that follow each "bbox_2d"; templates such as [x1, y1, x2, y2] are passed over."""
     for found in pattern.finditer(text):
         try:
             yield [float(part) for part in found[1].split(",")]
@@ -141,7 +141,7 @@ def released_numbers(text: str) -> list[float]:
 
 
 def normalize(answer: str) -> str:
-    """Case, outer blanks and a final dot don't count."""
+    """A text without what doesn't count in comparisons: case, outer blanks and a final dot."""
     return answer.strip().lower().removesuffix(".").strip()
 
 

@@ -168,7 +168,7 @@ class ModelConfig:
 
     @property
     def pair_flops(self) -> int:
-        """FLOPs of attention for one (query, key) pair: 4 D a layer."""
+        """FLOPs of attention for one (query, key) pair: 4 D per layer."""
         return self.text.num_layers * 4 * self.text.width
 
     def cache_shape(self, rows: int, slots: int) -> tuple[int, ...]:

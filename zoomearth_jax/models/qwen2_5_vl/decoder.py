@@ -38,7 +38,7 @@ class DecoderLayer(nnx.Module):
         """The output of rows [prompt | reply | reply ...]: A prompts, each with its B / A replies of T tokens.
 
         Args:
-            places: where x and angles have the slots that exist alone.
+            places: given where x and angles have only the slots that exist.
         """
         (prompts, split), (replies, length) = samples_AU.shape, samples_BT.shape
 

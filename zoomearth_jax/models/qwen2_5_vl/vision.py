@@ -1,7 +1,7 @@
 """The vision encoder: windowed and full attention blocks with axial rotary positions, then the 2 x 2 patch merger.
 
 Patches run through the blocks in window order (each window's patches contiguous, as in HF), padded at the end to a
-fixed budget. Which patch sits where depends on the image's grid alone and travels as data (`VisionLayout`), so one
+fixed budget. Which patch sits where depends only on the image's grid and travels as data (`VisionLayout`), so one
 compiled program serves every grid.
 """
 

@@ -54,7 +54,7 @@ def reference_window(boxes):
     """What the released code compares in place of boxes [..., 4] in px of the original.
 
     Corners lose their fractions; if either side is then shorter than 512 px, as of every point and inverted box, it is the
-    square of 512 px around the centre, cut at the left and upper border alone (nothing is left of one wholly beyond these),
+    square of 512 px around the centre, cut only at the left and upper border (nothing is left of one wholly beyond these),
     otherwise the box as it was.
     """
     x1, y1, x2, y2 = map(jnp.trunc, _corners(boxes))

@@ -59,7 +59,7 @@ def episode_box_rewards(
 
 
 def _released_arrays(asked: Sequence[Question], numbers: Sequence[Sequence[float]], views: Sequence[Frame]):
-    """As `box_arrays`, of the numbers that texts name, in px of the views: four that are near count, whatever they are."""
+    """What `box_arrays` gives, of the numbers that texts name, in px of the views: four that are near count, whatever they are."""
     boxes = [
         Box(*n, view) if len(n) == 4 and all(abs(x) < FAR for x in n) else None
         for n, view in zip(numbers, views, strict=True)
@@ -74,7 +74,7 @@ def _annotated(question: Question) -> list[float]:
 
 
 def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], episode: EpisodeConfig):
-    """As `box_arrays`, of the windows that were read and those that the reference boxes would have given."""
+    """What `box_arrays` gives, of the windows that were read and those that the reference boxes would have given."""
     predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
     for i in np.flatnonzero(applies):
         reference[i] = crop_window(questions[i].box, episode.min_window_px, episode.crop).corners

@@ -133,7 +133,7 @@ class Sampler(NamedTuple):
         return _counted(self._draw(model, hidden_BD, writing, start_B))
 
     def _draw(self, model, hidden_BD, writing: Writing, position_B) -> Writing:
-        """One more token of every row that goes on."""
+        """Draws one more token for every row that goes on."""
         step, alive_B = writing.step, writing.alive_B
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(writing.keys_B, step)
         logits_BV = model.logits(hidden_BD)
@@ -154,7 +154,7 @@ class Sampler(NamedTuple):
     def go_on(
         self, model: VisionLanguageModel, cache: KVCache, writing: Writing, tokens: int
     ) -> tuple[KVCache, Writing]:
-        """Up to `tokens` more a row, until all rows have stopped or their slots are full; the last stays out of the cache."""
+        """Writes up to `tokens` more per row, until all rows have stopped or are full; the last token stays out of the cache."""
         until = jnp.minimum(writing.step + tokens, writing.ids_BT.shape[1])
 
         def going(loop):
@@ -184,7 +184,7 @@ def close(model: VisionLanguageModel, cache: KVCache, writing: Writing) -> tuple
 
 
 def reread(model: VisionLanguageModel, cache: KVCache, writing: Writing, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
-    """As `close`, with other tokens in place of those that were sampled."""
+    """The same as `close`, with other tokens in place of those that were sampled."""
     prompt = cache.k.shape[3] - writing.ids_BT.shape[1]
     past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.samples_BS[:, :prompt])
     _, own, next_B = model.segment(ids_BT, one_sample(valid_BT), start_B=writing.start_B, past=past)
@@ -192,13 +192,13 @@ def reread(model: VisionLanguageModel, cache: KVCache, writing: Writing, ids_BT,
 
 
 def _counted(writing: Writing) -> Writing:
-    """What leaves a program that wrote tokens."""
+    """The `Writing` that leaves a program, with `most_alive` counted."""
     alive = writing.alive_B.reshape(row_shards(len(writing.alive_B)), -1).sum(axis=1).max()
     return _laid_out(writing)._replace(most_alive=constrain(alive), step=constrain(writing.step))
 
 
 def _laid_out(writing: Writing) -> Writing:
-    """What the host reads lies with its rows, so that each process finds its own."""
+    """Lays what the host reads with its rows, so that each process finds its own."""
     read = {name: getattr(writing, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
     return writing._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
 
@@ -217,7 +217,7 @@ def narrow(cache: KVCache, writing: Writing, rows: int) -> tuple[KVCache, Writin
 
 
 def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, small: Writing, places):
-    """Puts rows back that `narrow` took out; of the cache the turn's own slots, if there is one to go on with."""
+    """Puts rows back that `narrow` took out; of the cache only the turn's own slots, if there is a cache to go on with."""
     writing = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, writing, small)
     writing = _laid_out(writing)
     if cache is None:

@@ -69,7 +69,7 @@ class _Turns:
     """What the rows of this process have done so far. Tools run in threads from the moment that a row ends its turn."""
 
     def __init__(self, engine: RolloutEngine, asked: Sequence[Question], views: Sequence[Frame], tool: Tool):
-        """Of B rows, each with its question and the frame of its overview."""
+        """Takes B rows, each with its question and the frame of its overview."""
         self._engine, self._asked, self._views, self._tool = engine, asked, views, tool
         self._first = process_share(engine.mesh)[0] * len(asked)
         self._done: list[list[Turn]] = [[] for _ in asked]
@@ -124,7 +124,7 @@ class _Turns:
         ]
 
     def _answer(self, texts: list[str]) -> str | None:
-        """That of the last turn; with the gate `box` of the last turn that gives one."""
+        """The answer of the last turn; with the gate `box`, of the last turn that gives one."""
         count = len(texts) if self._engine.rows.episode.gate == "box" else 1
         return next(filter(None, map(parse_answer, texts[: -count - 1 : -1])), None)
 
@@ -357,7 +357,7 @@ def _half(rows: int, alive: int) -> int:
 
 
 def _anywhere(here: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether a condition holds in any process."""
     return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(here)).any())
 
 

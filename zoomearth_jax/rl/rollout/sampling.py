@@ -53,7 +53,7 @@ def filtered_logits(logits_BV, filters: SamplingConfig, seen_BV=None):
 
 
 def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, seen_BV=None):
-    """A token a row and its log-probability [B]; temperature 0 takes the likeliest, with log-probabilities at 1.
+    """A token per row and its log-probability [B]; temperature 0 takes the likeliest, with log-probabilities at 1.
 
     The log-probability is the policy's own, at this temperature and without the banned ids, before the filters: what
     `policy.token_logprobs` gives again. With a filter on it is not that of the distribution that was drawn from, so GRPO

@@ -38,7 +38,7 @@ def play_scored(
 
     Args:
         looks: of `send_parts`. Samples don't depend on their number.
-        score: (questions, their episodes) -> rewards [rows] by name; called once a part, in their order.
+        score: (questions, their episodes) -> rewards [rows] by name; called once per part, in their order.
 
     Returns:
         all episodes, and all rewards.
