@@ -66,7 +66,7 @@ def bench_resume(config: ResumeConfig) -> list[dict]:
 
 
 def _stage(stage: str, config: ResumeConfig, folder: Path, bar) -> dict:
-    """A stage's part of the row."""
+    """Returns a stage's part of the row."""
     rng, whole = random.Random(f"{stage} {config.seed}"), _Run(stage, config.steps, folder, "whole")
     whole.go_on()  # fills the cache of programs
     whole = _Run(stage, config.steps, folder, "again")

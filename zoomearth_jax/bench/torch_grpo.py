@@ -192,7 +192,7 @@ class TorchGRPO:
         return torch.log_softmax(picked, -1).gather(-1, ids[..., None])[..., 0], mask
 
     def update(self, sequences: Sequence[Row], advantages: np.ndarray) -> dict[str, float]:
-        """One optimizer step; its loss and gradient norm."""
+        """Takes one optimizer step; returns its loss and gradient norm."""
         torch, inputs = self._torch, self._inputs(sequences)
         with torch.no_grad():
             ref, _ = self._logprobs(self._reference, inputs, sequences)

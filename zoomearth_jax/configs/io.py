@@ -156,7 +156,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
-        """As the parent's, but for keys that stand twice."""
+        """Constructs a mapping as the parent does, but refuses keys that stand twice."""
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for place, key in enumerate(keys):
             if key.value in (before.value for before in keys[:place]):
@@ -164,7 +164,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node):
-        """No merge keys, which YAML 1.2 doesn't know."""
+        """Leaves mappings as they are: YAML 1.2 knows no merge keys."""
 
 
 class _Dumper(yaml.SafeDumper):

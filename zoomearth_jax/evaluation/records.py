@@ -15,7 +15,7 @@ from zoomearth_jax.rl.records import turn_record
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question of a benchmark.
+    """A question of a benchmark.
 
     Attributes:
         id: as in the official file, unique within the benchmark.

@@ -115,7 +115,7 @@ def _join_heads(out_BKQH, shape):
 
 
 def _scores(q_BKQH, k_BKSH, visible):
-    """float32 [B, K, Q, S]; visible broadcasts against [B, 1, T, S]."""
+    """Scores, float32 [B, K, Q, S]; visible broadcasts against [B, 1, T, S]."""
     out = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
     return jnp.where(jnp.tile(visible, (1, 1, q_BKQH.shape[2] // visible.shape[2], 1)), out, MASKED)
 

@@ -17,7 +17,7 @@ MAX_BLOCK = 512  # wide enough for the matrix unit, small enough for the scores 
 
 
 def compile_platform() -> str:
-    """cpu, gpu or tpu: that of the mesh in context, which may describe devices that aren't here, else the default."""
+    """The platform, cpu, gpu or tpu: that of the mesh in context, which may describe devices that aren't here, else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 

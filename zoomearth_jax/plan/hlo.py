@@ -66,7 +66,7 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """Where in the traced function it comes from."""
+        """The place in the traced function that the instruction comes from."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -356,7 +356,7 @@ def trip_count(module: Module, where: Computation, loop: Instruction) -> int | N
 
 
 def _counter_step(body: Computation, index: str) -> int:
-    """By how much a trip advances the counter: more than 1 where XLA unrolled the loop."""
+    """The number by which a trip advances the counter: more than 1 where XLA unrolled the loop."""
     step, name = 0, body.root.operands[int(index)]
     while name in body and body[name].opcode in ("add", "copy", "bitcast"):
         step += _constant(body, body[name].operands[1]) or 0 if body[name].opcode == "add" else 0

@@ -53,7 +53,7 @@ def write_panel(
 
 
 def chosen(total: np.ndarray, group: int) -> list[int]:
-    """Of the first questions, the numbers of the best and the worst episode (the first of equals; one if all are equal)."""
+    """Numbers of the best and the worst episode of each of the first questions (the first of equals; one if all are equal)."""
     shown = []
     for first in range(0, min(len(total), QUESTIONS * group), group):
         own = total[first : first + group]

@@ -32,7 +32,7 @@ class Played:
     """A step's episodes.
 
     Attributes:
-        questions: the N that were played.
+        questions: the A questions that were played.
         episodes: A x G.
         rewards: of each episode by name, [A x G].
         rows: what the learner trains on, on the devices.
@@ -132,7 +132,7 @@ def learner_rows(
 
 
 def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sampler's estimated KL against the reference in each episode: summed over its tokens, and a token, float32 [A x G].
+    """The sampler's estimated KL against the reference in each episode: summed over its tokens, and per token, float32 [A x G].
 
     Args:
         ref_logp: of the reference, [A x G, slots].

@@ -41,7 +41,7 @@ def kl_estimate(kind: str, logp, ref_logp):
 
 
 def row_weights(objective: ObjectiveConfig, mask, kept=None):
-    """What a token of each row of a whole batch weighs in the loss, float32 [B].
+    """Weight of each row's tokens in the loss of a whole batch, float32 [B].
 
     Args:
         mask: [B, T], 1 on the tokens of the loss. Rows without any count as 0 in a mean over rows.

@@ -41,7 +41,7 @@ def row_logprobs(model, batch: RowBatch, layout: RowLayout, temperature: float, 
 
 
 def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
+    """Takes one optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
 
     loss_fn also gives metrics that add up likewise, but for those named `*_max`; its loss is one of them. A step whose loss,
     gradient or update is not finite leaves the state as it is.
@@ -130,7 +130,7 @@ def make_grpo_step(
 ) -> Callable:
     """step(state, ref_trainable, GRPOBatch) -> (state, metrics).
 
-    Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once a
+    Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once per
     group. ref_trainable are the reference policy's trainable parameters (with LoRA fresh adapters, which change nothing);
     unused where the loss has no KL.
 

@@ -94,7 +94,7 @@ class Monitor:
         """Takes the run's log, which it closes, and its directory.
 
         Args:
-            start, total: the last step already done, and the last one to come.
+            start, total: the last step already done, and the run's last step.
             chips: number of chips that the run uses, over all processes.
             shares: equal shares that processes cut a batch into; what is logged per second is this process's figure times that.
             peak_flops: FLOP/s of a chip; without it there is no MFU.
@@ -188,7 +188,7 @@ class Monitor:
         broken step leaves as it is, to OUT/replay/checkpoints.
 
         Raises:
-            UserError: it is so.
+            UserError: something is not finite.
         """
         broken = [name for name in ("loss", "grad_norm", "update_ratio") if not math.isfinite(metrics.get(name, 0.0))]
         if not broken:

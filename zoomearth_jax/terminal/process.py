@@ -38,8 +38,9 @@ def set_streams() -> None:
 
 
 def hush_late_writes() -> None:
-    """Where one array of a checkpoint can't be written, tensorstore's threads report on all others to an event loop that has
-    closed, and asyncio on tasks that nobody waits for; each would print a traceback beside the line that says why."""
+    """Hides what follows an error. Where one array of a checkpoint can't be written, tensorstore's threads report on all
+    others to an event loop that has closed, and asyncio on tasks that nobody waits for; each would print a
+    traceback beside the line that says why."""
     import logging
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -77,7 +78,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def _note(self) -> None:
-        """From here on nothing else is said: what breaks now breaks because of this."""
+        """Notes the Ctrl-C. From here on nothing else is said: what breaks now breaks because of it."""
         self.noted = True
         sys.unraisablehook = threading.excepthook = lambda *_: None
         sys.excepthook = lambda *_: self.end()
@@ -104,7 +105,7 @@ class Interrupts:
         return ""
 
     def end(self) -> None:
-        """Says so and ends the process."""
+        """Says that the command was interrupted, and ends the process."""
         line = f"zoomearth: interrupted{self._hint()}\n"
         with contextlib.suppress(OSError):
             os.write(2, (f"\r\033[K{line}" if os.isatty(2) else line).encode())
@@ -155,7 +156,7 @@ def _exit_code(work: Callable[[], object]) -> int:
 
 
 def _flush() -> None:
-    """What was printed may only now find the disk full or the pipe broken."""
+    """Writes what was printed, which may only now find the disk full or the pipe broken."""
     try:
         sys.stdout.flush()
     except OSError as error:

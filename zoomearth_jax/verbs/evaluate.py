@@ -52,7 +52,7 @@ class EvaluateConfig:
             word's path similarity is 0.8 or more; `typed`, so for words only, not for numbers, yes and no.
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
-        seed: of the procedural questions and of sampling.
+        seed: random seed of the procedural questions and of sampling.
         samples: write one JSON object per question to this file, as they are played.
         strict: stop at the first image that can't be read; otherwise it is named, and its questions are left out and counted.
         json: print the summary as JSON.
@@ -110,7 +110,7 @@ class _Faults:
         self._named: dict[str, bool] = {}
 
     def see(self, questions: Sequence[Question]) -> None:
-        """Of a batch that has been played."""
+        """Names the broken images of a batch that has been played."""
         for fault in filter(None, map(fault_of, questions)):
             self._named.setdefault(fault, False)
         if any(self._named.values()) or not all(map(fault_of, questions)):

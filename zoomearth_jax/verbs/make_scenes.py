@@ -24,9 +24,9 @@ class ScenesConfig:
 
     Attributes:
         out: folder for the images and questions.jsonl.
-        count: scenes.
+        count: number of scenes.
         side: px per side.
-        format: of the images.
+        format: file format of the images.
         seed: of the scenes.
     """
 

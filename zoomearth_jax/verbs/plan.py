@@ -29,12 +29,12 @@ class PlanConfig:
 
     Attributes:
         preset: size of the model.
-        topology: of TPUs, such as v5e:4x4, v5p:4x4x4 or v6e:16x16; the attached devices without one.
-        slices: of a multi-slice system, each of that topology.
+        topology: TPUs to compile for, such as v5e:4x4, v5p:4x4x4 or v6e:16x16; the attached devices without one.
+        slices: number of slices of a multi-slice system, each of that topology.
         mesh: sizes along data, fsdp and tensor; as the training verbs choose them by default.
-        prompts: questions a GRPO step, over all devices.
+        prompts: questions per GRPO step, over all devices.
         group: episodes per question.
-        batch_size: samples a fine-tuning step; prompts x group by default.
+        batch_size: samples per fine-tuning step; prompts x group by default.
         accumulate: microbatches of a step.
         layout: slots other than the preset's own, such as `--layout.turn-lens 640 256 256` for two pictures.
         compute: number types, attention backend, and what the backward pass recomputes.
@@ -81,7 +81,7 @@ class PlanConfig:
 
     @property
     def samples(self) -> int:
-        """Of a fine-tuning step."""
+        """Number of samples of a fine-tuning step."""
         return self.batch_size or self.prompts * self.group
 
 
@@ -126,7 +126,7 @@ def topology_devices(topology: str, slices: int = 1) -> list:
 
 
 def text(report: dict) -> str:
-    """The report in lines: settings, a table a chip, collectives, assumptions."""
+    """The report in lines: settings, a table per chip, collectives, assumptions."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     lines = [
         f"{report['preset']} on {report['chips']} x {report['chip']} ({report['topology']}), {mesh}; {report['prompts']} prompts x "

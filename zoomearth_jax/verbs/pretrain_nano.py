@@ -45,14 +45,14 @@ _NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
 
 @dataclasses.dataclass(frozen=True)
 class PretrainNanoConfig:
-    """The recipe.
+    """Settings of the nano base model's training.
 
     Attributes:
         out: directory to write the checkpoint to.
         steps: most optimizer steps.
         stop_x1_loss: stop when the smoothed loss of a box's first number falls below this, so that the base still has
             something to learn; when binding happens varies by seed, so a step count alone won't do.
-        scenes: scenes (and as many crops) a step.
+        scenes: scenes (and as many crops) per step.
         lr: peak learning rate of AdamW.
         warmup: steps of linear warm-up.
         first_number_weight: weight of a box's first number in the loss.

@@ -171,7 +171,7 @@ def _build_all(wanted, records, directory, settings, config, workers, strict, pr
 
 
 class _ImageBuild:
-    """One image's way into its shard."""
+    """Builds the shard of one image."""
 
     def __init__(self, name: str, image: ImageFile, directory: Path, settings: StoreSettings, encoders: Executor, stop):
         self.name, self.image, self.directory, self.encoders, self.stop = name, image, directory, encoders, stop

@@ -33,7 +33,7 @@ def order(sources: Sequence[Source], seed: int, mix: Sequence[float] = ()) -> gr
     """The endless order of a run: order[i] is the Place of its i-th question.
 
     Args:
-        seed: of the shuffles; each source and epoch has its own. Endless sources come in their own order.
+        seed: random seed of the shuffles; each source and epoch has its own. Endless sources come in their own order.
         mix: share of each source, in any unit; equal shares without it. Shares hold in every stretch of the order, to
             within one question a source.
 
@@ -114,7 +114,7 @@ class Loader:
         return {source.name: source.digest() for source in self._maker.sources}
 
     def places(self, step: int) -> list[Place]:
-        """Where this host's questions of a step are, as far as broken images are known.
+        """Places of this host's questions of a step, as far as broken images are known.
 
         Raises:
             UserError: as many places in a row as a batch has are broken.

@@ -160,7 +160,7 @@ class ModelConfig:
 
     @property
     def token_flops(self) -> int:
-        """FLOPs of the decoder's layers for one token, per layer 2 D (2 D + 2 K H) + 6 D F; attention's pairs are left out."""
+        """FLOPs of the decoder's layers for one token: per layer 2 D (2 D + 2 K H) + 6 D F; attention's pairs are left out."""
         text = self.text
         kv_width = text.num_kv_heads * text.head_dim
         per_layer = 2 * text.width * (2 * text.width + 2 * kv_width) + 6 * text.width * text.mlp_dim

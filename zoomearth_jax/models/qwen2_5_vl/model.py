@@ -147,7 +147,7 @@ class Qwen2_5_VL(nnx.Module):
         return hidden_BTD, cache, next_B
 
     def grouped(self, prompt, reply, places: Places | None = None):
-        """Hidden states [A, U, D] of prompts and [B, T, D] of the replies that follow them, B / A each, in one pass.
+        """Hidden states [A, U, D] of prompts and [B, T, D] of the B / A replies that follow each, in one pass.
 
         The same as `segment` of the prompts, and then of the replies after the repeated cache.
 

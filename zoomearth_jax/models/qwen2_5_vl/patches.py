@@ -18,7 +18,7 @@ class VisionLayout(NamedTuple):
     positions_IP2: row and column of the p-th patch in window order. valid_IP: which of the budget exist.
     source_IP: the p-th patch's index in HF's merge-block order.
     window_IWP: indices into P of each window's patches; window_valid_IWP: which exist.
-    slot_IP: index of the p-th patch in the flattened [W x p] windows.
+    slot_IP: index of the p-th patch in the flattened [W x P] windows.
     merged_IM: for each merged token in raster order, its index in window order.
     """
 

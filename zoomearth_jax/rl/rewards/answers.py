@@ -32,7 +32,7 @@ def answer_scores(match: str, answers: Sequence[str | None], references: Sequenc
 
 
 def exact_scores(answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
-    """float32 [pairs]: 1 where case, outer blanks and a final dot are all that differs."""
+    """Exact agreement, float32 [pairs]: 1 where nothing but case, outer blanks and a final dot differs."""
     return np.array([is_correct(a, r) for a, r in zip(answers, references, strict=True)], np.float32)
 
 

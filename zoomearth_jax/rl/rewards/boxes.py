@@ -29,13 +29,13 @@ def _area(x1, y1, x2, y2):
 
 
 def is_box(boxes):
-    """bool [...]: which of the boxes [..., 4] are boxes at all (see the module)."""
+    """Which of the boxes [..., 4] are boxes at all (see the module), bool [...]."""
     x1, y1, x2, y2 = _corners(boxes)
     return (x1 > -FAR) & (x1 < x2) & (x2 < FAR) & (y1 > -FAR) & (y1 < y2) & (y2 < FAR)
 
 
 def is_near(boxes):
-    """bool [...]: whether all numbers of boxes [..., 4] are finite, and within 1e18 px."""
+    """Whether all numbers of boxes [..., 4] are finite, and within 1e18 px, bool [...]."""
     x1, y1, x2, y2 = map(jnp.abs, _corners(boxes))
     return (x1 < FAR) & (y1 < FAR) & (x2 < FAR) & (y2 < FAR)
 

@@ -82,7 +82,7 @@ def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], ep
 
 
 def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.ndarray:
-    """float32 [B]: 1 where an episode has the form that the spec's `pattern` asks for.
+    """Format rewards, float32 [B]: 1 where an episode has the form that the spec's `pattern` asks for.
 
     Args:
         views: the frame of each episode's overview.

@@ -59,7 +59,7 @@ def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
-    """Appends empty slots."""
+    """Appends empty slots to a cache."""
     k, v = (_pin(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))) for x in (cache.k, cache.v))
     return KVCache(k, v, jnp.pad(cache.samples_BS, ((0, 0), (0, slots))))
 
@@ -238,7 +238,7 @@ def _split(x, shards: int, axis: int):
 
 
 def _pick(x, places, axis: int = 0):
-    """Rows along `axis`, each shard's own; `places` [shards, rows of one]."""
+    """Takes rows along `axis`, each shard its own; `places` [shards, rows of one shard]."""
 
     def one(x, place):
         return x[:, place] if axis else x[place]

@@ -146,7 +146,7 @@ class RolloutEngine:
             mesh: where rows go, as in context at the calls; the default device without one. Of several processes each
                 plays its own questions, all at the same time.
             gather: see `MeshConfig`.
-            config: its `crop` and `batches` are the caller's to see to.
+            config: settings of the rollout; the caller sees to its `crop` and `batches`.
 
         Raises:
             UserError: nobody registered the tool that the config names.
@@ -312,7 +312,7 @@ class RolloutEngine:
         return read, (ids, valid)
 
     def _no_features(self, overview_features, group: int):
-        """Visual tokens in place of pictures, of rows without any."""
+        """Empty visual tokens, for rows without any picture."""
         rows, _, width = overview_features.shape
         shape = rows // process_share(self.mesh)[1] * group, self.rows.layout.picture_tokens, width
         return shard_batch(np.zeros(shape, overview_features.dtype), self.mesh)
@@ -339,7 +339,7 @@ def _join_features(*parts_IMD):
 
 
 def _interleaved(*features_BMD):
-    """The features of a batch's first, second, … pictures, those of a row one after the other."""
+    """Visual tokens of a batch's first, second, … pictures, those of a row one after the other."""
     return features_BMD[0] if len(features_BMD) == 1 else _stack_features(*features_BMD)
 
 
@@ -350,7 +350,7 @@ def _stack_features(*features_BMD):
 
 
 def _half(rows: int, alive: int) -> int:
-    """Half as many rows, if that holds the rows that go on (on the fullest device); else 0."""
+    """Half the number of rows, if that holds the rows that go on (on the fullest device); else 0."""
     shards = row_shards(rows)
     half, odd = divmod(rows // shards, 2)
     return 0 if odd or half < max(alive, LEAST_ROWS) else half * shards
