@@ -222,7 +222,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 2 after bad input, 130 after Ctrl-C, 141 where nobody reads on.
 
     Args:
-        args: those of the command line by default, whose process this then is: Ctrl-C and the streams are seen to.
+        args: the arguments; by default those of the command line, and then Ctrl-C and the streams of the process are seen to.
     """
     if args is not None:
         return ended(lambda: _run(args, None))

@@ -39,12 +39,12 @@ class LoaderConfig:
     """Images for GRPO from the loader and a tile store, against reading each file for each rollout.
 
     Attributes:
-        formats: of the image files, png or tif (striped, not compressed).
+        formats: formats of the image files, png or tif (striped, not compressed).
         images: files of each format.
         side: px per side.
         prompts: questions per step.
         group: rollouts per question, each with a box of its own.
-        steps: of the loader in each turn; the loop over files gets as many questions as one step has.
+        steps: steps of the loader in each turn; the loop over files gets as many questions as one step has.
         repeats: turns of both, of which the medians count.
         json: print JSON.
     """

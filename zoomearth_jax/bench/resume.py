@@ -35,9 +35,9 @@ class ResumeConfig:
     """SIGKILL at random moments of SFT and GRPO (nano), each resumed until it ends, against the undisturbed run.
 
     Attributes:
-        kills: of each stage, over as many runs as it takes.
-        steps: of a run.
-        seed: of the moments.
+        kills: kills of each stage, over as many runs as it takes.
+        steps: steps of a run.
+        seed: random seed of the moments.
         json: print JSON.
     """
 

@@ -41,9 +41,9 @@ class RewardsConfig:
         answers: JSON lines with a `ground_truth` or `answer` each, such as LRS-GRO's rl.jsonl; pairs of answers are drawn
             from it. Without it they are drawn from WordNet's own words.
         source: folder of WordNet 3.0's files, for nltk.
-        pairs: of answers, drawn at random, that are scored by both.
+        pairs: pairs of answers, drawn at random, that are scored by both.
         repeats: timings of each, of which the median counts.
-        seed: of boxes and pairs.
+        seed: random seed of boxes and pairs.
         json: print JSON.
     """
 

@@ -37,9 +37,9 @@ class TilesConfig:
         side: px per side of the image that is read as striped TIFF and as PNG.
         big: px per side of the large striped TIFF; 0 leaves it out.
         windows: random windows of 512 to 2,048 px that are shrunk to at most 512 px; the median of each way counts.
-        codec: of the tiles (see `zoomearth tile`).
+        codec: form of the tiles (see `zoomearth tile`).
         folder: where the temporary images go (2 GB with `big`); None is the system's.
-        seed: of images and windows.
+        seed: random seed of images and windows.
         json: print JSON.
     """
 

@@ -23,7 +23,7 @@ class RewardSpec:
         region: shape of r_RG by distance d between centres: `sigmoid`, 1 / (1 + exp(-alpha / (d + eps))), as the paper prints
             it, or `tanh`, tanh(alpha / (d + eps)), as its figure and the released code have it; 0 without a box.
         region_alpha, region_eps: its scale and what keeps it finite, in region_unit.
-        region_unit: of the distance: px of the original, or the image's longer side (`side`).
+        region_unit: unit of the distance: px of the original, or the image's longer side (`side`).
         answer_match: `exact` (1 or 0), `wordnet`, the paper's: graded by path similarity, or `typed`: numbers and yes or no
             exactly, a synonym for the rest.
         pattern: `protocol`, the whole text is of the paper's form, or `reference`, as the released code looks for its parts.

@@ -58,8 +58,8 @@ def partition_spec(
 
     Args:
         axes: logical axes of the trailing dimensions; leading ones (a stack of layers) stay whole.
-        shape: of the array.
-        mesh: concrete or abstract.
+        shape: the array's shape.
+        mesh: a concrete or an abstract mesh.
         without: mesh axes to leave out.
     """
     axes = (*[None] * (len(shape) - len(axes)), *axes)

@@ -27,9 +27,9 @@ class Cost:
     """What a program costs one chip.
 
     Attributes:
-        flops: of matrix products, recomputed ones included.
-        hbm_bytes: between main memory and the core.
-        seconds: of the whole, and its parts: `compute` and `memory` of instructions that the one or the other bounds,
+        flops: FLOPs of matrix products, recomputed ones included.
+        hbm_bytes: bytes between main memory and the core.
+        seconds: time of the whole, and its parts: `compute` and `memory` of instructions that the one or the other bounds,
             `links` and `copies` that the core waits for.
         collectives: kind -> (times, bytes that a chip sends), times seconds on the links whether waited for or not.
         spots: place in the traced function -> seconds.
@@ -83,7 +83,7 @@ class Network:
         """Bytes/s that each of a group receives in an all-gather over all dimensions of the torus that the group spans.
 
         Args:
-            group: of devices.
+            group: numbers of the devices.
             one_ring: the group is strung on one ring, which takes two links of a chip, in whatever dimensions it lies.
         """
         if len(set(self.slices[group])) > 1:
@@ -183,8 +183,8 @@ class Player:
 
     Args:
         module: the program.
-        network: of its devices.
-        share: of a loop's trips -> share of the trips in which conditionals in its body take their last branch; elsewhere they
+        network: how fast its devices exchange bytes.
+        share: number of a loop's trips -> share of them in which conditionals in its body take their last branch; elsewhere they
             take their first one.
         open_trips: trips of loops whose trips the data decide.
         cycles: whether the compiler's counts of cycles take part; without them it is a plain roofline.

@@ -29,7 +29,7 @@ def summed_up(scores: Sequence[Mapping], order: Sequence[str]) -> dict:
     seeds that both have.
 
     Args:
-        scores: of each run its variant, its seed and what METRICS names.
+        scores: for each run its variant, its seed and what METRICS names.
     """
     by_variant = {name: {row["seed"]: row for row in scores if row["variant"] == name} for name in order}
     paper = by_variant.get(BASE, {})

@@ -32,7 +32,7 @@ def write_panel(
 
     Args:
         step: 1 is the first.
-        scores: of each episode [A x G]: the rewards and what else is to be shown; `total` decides which are best and worst.
+        scores: figures of each episode [A x G]: the rewards and what else is to be shown; `total` decides which are best and worst.
     """
     group = len(played.episodes) // len(questions)
     shown = chosen(scores["total"], group)

@@ -18,7 +18,7 @@ class RowBatch(NamedTuple):
     """Rows on the device: A prompts, A x G replies with K - 1 pictures each. Images come as pixels, or as visual tokens that are
     final; those of a reply one after the other, [A x G x (K - 1), ...]. Without pictures (K = 1) both fields are None.
 
-    places: of the slots that exist, to compute no others (see `group_places`).
+    places: the slots that exist, to compute no others (see `group_places`).
     """
 
     prompt_ids: jax.Array
@@ -51,8 +51,8 @@ class GRPOBatch(NamedTuple):
 
     Attributes:
         kept: bool [A x G], rows that count in the loss; None for all.
-        old_logp: of the policy before the rollout's first update, by `make_scorer`; read where the objective's old policy is
-            the trainer's. None where the policy is still that one.
+        old_logp: log-probabilities of the policy before the rollout's first update, by `make_scorer`; read
+            where the objective's old policy is the trainer's. None where the policy is still that one.
     """
 
     rows: RowBatch

@@ -34,7 +34,7 @@ class Played:
     Attributes:
         questions: the A questions that were played.
         episodes: A x G.
-        rewards: of each episode by name, [A x G].
+        rewards: rewards of each episode by name, [A x G].
         rows: what the learner trains on, on the devices.
     """
 
@@ -135,8 +135,8 @@ def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> 
     """The sampler's estimated KL against the reference in each episode: summed over its tokens, and per token, float32 [A x G].
 
     Args:
-        ref_logp: of the reference, [A x G, slots].
-        slots: those that the policy writes.
+        ref_logp: log-probabilities of the reference, [A x G, slots].
+        slots: the slots that the policy writes.
     """
     mask = played.replies.target[:, slots]
     estimate = np.asarray(kl_estimate(kind, np.where(mask, played.logprobs, 0.0), np.where(mask, ref_logp, 0.0)))

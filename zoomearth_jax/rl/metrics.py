@@ -65,7 +65,7 @@ def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, fl
     """Means of a table of all episodes, and some spreads; what applies to no episode is left out.
 
     Args:
-        table: of `episode_table`; of several processes one behind the other.
+        table: what `episode_table` gives; the tables of several processes one behind the other.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing

@@ -78,7 +78,7 @@ def grpo_loss(
         weights: [B], of `row_weights`: those of a whole batch where these rows are a part of it, whose losses add up.
         sampler_logp: as sampled, [B, T]; needed with importance_cap.
         ref_logp: under the reference policy, [B, T]; needed where the KL is in the loss.
-        entropy: of the policy, [B, T]; needed with entropy_weight.
+        entropy: the policy's entropy, [B, T]; needed with entropy_weight.
 
     Returns:
         the loss, and metrics, shares of tokens and means over them by row unless said otherwise: clip_fraction, how many

@@ -120,7 +120,7 @@ def reply_hidden(model: VisionLanguageModel, prompt: Segment, reply: Segment, pl
     Prompts run once per group: with A prompts and B = A x G replies, replies i G … (i + 1) G - 1 follow prompt i.
 
     Args:
-        places: of the slots that exist (see `group_places`); all are computed without.
+        places: the slots that exist (see `group_places`); without it all are computed.
 
     Returns:
         [B, T, D]: at a slot, the state of the nearest valid token before it (the prompt's last one at first).

@@ -162,7 +162,7 @@ class Monitor:
 
         Args:
             step: 1 is the first.
-            counts, flops: of this process's rows.
+            counts, flops: counts and FLOPs of this process's rows.
             alarms: message of each alarm, None where it is off.
         """
         now = time.perf_counter()

@@ -38,7 +38,7 @@ class AskConfig:
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
         mesh: how the devices of one process share a model that one of them can't hold.
         layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
-        seed: of sampling.
+        seed: random seed of sampling.
         json: print JSON.
     """
 

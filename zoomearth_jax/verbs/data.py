@@ -48,7 +48,7 @@ class CheckConfig:
         sample: questions to draw; 0 draws none.
         out: the PNG picture of the sample.
         manifests: folder with one manifest per split: written where there is none, else compared with.
-        seed: of the sample.
+        seed: random seed of the sample.
         decode: decode every pixel of every image; without it only headers are read, and the images that are drawn.
         images: how image files become 8-bit RGB, as training is told.
         strict: end with exit code 2 at any problem, not only at those for which training refuses the folder.

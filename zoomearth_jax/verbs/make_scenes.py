@@ -27,7 +27,7 @@ class ScenesConfig:
         count: number of scenes.
         side: px per side.
         format: file format of the images.
-        seed: of the scenes.
+        seed: random seed of the scenes.
     """
 
     out: Path = Path("runs/scenes")

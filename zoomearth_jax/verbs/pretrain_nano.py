@@ -57,7 +57,7 @@ class PretrainNanoConfig:
         warmup: steps of linear warm-up.
         first_number_weight: weight of a box's first number in the loss.
         aux_weight: weight of the auxiliary losses.
-        seed: of parameters and scenes.
+        seed: random seed of parameters and scenes.
     """
 
     out: Path = Path("runs/nano")

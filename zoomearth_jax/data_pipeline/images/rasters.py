@@ -49,7 +49,7 @@ class Raster:
 
         Args:
             driver: GDAL's driver, the only one that may read the file.
-            tags: of a TIFF.
+            tags: the tags of a TIFF.
 
         Raises:
             UserError: unreadable, or with strips that are too large.

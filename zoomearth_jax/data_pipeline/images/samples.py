@@ -29,9 +29,9 @@ class Samples:
     """The samples of a file.
 
     Attributes:
-        count: bands.
+        count: number of bands.
         dtype: numpy's name of their type.
-        bits: of 8-bit values, how many count: 8, or fewer.
+        bits: how many bits of 8-bit values count: 8, or fewer.
         kind: `grey`, `rgb`, `cmyk` or `palette`, or why they can't be interpreted.
         inverted: white is zero.
         alpha: the band (from 0) of an alpha by which colours were multiplied; None without one.

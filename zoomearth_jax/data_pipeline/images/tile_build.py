@@ -92,7 +92,7 @@ def build_store(
     """Adds images to a store, new or old; those that are there and unchanged are kept.
 
     Args:
-        ids: of the images; the files' names by default. A file that the store has under another id keeps that.
+        ids: ids of the images; the files' names by default. A file that the store has under another id keeps that.
         workers: images that are built at a time, and threads that encode.
         strict: a file that can't be read ends the build, instead of going to the quarantine manifest.
         max_pixels: larger files are refused.

@@ -41,7 +41,7 @@ class StoreSettings:
     """What all images of a store have in common.
 
     Attributes:
-        codec: of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
+        codec: form of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
             resolution.
         views: longest sides in px of the global views that are stored beside the tiles.
         token_px: side in px of a visual token of the models that will read the views, whose sides are its multiples (see
@@ -84,7 +84,7 @@ class ImageRecord:
         levels: per level, finest first, the number of the first record of each row of tiles.
         views: (width, height, number of the record) of each global view.
         shard, sha256: name and hash of the shard file.
-        source_sha256, source_bytes, source_mtime_ns: of the original.
+        source_sha256, source_bytes, source_mtime_ns: hash, size and time of the original file.
         source: where that was, seen from the store's folder (see `source_of`); "" in older stores.
     """
 

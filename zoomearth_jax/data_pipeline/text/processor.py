@@ -143,7 +143,7 @@ class Inputs(NamedTuple):
     ids, mask: int32 [B, T], padded on the left; mask is 1 where there is a token.
     pixels: uint8 RGB [h, w, 3] of each image, in the order of the conversations and of the images in each.
     grids: int32 [I, 3], HF's image_grid_thw: 1, and patches down and across.
-    frames: of each image.
+    frames: the two frames of each image.
     """
 
     ids: np.ndarray
@@ -188,7 +188,7 @@ class Processor:
 
         Args:
             conversations: lists of messages, see `Chat.ids`.
-            images: of each conversation, one for each image block.
+            images: the images of each conversation, one for each image block.
             generate: whether the assistant's turn is opened at the end.
 
         Raises:

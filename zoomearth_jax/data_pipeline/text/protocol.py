@@ -109,7 +109,7 @@ def follows_protocol(texts: Sequence[str], view: Frame) -> bool:
     """Whether an episode has the right format throughout (paper: r_pattern).
 
     Args:
-        texts: of its turns: the last one answers, each one before names a box.
+        texts: the texts of its turns: the last one answers, each one before names a box.
     """
     looks = all(_LOOK.fullmatch(text) is not None and parse_box(text, view).box is not None for text in texts[:-1])
     return looks and _REPLY.fullmatch(texts[-1]) is not None
@@ -120,7 +120,7 @@ def follows_reference(texts: Sequence[str]) -> bool:
     a crop a list of numbers, however many, as the box; what else is written doesn't count.
 
     Args:
-        texts: of its turns.
+        texts: the texts of its turns.
     """
 
     def has(text: str, tag: str) -> bool:

@@ -49,8 +49,8 @@ class VisionConfig:
     def flops(self, grids) -> float:
         """FLOPs of a forward pass over pictures with these grids (rows and columns) of visual tokens [I, 2].
 
-        Per block and patch 2 (4 W^2 + 3 W F), attention's pairs 4 W each, inside windows or over the whole picture. A patch is
-        embedded for 2 x patch_dim x W; a merged token costs 2 (4 W) (4 W + D).
+        With the encoder's width w: 2 (4 w^2 + 3 w F) per block and patch; 4 w per pair of attention, inside windows or over
+        the whole picture; 2 x patch_dim x w to embed a patch; 2 (4 w) (4 w + D) for a merged token.
         """
         grids = np.asarray(grids, np.int64).reshape(-1, 2)
         area = self.merge_size**2

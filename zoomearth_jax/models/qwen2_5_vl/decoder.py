@@ -121,7 +121,7 @@ class Decoder(nnx.Module):
         Args:
             x_AUD, positions_3AU, samples_AU: A prompts.
             x_BTD, positions_3BT, samples_BT: their replies; i G … (i + 1) G - 1 follow prompt i.
-            places: of the slots of rows [prompt | reply | reply ...] that exist, to compute no others.
+            places: the slots of rows [prompt | reply | reply ...] that exist, to compute no others.
 
         Returns:
             normed hidden states [A, U, D] and [B, T, D]; 0 at slots that `places` leaves out.

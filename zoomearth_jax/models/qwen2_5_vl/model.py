@@ -41,7 +41,7 @@ class Qwen2_5_VL(nnx.Module):
         """Loads an HF directory (config.json and safetensors, in one file or several with an index).
 
         Args:
-            directory: of a published checkpoint, or one that `save_pretrained` wrote.
+            directory: that of a published checkpoint, or one that `save_pretrained` wrote.
             compute: types and backends; parameters are converted to `compute.param_dtype` on the way, float32 by default.
             mesh: where the parameters go, sharded by `models.sharding.RULES`; one device by default.
 

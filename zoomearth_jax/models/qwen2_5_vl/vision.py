@@ -122,7 +122,7 @@ class VisionEncoder(nnx.Module):
 
         Args:
             patches_IPC: normalised patches in window order, [I, P, channels x frames x patch x patch].
-            layout: of the same images.
+            layout: layout of the same images.
 
         Returns:
             [I, M, D]: merged tokens in raster order, one per 2 x 2 patches; those past an image's own are undefined.

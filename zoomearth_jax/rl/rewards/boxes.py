@@ -101,7 +101,7 @@ def box_rewards(spec: RewardSpec, predicted, reference, applies, side, windows=N
         predicted, reference: [B, 4] in px of the original.
         applies: bool [B], there is a predicted box and a reference; both rewards are 0 elsewhere.
         side: [B], longer side of the image in px.
-        windows: of predicted and reference, [B, 4] each in px of the original; for the spec's iou `window`.
+        windows: windows of predicted and reference, [B, 4] each in px of the original; for the spec's iou `window`.
 
     Returns:
         float32 [B] each.

@@ -51,7 +51,7 @@ def custom_rewards(
     """Rewards by their names, float32 [episodes] each; NaN where one doesn't apply.
 
     Args:
-        questions: of each episode.
+        questions: the question of each episode.
 
     Raises:
         UserError: a function fails, or gives anything but a finite number or None for an episode.

@@ -195,9 +195,9 @@ class RolloutEngine:
             params: the model's state, or what `weights` made of it.
             key: random key; unused draws at temperature 0, which is greedy.
             sampling: each setting but the temperature has programs of its own.
-            seeds: of each episode [A x G], not negative; what it draws follows from the key and its seed only. Without
+            seeds: a seed for each episode [A x G], not negative; what it draws follows from the key and its seed only. Without
                 them 0, 1, 2, …
-            tool: in place of the engine's own.
+            tool: a tool in place of the engine's own.
             look: what the questions show first, where it is ready; else it is made here.
 
         Raises:

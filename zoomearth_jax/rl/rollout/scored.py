@@ -37,7 +37,7 @@ def play_scored(
     """Plays a step's questions, and scores them in a thread.
 
     Args:
-        looks: of `send_parts`. Samples don't depend on their number.
+        looks: what `send_parts` gives. Samples don't depend on their number.
         score: (questions, their episodes) -> rewards [rows] by name; called once per part, in their order.
 
     Returns:
