@@ -8,6 +8,7 @@ from zoomearth_jax.terminal.process import Interrupts, ended, hush_late_writes, 
 
 # All else is imported where it is used, so that a Ctrl-C meets `main` at work and --version stays fast.
 
+_BOX = "╭╮╰╯│─|+ "  # what tyro draws its boxes with
 _HELP = (
     "ZoomEarth in JAX: look at an ultra-high-resolution image, zoom, answer; learn where to look. "
     "VERB --config FILE.yaml takes settings from a file, such as a run's run.yaml; sft and grpo also know "
@@ -16,7 +17,7 @@ _HELP = (
 
 
 def _light_verbs() -> dict:
-    """Verb -> (config class, function), of those that run without jax and the models."""
+    """Maps the verbs that run without jax and the models to (config class, function)."""
     from zoomearth_jax.verbs.data import DataConfig, data
     from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
     from zoomearth_jax.verbs.tile import TileConfig, tile
@@ -25,7 +26,7 @@ def _light_verbs() -> dict:
 
 
 def _verbs() -> dict:
-    """Verb -> (config class, function), of all."""
+    """Maps all verbs to (config class, function)."""
     from zoomearth_jax.bench import BenchConfig, bench
     from zoomearth_jax.configs.plan import PlanConfig
     from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
@@ -109,23 +110,17 @@ def _parse(args: list[str], verbs: dict):
     args = [part for arg in args for part in _parts(arg)]
     args, defaults = _read_defaults(args, verbs)
     args, defaults = _take_reward(args, defaults, verbs)
-    choices = tuple(
-        Annotated[
-            config,
-            tyro.conf.subcommand(
-                name,
-                description=config.__doc__.splitlines()[0],
-                **({"default": defaults[name]} if name in defaults else {}),
-            ),
-        ]
-        for name, (config, _) in verbs.items()
-    )
-    settings = (tyro.conf.OmitSubcommandPrefixes,)
-    said = io.StringIO()
+    choices = []
+    for name, (config, _) in verbs.items():
+        settings = {"description": config.__doc__.splitlines()[0]}
+        if name in defaults:
+            settings["default"] = defaults[name]
+        choices.append(Annotated[config, tyro.conf.subcommand(name, **settings)])
+    said, prefixes = io.StringIO(), (tyro.conf.OmitSubcommandPrefixes,)
     try:
         with contextlib.redirect_stderr(said):
-            choice: Any = Union[choices]  # noqa: UP007
-            parsed = tyro.cli(choice, prog="zoomearth", description=_HELP, args=args, config=settings)
+            choice: Any = Union[tuple(choices)]  # noqa: UP007
+            parsed = tyro.cli(choice, prog="zoomearth", description=_HELP, args=args, config=prefixes)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -134,7 +129,7 @@ def _parse(args: list[str], verbs: dict):
 
 
 def _parts(arg: str) -> list[str]:
-    """`--config=FILE` as two arguments; tyro sees to all others."""
+    """Splits `--config=FILE` into two arguments; tyro sees to all others."""
     name, equals, value = arg.partition("=")
     return [name, value] if equals and name in ("--config", "--reward") else [arg]
 
@@ -186,9 +181,7 @@ def _take_reward(args: list[str], defaults: dict, verbs: dict) -> tuple[list[str
 
 def _one_line(boxed: str) -> str:
     """What is wrong, and tyro's first suggestion, out of its box of several lines."""
-    import re
-
-    bare = (re.sub(r"^[╭╮╰╯│─|+\s]*(- )?|[╭╮╰╯│─|+\s-]+$", "", line) for line in boxed.splitlines())
+    bare = (line.strip(_BOX).removeprefix("- ").rstrip("- ") for line in boxed.splitlines())
     lines = [line for line in bare if line]
     title, detail = lines[0].rstrip(":"), lines[1] if len(lines) > 1 else ""
     detail += f" {lines[2]}" if detail.endswith(":") else ""
@@ -231,7 +224,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 2 after bad input, 130 after Ctrl-C, 141 where nobody reads on.
 
     Args:
-        args: those of the command line by default, whose process this then is: Ctrl-C and the streams are seen to.
+        args: the arguments; by default those of the command line, and then Ctrl-C and the streams of the process are seen to.
     """
     if args is not None:
         return ended(lambda: _run(args, None))

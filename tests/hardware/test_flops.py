@@ -23,11 +23,11 @@ from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 
 ARRAYS = {
-    "prompt_N": [5],
+    "prompt_A": [5],
     "reply_B": [3, 0],
     "scored_B": [2, 4],
-    "overview_N2": [[2, 2]],
-    "picture_BP2": [[[1, 3]], [[0, 0]]],
+    "overview_A2": [[2, 2]],
+    "picture_BI2": [[[1, 3]], [[0, 0]]],
 }
 COUNTS = RowCounts(**{name: np.array(values) for name, values in ARRAYS.items()})
 
@@ -124,14 +124,14 @@ def test_decoder_as_xla_counts_it():
     )
     config = dataclasses.replace(config, text=text, vision=dataclasses.replace(config.vision, out_dim=256))
     graph, params = nnx.split(Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
-    ids, valid = np.full((2, 128), 7), np.ones((2, 128), bool)
+    ids, samples = np.full((2, 128), 7), np.ones((2, 128), np.int32)
 
-    def forward(params, ids, valid):
+    def forward(params, ids, samples):
         model = nnx.merge(graph, params)
-        return model.decoder.logits(model.segment(ids, valid)[0])
+        return model.decoder.logits(model.segment(ids, samples)[0])
 
     none = np.zeros((2, 2), int)
     ours = forward_flops(config, RowCounts(np.array([128, 128]), np.array([0, 0]), np.array([128, 128]), none, none))
     # XLA's plain attention also computes the pairs above the diagonal
     square = ours.attention * 128 * 128 / segment_pairs(128)
-    assert xla_flops(forward, params, ids, valid) == pytest.approx(ours.layers + square + ours.logits, rel=0.03)
+    assert xla_flops(forward, params, ids, samples) == pytest.approx(ours.layers + square + ours.logits, rel=0.03)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from zoomearth_jax.models.attention import KVCache, decoder_attention
+from zoomearth_jax.models.attention import KVCache, decoder_attention, one_sample
 from zoomearth_jax.models.sharding import make_mesh, partition_spec, shard_batch
 
 # two key-value heads: both on every device, one each, and one for every two devices
@@ -19,7 +19,7 @@ def value_and_gradients(backend, arrays, valid_BT):
 
     def score(arrays):
         q, k, v, *past = arrays
-        out = decoder_attention(q, k, v, valid_BT, KVCache(*past, ~valid_BT), backend)
+        out = decoder_attention(q, k, v, one_sample(valid_BT), KVCache(*past, one_sample(~valid_BT)), backend)
         return (out**3).sum(), out
 
     return jax.jit(jax.value_and_grad(score, has_aux=True))(arrays)

@@ -14,7 +14,7 @@ from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models import attention
-from zoomearth_jax.models.attention import KVCache, choose_backend, decoder_attention, masked_attention
+from zoomearth_jax.models.attention import KVCache, choose_backend, decoder_attention, masked_attention, one_sample
 from zoomearth_jax.models.presets import nano
 from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.decoder import Decoder
@@ -70,7 +70,8 @@ def decoder_case(heads, kv_heads, width, length, slots, kind, batch=2):
     arrays += [normal(i, batch, kv_heads, slots, width) for i in (3, 4) if slots]
 
     def attend(backend, q, k, v, *past):
-        return decoder_attention(q, k, v, valid, KVCache(*past, past_valid) if past else None, backend)
+        cache = KVCache(*past, one_sample(past_valid)) if past else None
+        return decoder_attention(q, k, v, one_sample(valid), cache, backend)
 
     return arrays, attend, np.cumsum(valid, axis=1) + np.sum(past_valid, axis=1, keepdims=True) > 0
 
@@ -103,7 +104,9 @@ def test_packed_rows_attend_within_samples(backend, monkeypatch):
 
     def alone(q, k, v):
         parts = [
-            decoder_attention(q[:, i], k[:, :, i], v[:, :, i], jnp.ones((2, i.stop - i.start), bool), backend="xla")
+            decoder_attention(
+                q[:, i], k[:, :, i], v[:, :, i], jnp.ones((2, i.stop - i.start), jnp.int32), backend="xla"
+            )
             for i in (slice(0, 90), slice(90, 131), slice(131, 140))
         ]
         return jnp.concatenate(parts, axis=1)
@@ -119,11 +122,13 @@ def test_packed_rows_attend_within_samples(backend, monkeypatch):
             np.testing.assert_allclose(grad, want_grad, atol=TOLERANCE)
 
 
-def test_packed_rows_have_no_past():
-    arrays, _, _ = decoder_case(2, 1, 16, 8, 8, "right")
-    q, k, v, *past = arrays
-    with pytest.raises(ValueError, match="no past"):
-        decoder_attention(q, k, v, jnp.ones((2, 8), jnp.int32), KVCache(*past, jnp.ones((2, 8), bool)))
+def test_a_query_sees_only_its_own_sample_of_the_past(backend):
+    (q, k, v, *past), _, _ = decoder_case(2, 1, 16, 128, 64, "right")
+    own, before = jnp.full((2, 128), 2, jnp.int32), jnp.repeat(jnp.array([[1] * 40 + [2] * 24]), 2, axis=0)
+    want = decoder_attention(q, k, v, own, KVCache(*(x[:, :, 40:] for x in past), before[:, 40:]), "xla")
+    for name in ("xla", backend):
+        got = decoder_attention(q, k, v, own, KVCache(*past, before), name)
+        np.testing.assert_allclose(got, want, atol=TOLERANCE)
 
 
 def test_vision_backends_equal_xla(backend):

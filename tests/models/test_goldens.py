@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.tiny_inputs import IMAGE, VIDEO, batch
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
-from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, _assign_images, _row_features
 from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 from zoomearth_jax.models.rope import mrope_positions
@@ -82,15 +82,15 @@ def test_positions_equal_hf(golden, side):
 def test_greedy_generation_equals_hf_token_for_token(golden):
     model, expected = golden
     ids, mask, pixels, grids = batch("left")
-    feature_BF, grids_BI2 = row_inputs(model, ids, grids)
+    feature_BM, grids_BI2 = row_inputs(model, ids, grids)
     layout = vision_layout(grids[:, 1:], model.config.vision)
     offsets = np.cumsum([0, *grids.prod(-1)])[:-1]
     features = encode(
         model, jnp.asarray(pixels)[np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)], layout
     )
-    features_BFD = features.reshape(-1, features.shape[-1])[feature_BF]
+    features_BMD = features.reshape(-1, features.shape[-1])[feature_BM]
     hidden, cache, following = segment(
-        model, jnp.asarray(ids), jnp.asarray(mask > 0), features_BFD, jnp.asarray(grids_BI2)
+        model, jnp.asarray(ids), one_sample(mask > 0), features_BMD, jnp.asarray(grids_BI2)
     )
     tokens = TokenIds(0, (-1,), (IMAGE, VIDEO))
     first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
@@ -110,11 +110,11 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
 def test_cache_equals_full_forward(golden):
     model, _ = golden
     ids, mask, _, _ = batch("right")
-    text, valid = jnp.where(ids == IMAGE, 5, jnp.asarray(ids)), jnp.asarray(mask > 0)
-    full, _, _ = segment(model, text, valid)
+    text, samples = jnp.where(ids == IMAGE, 5, jnp.asarray(ids)), one_sample(mask > 0)
+    full, _, _ = segment(model, text, samples)
     cut = 9
-    first, cache, following = segment(model, text[:, :cut], valid[:, :cut])
-    rest, _, _ = segment(model, text[:, cut:], valid[:, cut:], start_B=following, past=cache)
+    first, cache, following = segment(model, text[:, :cut], samples[:, :cut])
+    rest, _, _ = segment(model, text[:, cut:], samples[:, cut:], start_B=following, past=cache)
     both = np.concatenate([first, rest], axis=1)
     assert np.abs(both - np.asarray(full))[mask > 0].max() < 1e-5
 
@@ -122,12 +122,12 @@ def test_cache_equals_full_forward(golden):
 def test_cache_slots_that_are_not_valid_change_nothing(golden):
     model, _ = golden
     ids = jnp.arange(2, 14)[None]
-    valid = jnp.ones_like(ids, bool)
-    _, cache, following = segment(model, ids[:, :8], valid[:, :8])
-    want, _, _ = segment(model, ids[:, 8:], valid[:, 8:], start_B=following, past=cache)
+    samples = jnp.ones_like(ids)
+    _, cache, following = segment(model, ids[:, :8], samples[:, :8])
+    want, _, _ = segment(model, ids[:, 8:], samples[:, 8:], start_B=following, past=cache)
     noise = [jnp.concatenate([x, 100 * x[:, :, :, :3]], axis=3) for x in (cache.k, cache.v)]
-    noisy = KVCache(*noise, jnp.pad(cache.valid_BS, ((0, 0), (0, 3))))
-    got, _, _ = segment(model, ids[:, 8:], valid[:, 8:], start_B=following, past=noisy)
+    noisy = KVCache(*noise, jnp.pad(cache.samples_BS, ((0, 0), (0, 3))))
+    got, _, _ = segment(model, ids[:, 8:], samples[:, 8:], start_B=following, past=noisy)
     np.testing.assert_allclose(
         got, want, atol=1e-5
     )  # sums of another length; a slot that counted would change it by far more

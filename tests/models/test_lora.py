@@ -119,7 +119,7 @@ def test_gradients_reach_every_adapter_and_remat_keeps_them():
 
         def loss(state):
             model = nnx.merge(graph, state, rest)
-            hidden_BTD, _, _ = model.segment(jnp.arange(2, 10)[None], jnp.ones((1, 8), bool))
+            hidden_BTD, _, _ = model.segment(jnp.arange(2, 10)[None], jnp.ones((1, 8), jnp.int32))
             features_IMD = model.vision(patches_IPC, layout)
             return (jax.nn.log_softmax(model.decoder.logits(hidden_BTD)) ** 2).mean() + (features_IMD**2).mean()
 

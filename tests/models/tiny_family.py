@@ -69,27 +69,28 @@ class TinyModel(nnx.Module):
         cells = images.pixels.reshape(count, side, 32, side, 32, 3).swapaxes(2, 3).reshape(count, side * side, CELL)
         return take_rows(self.vision(cells.astype(self.compute.dtype) / 255.0), images.layout)
 
-    def _inputs(self, ids, valid, features, start):
+    def _inputs(self, ids, samples, features, start):
         is_image, x = ids == self.config.image_token_id, self.decoder.lookup(ids)
         if features is not None:
             rank = (jnp.cumsum(is_image, axis=1) - 1).clip(0, features.shape[1] - 1)
             x = jnp.where(is_image[..., None], take_rows(features, rank), x)
         start = jnp.zeros(len(ids), jnp.int32) if start is None else start
-        places = jnp.where(valid.astype(bool), start[:, None] + jnp.cumsum(valid.astype(bool), axis=1) - 1, 0)
-        return x, jnp.stack([places] * 3), start + valid.astype(bool).sum(1)
+        valid = samples > 0
+        places = jnp.where(valid, start[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
+        return x, jnp.stack([places] * 3), start + valid.sum(1)
 
-    def segment(self, ids_BT, valid_BT, features_BFD=None, grids_BI2=None, start_B=None, past=None):
+    def segment(self, ids_BT, samples_BT, features_BMD=None, grids_BI2=None, start_B=None, past=None):
         """See `VisionLanguageModel`."""
-        x, positions, after = self._inputs(ids_BT, valid_BT, features_BFD, start_B)
-        hidden, cache = self.decoder(x, positions, valid_BT, past)
+        x, positions, after = self._inputs(ids_BT, samples_BT, features_BMD, start_B)
+        hidden, cache = self.decoder(x, positions, samples_BT, past)
         return hidden, cache, after
 
     def grouped(self, prompt, reply, places=None):
         """See `VisionLanguageModel`."""
-        x_NPD, positions, after = self._inputs(*prompt[:3], None)
+        x_AUD, positions, after = self._inputs(*prompt[:3], None)
         start = jnp.repeat(after, len(reply[0]) // len(after))
         x_BTD, reply_positions, _ = self._inputs(*reply[:3], start)
-        return self.decoder.grouped(x_NPD, positions, prompt[1], x_BTD, reply_positions, reply[1], places)
+        return self.decoder.grouped(x_AUD, positions, prompt[1], x_BTD, reply_positions, reply[1], places)
 
     def logits(self, hidden_BTD):
         """See `VisionLanguageModel`."""

@@ -1,4 +1,4 @@
-"""Costs of small programs against counts by hand; what TPUs alone print comes as text."""
+"""Costs of small programs against counts by hand; what only TPUs print comes as text."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs with adapters: they alone train, resume bit-exactly, and load anywhere as an ordinary model."""
+"""Runs with adapters: only these train, resume bit-exactly, and load anywhere as an ordinary model."""
 
 import dataclasses
 import shutil

@@ -32,8 +32,8 @@ class FullSizeConfig:
 
     Attributes:
         model: an HF directory; random weights of `preset` by default (7.5 GB of disk for the 3B).
-        preset: whose sizes the random weights have.
-        tokens: most that a turn may write.
+        preset: model size of the random weights.
+        tokens: the most tokens that a turn may write.
         compute: number types and backends.
         json: print JSON.
     """
@@ -95,7 +95,7 @@ def _measure(directory: Path, config: FullSizeConfig) -> list[dict]:
 
 
 def _anonymous_gb() -> float:
-    """Memory of this process that no file backs; on Linux alone."""
+    """Memory of this process that no file backs; only on Linux."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

@@ -7,7 +7,7 @@ gradient of one rollout are compared. The iterations of each side follow one ano
 quarter longer, in memory anew.
 
 With `--images` the scenes are files of 5,000 px. As released, a file is decoded whole for every rollout and again for every
-crop; the fair way decodes it once a step; ours reads a tile store, which was built before.
+crop; the fair way decodes it once per step; ours reads a tile store, which was built before.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from zoomearth_jax.rl.steps import make_grpo_step
 from zoomearth_jax.runs.models import load_model
 
 VARIANTS = ("released", "fair")
-QUESTIONS = {"nano": 16, "100m": 4}  # a step
+QUESTIONS = {"nano": 16, "100m": 4}  # per step
 OBJECTIVE = ObjectiveConfig()
 REWARD = RewardSpec(region_alpha=0.5, region_unit="side")
 COMPACT = 32
@@ -64,7 +64,7 @@ class GRPOBenchConfig:
             writes the same tokens).
         variants: which of released and fair.
         images: none (scenes are computed at the size asked for), or files of 5,000 px: png or tif.
-        group: episodes a question.
+        group: episodes per question.
         repeats: iterations of each, of which the median counts.
         json: print JSON.
     """
@@ -115,7 +115,7 @@ class Ours:
         return played, np.asarray(group_advantages(rewards["total"], self.group, OBJECTIVE.advantage))
 
     def update(self, played: Trajectories, advantages: np.ndarray) -> dict[str, float]:
-        """One optimizer step; its metrics."""
+        """Takes one optimizer step; returns its metrics."""
         rows = learner_rows(played, self.vision, True, compact=COMPACT)
         batch = jax.device_put(GRPOBatch(rows, played.logprobs, advantages))
         self._state, metrics = self._step(self._state, self._reference, batch)
@@ -164,7 +164,7 @@ def _as_files(count: int, folder: Path, suffix: str) -> tuple[list[Question], li
 def _time(
     name: str, config: GRPOBenchConfig, ours: Ours, theirs: TorchGRPO, questions: Sequence[Question]
 ) -> list[dict]:
-    """The rows of a model."""
+    """Times a model and returns its rows."""
     written = _check_same(name, ours, theirs, questions)
     seconds: dict[str, list[tuple[float, float]]] = {}
     for who in ("ours", *config.variants):

@@ -1,7 +1,7 @@
 """`zoomearth bench loader`: images for GRPO from the loader and a tile store, against reading each file for each rollout.
 
 The released code opens a file and decodes it whole for the overview of every rollout, and again for its crop. Here the loader
-reads the overview once a group, ahead of its step, and crops come from the store in threads, as the rollout engine reads them.
+reads the overview once per group, ahead of its step, and crops come from the store in threads, as the rollout engine reads them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class LoaderConfig:
     """Images for GRPO from the loader and a tile store, against reading each file for each rollout.
 
     Attributes:
-        formats: of the image files, png or tif (striped, not compressed).
+        formats: formats of the image files, png or tif (striped, not compressed).
         images: files of each format.
-        side: px a side.
-        prompts: questions a step.
-        group: rollouts a question, each with a box of its own.
-        steps: of the loader in each turn; the loop over files gets as many questions as one step has.
+        side: px per side.
+        prompts: questions per step.
+        group: rollouts per question, each with a box of its own.
+        steps: steps of the loader in each turn; the loop over files gets as many questions as one step has.
         repeats: turns of both, of which the medians count.
         json: print JSON.
     """
@@ -95,8 +95,8 @@ class HeldFile(WholeFile):
 
 
 def bench_loader(config: LoaderConfig) -> list[dict]:
-    """Rows `images, files_per_s, loader_per_s, ratio`: rollouts a second. With both formats, the last row is of LRS-GRO's
-    shares of them."""
+    """Rows `images, files_per_s, loader_per_s, ratio`: rollouts per second. With both formats, the last row mixes them
+    by LRS-GRO's shares."""
     nano = load_rows(resolve("nano"))
     rows = RowBuilder(nano.tokenizer, EpisodeConfig(), nano.layout.merged_px)
     results = {}
@@ -115,7 +115,7 @@ def bench_loader(config: LoaderConfig) -> list[dict]:
 
 
 def _measure(folder: Path, suffix: str, rows: RowBuilder, config: LoaderConfig) -> list[float]:
-    """Rollouts a second from files, and from the loader: medians of runs that take turns."""
+    """Rollouts per second from files, and from the loader: medians of runs that take turns."""
     files = [folder / f"{number}.{suffix}" for number in range(config.images)]
     for number, file in enumerate(files):
         write_photograph(file, config.side, number)
@@ -162,7 +162,7 @@ def _windows(question: Question, rows: RowBuilder, count: int, rng: np.random.Ge
 
 
 def _files_speed(questions: list[Question], rows: RowBuilder, config: LoaderConfig, turn: int) -> float:
-    """Rollouts a second of a loop over files: `prompts` questions' rollouts, overview and crop each."""
+    """Rollouts per second of a loop over files: `prompts` questions' rollouts, overview and crop each."""
     rng, began = np.random.default_rng(turn), time.perf_counter()
     for number in range(config.prompts):
         question = questions[number % len(questions)]
@@ -173,7 +173,7 @@ def _files_speed(questions: list[Question], rows: RowBuilder, config: LoaderConf
 
 
 def _loader_speed(questions: list[Question], rows: RowBuilder, config: LoaderConfig) -> float:
-    """Rollouts a second of `steps` steps: prompts with overviews from the loader, crops in threads."""
+    """Rollouts per second of `steps` steps: prompts with overviews from the loader, crops in threads."""
     rng, began = np.random.default_rng(0), time.perf_counter()
     source = Source("bench", questions)
     with (
@@ -187,7 +187,7 @@ def _loader_speed(questions: list[Question], rows: RowBuilder, config: LoaderCon
 
 
 def _check_same(raw: Question, stored: Question, rows: RowBuilder) -> None:
-    """Both ways show the policy the same."""
+    """Checks that both ways show the policy the same."""
     window = Box(100, 100, 900, 1000, raw.image.frame) if raw.image.frame.width > 1000 else whole(raw.image)
     pairs = ((rows.overview(q), rows.crop(q.image, window)) for q in (raw, stored))
     if not all(np.array_equal(a, b) for a, b in zip(*pairs, strict=True)):

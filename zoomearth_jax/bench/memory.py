@@ -35,9 +35,9 @@ class MemoryConfig:
     Attributes:
         sizes: WIDTHxHEIGHT in px of each file.
         question: what `ask` is asked.
-        model: that is asked.
+        model: the model that is asked.
         folder: where the temporary files go; None is the system's.
-        seed: of the pixels.
+        seed: random seed of the pixels.
         json: print JSON.
     """
 

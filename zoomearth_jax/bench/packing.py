@@ -39,12 +39,12 @@ class PackingConfig:
     """The fine-tuning step on packed rows against fixed ones, at LRS-GRO's lengths and the 3B's episode of 512 px views.
 
     Attributes:
-        samples: samples a step.
+        samples: samples per step.
         pack_len: tokens of a packed row; each is a comparison.
-        width: of the decoder, in multiples of 128; the 3B's by default, for attention weighs more in a narrow one.
-        layers: of the decoder.
+        width: width of the decoder, in multiples of 128; the 3B's by default, for attention weighs more in a narrow one.
+        layers: layers of the decoder.
         repeats: timings of each step, alternating, of which the median counts.
-        seed: of the lengths drawn.
+        seed: random seed of the lengths drawn.
         compute: number types and backends.
         json: print JSON.
     """

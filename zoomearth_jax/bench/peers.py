@@ -24,6 +24,7 @@ from flax import nnx
 from zoomearth_jax.bench.random_checkpoint import shortened, write_random_checkpoint
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.attention import one_sample
 from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
@@ -145,7 +146,7 @@ class Ours:
         merge, valid_BT = self._config.vision.merge_size, jnp.ones(ids_BT.shape, bool)
         grids_BI2 = jnp.full((len(ids_BT), 1, 2), int(views.shape[1] // self._config.vision.patch_size // merge))
         features = model.encode_views(Images(views, layout, grids_BI2))
-        return model, valid_BT, model.segment(ids_BT, valid_BT, features, grids_BI2)
+        return model, valid_BT, model.segment(ids_BT, one_sample(valid_BT), features, grids_BI2)
 
     def _loss_of(self, text, vision, ids_BT, views, layout):
         model, _, (hidden_BTD, _, _) = self._look(text, vision, ids_BT, views, layout)
@@ -166,11 +167,11 @@ class Ours:
         return *self._params, batch.ids, batch.views, vision_layout(batch.grids[:, 1:], self._config.vision)
 
     def loss(self, batch: Batch) -> float:
-        """The loss alone."""
+        """The loss, without gradients."""
         return float(self._loss(*self._inputs(batch)))
 
     def step(self, batch: Batch, vision: bool = False) -> list:
-        """Loss and gradients, of the language model alone or of the vision encoder too."""
+        """Loss and gradients, of only the language model or of the vision encoder too."""
         return jax.tree.leaves(jax.block_until_ready(self._gradients[vision](*self._inputs(batch)))[1])
 
     def generate(self, batch: Batch, count: int) -> np.ndarray:
@@ -210,12 +211,12 @@ class Theirs:
         return self._model(**inputs, labels=labels).loss
 
     def loss(self, batch: Batch) -> float:
-        """The loss alone."""
+        """The loss, without gradients."""
         with self.torch.no_grad():
             return float(self._loss_of(batch))
 
     def step(self, batch: Batch, vision: bool = False) -> list:
-        """Loss and gradients, of the language model alone or of the vision encoder too."""
+        """Loss and gradients, of only the language model or of the vision encoder too."""
         self._model.zero_grad(set_to_none=True)
         self._model.model.visual.requires_grad_(vision)
         self._loss_of(batch).backward()
@@ -239,7 +240,7 @@ class Theirs:
 def bench_peers(config: PeersConfig) -> list[dict]:
     """Rows `model, what, ours_s, hf_s, ratio` (theirs / ours), with the shapes.
 
-    forward is the loss alone; train adds the language model's gradients, train_vision the vision encoder's too. generate
+    forward is only the loss; train adds the language model's gradients, train_vision the vision encoder's too. generate
     is a whole call, prefill one that writes a single token, decode the difference.
     """
     try:

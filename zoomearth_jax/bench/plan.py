@@ -29,8 +29,8 @@ class PlanBenchConfig:
 
     Attributes:
         models: `nano`, `100m`, or both.
-        prompts: questions a step, of each device.
-        group: episodes a question.
+        prompts: questions per step and device.
+        group: episodes per question.
         repeats: timings of each program, alternating, of which the median counts.
         compute: number types and backends.
         json: print JSON.

@@ -22,7 +22,7 @@ from zoomearth_jax.runs.metrics import read_metrics
 from zoomearth_jax.runs.saved_steps import half_written, newest, numbers, read_record
 from zoomearth_jax.terminal.progress import Progress
 
-# Small steps and many checkpoints, so that kills often hit a write; two updates a rollout, with a reference policy.
+# Small steps and many checkpoints, so that kills often hit a write; two updates per rollout, with a reference policy.
 STAGES = {
     "sft": ("--questions", "48", "--batch-size", "4", "--checkpoint-every", "2"),
     "grpo": ("--model", "nano-grpo", "--prompts", "2", "--group", "2", "--updates", "2", "--checkpoint-every", "1"),
@@ -35,9 +35,9 @@ class ResumeConfig:
     """SIGKILL at random moments of SFT and GRPO (nano), each resumed until it ends, against the undisturbed run.
 
     Attributes:
-        kills: of each stage, over as many runs as it takes.
-        steps: of a run.
-        seed: of the moments.
+        kills: kills of each stage, over as many runs as it takes.
+        steps: steps of a run.
+        seed: random seed of the moments.
         json: print JSON.
     """
 
@@ -66,7 +66,7 @@ def bench_resume(config: ResumeConfig) -> list[dict]:
 
 
 def _stage(stage: str, config: ResumeConfig, folder: Path, bar) -> dict:
-    """A stage's part of the row."""
+    """Returns a stage's part of the row."""
     rng, whole = random.Random(f"{stage} {config.seed}"), _Run(stage, config.steps, folder, "whole")
     whole.go_on()  # fills the cache of programs
     whole = _Run(stage, config.steps, folder, "again")

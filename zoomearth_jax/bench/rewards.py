@@ -1,4 +1,4 @@
-"""`zoomearth bench rewards`: box rewards a second and their error; WordNet scores against nltk's, in speed and in value."""
+"""`zoomearth bench rewards`: box rewards per second and their error; WordNet scores against nltk's, in speed and in value."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ print(time.perf_counter() - began)
 
 @dataclasses.dataclass(frozen=True)
 class RewardsConfig:
-    """Box rewards a second and their error; WordNet scores against nltk's, in speed and in value.
+    """Box rewards per second and their error; WordNet scores against nltk's, in speed and in value.
 
     Attributes:
         boxes: pairs of boxes in a batch.
         answers: JSON lines with a `ground_truth` or `answer` each, such as LRS-GRO's rl.jsonl; pairs of answers are drawn
             from it. Without it they are drawn from WordNet's own words.
         source: folder of WordNet 3.0's files, for nltk.
-        pairs: of answers, drawn at random, that are scored by both.
+        pairs: pairs of answers, drawn at random, that are scored by both.
         repeats: timings of each, of which the median counts.
-        seed: of boxes and pairs.
+        seed: random seed of boxes and pairs.
         json: print JSON.
     """
 
@@ -94,7 +94,7 @@ def box_rewards_float64(predicted, reference, alpha: float, eps: float, shape: C
 
 
 def _boxes(config: RewardsConfig, rng: np.random.Generator) -> dict:
-    """Of the paper's spec; the error of both named specs' region rewards."""
+    """Box rewards per second of the paper's spec, and the error of both named specs' region rewards."""
     boxes, side = random_boxes(rng, config.boxes), np.full(config.boxes, IMAGE_PX, np.float32)
     predicted, reference = boxes
     inputs = jax.device_put((*boxes, np.ones(config.boxes, bool), side))
@@ -135,7 +135,7 @@ def _wordnet(config: RewardsConfig, rng: np.random.Generator, corpus, words: lis
 
 
 def tidied(answer: str) -> str:
-    """As the released code compares it."""
+    """A text as the released code compares it."""
     return answer.strip().lower().rstrip(".")
 
 
@@ -155,7 +155,7 @@ def nltk_score(corpus, answer: str, reference: str) -> float:
 
 
 def _answers(file: Path | None) -> list[str]:
-    """Of a file, in the order of its lines, or the words of WordNet."""
+    """Answers of a file, in the order of its lines, or the words of WordNet."""
     if file is None:
         return wordnet().lemmas
     try:

@@ -33,7 +33,7 @@ VISIT = 16
 
 @dataclasses.dataclass(frozen=True)
 class RolloutBenchConfig:
-    """Savings of the rollout: prompts once a group, crops on the same cache, no work for rows that stopped.
+    """Savings of the rollout: prompts once per group, crops on the same cache, no work for rows that stopped.
 
     Attributes:
         models: which of nano and 100m (see bench grpo).
@@ -97,18 +97,18 @@ class _Bench:
         return row | {"same_tokens": same[0], "logp_gap": same[1]}
 
     def _flops(self, tokens, past=0, overviews=(), crops=(), scored=0) -> float:
-        """Of rows of so many tokens after so many others."""
+        """FLOPs of rows of so many tokens after so many others."""
         none = np.zeros((0, 2), int)
         grids = np.concatenate([none, *overviews]), np.concatenate([none, *crops])
         counts = RowCounts(
             np.broadcast_to(past, np.shape(tokens)), np.asarray(tokens), np.full(len(tokens), scored), *grids
         )
         whole, before = forward_flops(self.model.config, counts), counts._replace(reply_B=0 * counts.reply_B)
-        empty = before._replace(scored_B=0 * counts.scored_B, overview_N2=none, picture_BP2=none)
+        empty = before._replace(scored_B=0 * counts.scored_B, overview_A2=none, picture_BI2=none)
         return sum(whole) - sum(forward_flops(self.model.config, empty))
 
     def prompts(self) -> dict:
-        """Each prompt once, its cache repeated, against each once a sample."""
+        """Each prompt once, its cache repeated, against each once per sample."""
         group, prompts = self.group, self.played.prompts
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), prompts)
         shared, single = (

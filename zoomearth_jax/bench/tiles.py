@@ -34,12 +34,12 @@ class TilesConfig:
     """Windows from a tile store against decoding the whole file for each, as the release does; building a store.
 
     Attributes:
-        side: px a side of the image that is read as striped TIFF and as PNG.
-        big: px a side of the large striped TIFF; 0 leaves it out.
+        side: px per side of the image that is read as striped TIFF and as PNG.
+        big: px per side of the large striped TIFF; 0 leaves it out.
         windows: random windows of 512 to 2,048 px that are shrunk to at most 512 px; the median of each way counts.
-        codec: of the tiles (see `zoomearth tile`).
+        codec: form of the tiles (see `zoomearth tile`).
         folder: where the temporary images go (2 GB with `big`); None is the system's.
-        seed: of images and windows.
+        seed: random seed of images and windows.
         json: print JSON.
     """
 

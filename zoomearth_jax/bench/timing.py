@@ -17,6 +17,6 @@ def seconds_of(run: Callable) -> float:
 
 
 def median_seconds(run: Callable, repeats: int) -> float:
-    """The median of several calls after one to warm up."""
+    """Median seconds of several calls after one to warm up."""
     seconds_of(run)
     return statistics.median(seconds_of(run) for _ in range(repeats))

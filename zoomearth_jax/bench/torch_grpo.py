@@ -61,7 +61,7 @@ class TorchGRPO:
         self.files: Sequence[Path] | None = None  # of the questions' images
 
     def as_variant(self, variant: str) -> TorchGRPO:
-        """This, in the released or the fair way."""
+        """This object, in the released or the fair way."""
         self._released = variant == "released"
         return self
 
@@ -133,7 +133,7 @@ class TorchGRPO:
         return sequences
 
     def _inputs(self, sequences: Sequence[Row]) -> dict:
-        """Left-padded, as HF's processor gives them."""
+        """The model's inputs, left-padded as HF's processor gives them."""
         torch = self._torch
         length = max(len(one.ids) for one in sequences)
         ids = np.full((len(sequences), length), self._rows.pad_id)
@@ -153,7 +153,7 @@ class TorchGRPO:
         }
 
     def _generate(self, sequences: Sequence[Row], length: int) -> list[list[int]]:
-        """What each writes, its stop token included."""
+        """The ids that each episode writes, its stop token included."""
         inputs, rows = self._inputs(sequences), self._rows
         with self._torch.no_grad():
             out = self._model.generate(
@@ -170,7 +170,7 @@ class TorchGRPO:
         return [_until_stop(new, rows.stop_ids) for new in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def _logprobs(self, model, inputs: dict, sequences: Sequence[Row]):
-        """Of the targets [B, longest], and which of them exist."""
+        """Log-probabilities of the targets [B, longest], and which of them exist."""
         torch, length = self._torch, inputs["input_ids"].shape[1]
         longest = max(len(one.targets) for one in sequences)
         places, ids = torch.zeros((2, len(sequences), longest), dtype=torch.long)
@@ -190,7 +190,7 @@ class TorchGRPO:
         return torch.log_softmax(picked, -1).gather(-1, ids[..., None])[..., 0], mask
 
     def update(self, sequences: Sequence[Row], advantages: np.ndarray) -> dict[str, float]:
-        """One optimizer step; its loss and gradient norm."""
+        """Takes one optimizer step; returns its loss and gradient norm."""
         torch, inputs = self._torch, self._inputs(sequences)
         with torch.no_grad():
             ref, _ = self._logprobs(self._reference, inputs, sequences)
@@ -216,7 +216,7 @@ def _until_stop(new: list[int], stop_ids: tuple[int, ...]) -> list[int]:
 
 
 def _add_text(look: Row, new: list[int], stop_ids: tuple[int, ...]) -> None:
-    """Appends sampled ids; a stop token is a target alone, as in our rows."""
+    """Appends sampled ids; a stop token is only a target, as in our rows."""
     for token in new:
         look.targets.append((len(look.ids) - 1, token))
         if token not in stop_ids:

@@ -23,7 +23,7 @@ class WindowsConfig:
     """Attention of a vision block in windows and over the whole image, by the number of patches.
 
     Attributes:
-        preset: whose vision encoder.
+        preset: model size whose vision encoder is timed.
         sides: patches along the side of the square image.
         repeats: timings of each, of which the median counts.
         compute: number types and backends.

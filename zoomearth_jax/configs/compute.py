@@ -20,11 +20,11 @@ class ComputeConfig:
     """Settings that change speed and memory, and numbers only by rounding.
 
     Attributes:
-        dtype: of activations and matrix products; softmax, rotary angles, norms and log-probabilities stay float32.
-        param_dtype: of the parameters as they are held; float32 masters for training, bfloat16 to fit inference.
+        dtype: number type of activations and matrix products; softmax, rotary angles, norms and log-probabilities stay float32.
+        param_dtype: number type of the parameters as they are held; float32 masters for training, bfloat16 to fit inference.
         attention: xla, cudnn (GPU, not float32), splash (TPU), or auto: the best for the platform.
         remat: what the backward pass recomputes within a layer: none keeps everything, dots keeps the outputs of weight
-            products, full keeps the layer's input alone.
+            products, full keeps only the layer's input.
     """
 
     dtype: str = "float32"

@@ -108,7 +108,7 @@ class EpisodeConfig:
             turn gives one.
         picture_in: where a crop stands: within the assistant's `message`, which goes on after it; or at its end, and the next
             turn is a `new_message`, as the released client's two requests are rendered.
-        temperature: of evaluation and of asking, unless another is given; 0 is greedy.
+        temperature: temperature of evaluation and of asking, unless another is given; 0 is greedy.
         min_window_px: a crop's shortest side in px of the original (paper: 512).
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around

@@ -59,7 +59,7 @@ def _convert(hint, value, where: str):
 
 
 def _convert_union(hints: tuple, value, where: str):
-    """By the first of the types that takes the value as it is, or turns it into its own."""
+    """Converts by the first of the types that takes the value as it is, or turns it into its own."""
     for hint in sorted(hints, key=lambda hint: hint is not type(value)):
         with contextlib.suppress(UserError):
             return _convert(hint, value, where)
@@ -68,7 +68,7 @@ def _convert_union(hints: tuple, value, where: str):
 
 
 def _convert_tuple(hints: tuple, value, where: str) -> tuple:
-    """Of any length, where one value may stand alone, or of as many values as there are types."""
+    """Converts a tuple: one of any length, where one value needs no list, or one of as many values as there are types."""
     values = value if isinstance(value, list | tuple) else [value]
     if hints[1:] == (Ellipsis,):
         hints = hints[:1] * len(values)
@@ -156,7 +156,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
-        """As the parent's, but for keys that stand twice."""
+        """Constructs a mapping as the parent does, but refuses keys that stand twice."""
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for place, key in enumerate(keys):
             if key.value in (before.value for before in keys[:place]):
@@ -164,7 +164,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node):
-        """No merge keys, which YAML 1.2 doesn't know."""
+        """Leaves mappings as they are: YAML 1.2 knows no merge keys."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -228,7 +228,7 @@ def load_yaml(path: Path) -> Any:
 
 
 def _complaint(error: Exception) -> str:
-    """What is wrong and where, of an error of PyYAML's that takes several lines."""
+    """One line that says what is wrong and where, from an error of PyYAML's that takes several lines."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
     return where + (problem or str(error).splitlines()[0])

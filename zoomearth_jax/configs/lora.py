@@ -13,7 +13,7 @@ class LoRAConfig:
     """Low-rank adapters (Hu et al., arXiv 2106.09685). With them nothing else trains.
 
     Attributes:
-        rank: of each adapter; 0 for none, so that all parameters train.
+        rank: rank of each adapter; 0 for none, so that all parameters train.
         alpha: adapters are scaled by alpha / rank.
         pattern: regular expression that a linear layer's whole path must match, such as `decoder.layers.(q|v)_proj` or
             `vision.blocks.mlp.*`; a path stands for all layers of its stack.

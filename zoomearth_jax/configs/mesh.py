@@ -48,8 +48,8 @@ class MeshConfig:
         """Sizes along (data, fsdp, tensor) for that many devices.
 
         Args:
-            parameters: of the model, which decide fsdp where it is 0.
-            slices: of a multi-slice TPU system; only data spans them.
+            parameters: number of the model's parameters, which decides fsdp where it is 0.
+            slices: number of slices of a TPU system; only data spans them.
 
         Raises:
             UserError: sizes that don't make up the devices.

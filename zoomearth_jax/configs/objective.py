@@ -14,20 +14,20 @@ class ObjectiveConfig:
     """Advantages, ratio, clipping, KL and how tokens add up. The defaults are the paper's.
 
     Attributes:
-        advantage: of a reward r in its group: `std` (r - mean) / std (GRPO), `std_trl` the same with the sample's deviation
+        advantage: from a reward r in its group: `std` (r - mean) / std (GRPO), `std_trl` the same with the sample's deviation
             and 1e-4 as in TRL, `mean` r - mean (Dr. GRPO), `rloo` r - mean of the others (RLOO).
         flat_groups: groups whose rewards are all the same: `keep` them, for their KL and their share of the mean, or `drop`
             them from the loss and from what it is divided by.
-        ratio: of each `token`, or of the `sequence`: the geometric mean of its tokens' ratios (GSPO).
+        ratio: that of each `token`, or of the `sequence`: the geometric mean of its tokens' ratios (GSPO).
         aggregation: `sequence` is the mean over episodes of their tokens' means (GRPO), `token` the mean over all tokens of a
             step (DAPO), `constant` the mean over episodes of their tokens' sums over max_tokens (Dr. GRPO).
         max_tokens: what `constant` divides by; 0 for the slots of an episode's text.
         clip_low, clip_high: the ratio is clipped to 1 - clip_low … 1 + clip_high (DAPO: 0.2 and 0.28).
         dual_clip: where the advantage A is negative, no token's term falls below dual_clip x A; 0 is off (3 is usual).
-        kl_weight: of the KL against the reference (paper: 0.04); 0 leaves the reference out.
+        kl_weight: weight of the KL against the reference (paper: 0.04); 0 leaves the reference out.
         kl: its estimator, `k1`, `k2` or `k3` (Schulman).
         kl_in: the `loss`, a token, or the `reward`, of which the sum over the episode's tokens is subtracted.
-        entropy_weight: of the policy's entropy, which is then maximised too; 0 is off.
+        entropy_weight: weight of the policy's entropy, which is then maximised too; 0 is off.
         importance_cap: the ratio is taken of the policy before the rollout's first update as the trainer computes it, and
             terms are weighted by its ratio to the sampler's, cut at this; 0 takes the ratio of the sampler's
             probabilities, without weights.

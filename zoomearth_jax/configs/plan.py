@@ -18,19 +18,19 @@ class PlanConfig:
 
     Attributes:
         preset: size of the model.
-        topology: of TPUs, such as v5e:4x4, v5p:4x4x4 or v6e:16x16; the attached devices without one.
-        slices: of a multi-slice system, each of that topology.
+        topology: TPUs to compile for, such as v5e:4x4, v5p:4x4x4 or v6e:16x16; the attached devices without one.
+        slices: number of slices of a multi-slice system, each of that topology.
         mesh: sizes along data, fsdp and tensor; as the training verbs choose them by default.
-        prompts: questions a GRPO step, over all devices.
-        group: episodes a question.
-        batch_size: samples a fine-tuning step; prompts x group by default.
+        prompts: questions per GRPO step, over all devices.
+        group: episodes per question.
+        batch_size: samples per fine-tuning step; prompts x group by default.
         accumulate: microbatches of a step.
         layout: slots other than the preset's own, such as `--layout.turn-lens 640 256 256` for two pictures.
         compute: number types, attention backend, and what the backward pass recomputes.
         gather: see the training verbs' `--mesh.gather`.
         freeze_vision: keep the vision encoder as it is.
         kl: whether GRPO holds a reference policy.
-        fill: share of the slots that hold tokens, 0 to 1: MFU counts these alone, while programs run over whole slots.
+        fill: share of the slots that hold tokens, 0 to 1: MFU counts only these, while programs run over whole slots.
         programs: what to compile.
         fit: try meshes, microbatches and remat policies, and report the fastest that fits.
         tries: how many `fit` compiles.
@@ -70,5 +70,5 @@ class PlanConfig:
 
     @property
     def samples(self) -> int:
-        """Of a fine-tuning step."""
+        """Number of samples of a fine-tuning step."""
         return self.batch_size or self.prompts * self.group

@@ -23,14 +23,14 @@ class RewardSpec:
         region: shape of r_RG by distance d between centres: `sigmoid`, 1 / (1 + exp(-alpha / (d + eps))), as the paper prints
             it, or `tanh`, tanh(alpha / (d + eps)), as its figure and the released code have it; 0 without a box.
         region_alpha, region_eps: its scale and what keeps it finite, in region_unit.
-        region_unit: of the distance: px of the original, or the image's longer side (`side`).
+        region_unit: unit of the distance: px of the original, or the image's longer side (`side`).
         answer_match: `exact` (1 or 0), `wordnet`, the paper's: graded by path similarity, or `typed`: numbers and yes or no
             exactly, a synonym for the rest.
         pattern: `protocol`, the whole text is of the paper's form, or `reference`, as the released code looks for its parts.
-        custom: rewards of your own, each MODULE:FUNCTION, called once a batch with (episodes, questions); it gives a number
-            an episode, or None where it doesn't apply. The module is imported and its code runs.
-        custom_weights: of those; 1 each by default.
-        version: of the meaning of all this.
+        custom: rewards of your own, each MODULE:FUNCTION, called once per batch with (episodes, questions); it gives a number
+            per episode, or None where it doesn't apply. The module is imported and its code runs.
+        custom_weights: weights of the custom rewards; 1 each by default.
+        version: raised when any of this changes its meaning.
     """
 
     iou_weight: float = 1.0
@@ -87,7 +87,7 @@ class RewardSpec:
         return own | dict(zip(names, self.custom_weights or (1.0,) * len(self.custom), strict=True))
 
     def describe(self) -> str:
-        """One line: name if it has one, version, and the sum."""
+        """Describes the spec in one line: name if it has one, version, and the sum."""
         kinds = {
             "iou": f"IoU ({self.iou})",
             "region": f"{self.region}({self.region_alpha:g} / (d + {self.region_eps:g})), d in {self.region_unit}",

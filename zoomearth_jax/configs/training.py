@@ -45,7 +45,7 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints; the last step is always saved.
         keep: checkpoints to keep, the last ones.
         keep_best: checkpoints to keep beside them, those of the steps with the lowest losses or the highest mean rewards.
-        seed: of the data's order, and of samples.
+        seed: random seed of the data's order, and of samples.
         strict: end at the first image that can't be read, instead of naming it and going on with the next question.
         resume: go on from the last checkpoint in `out`.
         overwrite: start anew where `out` holds a run.
@@ -130,7 +130,7 @@ class GRPOConfig(TrainingConfig):
         group: episodes per question (paper: 4).
         updates: passes over each rollout (mu).
         minibatches: optimizer steps per pass: a rollout's questions are cut into that many batches.
-        temperature: of sampling, in all turns, and of the log-probabilities. (Top-k, top-p and a repetition penalty would
+        temperature: that of sampling, in all turns, and of the log-probabilities. (Top-k, top-p and a repetition penalty would
             draw from another distribution than the ratio is taken of.)
         rollout: the tool, who decides on a crop, what later turns read, in how many parts a step is played.
         objective: advantages, ratio, clipping, KL and how tokens add up.

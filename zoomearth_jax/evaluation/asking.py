@@ -110,9 +110,9 @@ class LoadedPolicy:
     """A model that can be asked. Its programs are compiled when they are first used, once for each number of questions.
 
     Attributes:
-        name: by which it was loaded.
+        name: the name by which it was loaded.
         directory: where its files are.
-        model: for logits.
+        model: the model itself, for logits.
         rows: its tokenizer, and how it plays an episode.
     """
 
@@ -149,7 +149,7 @@ class LoadedPolicy:
             question: a text, which is asked about every image of a list, or a list of texts. Without it `image` is a
                 `Question`, or a list of them.
             temperature, top_k, top_p, repetition_penalty: see `SamplingConfig`; temperature 0 takes the likeliest tokens.
-            seed: of sampling; the same seed gives the same answers.
+            seed: random seed of sampling; the same seed gives the same answers.
 
         Returns:
             one answer; a list of them in the order of the questions where either is a list.

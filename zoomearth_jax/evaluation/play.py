@@ -52,7 +52,7 @@ def play_batches(
     tool: Tool,
     batch_size: int,
 ) -> Iterator[list[Episode] | list[None]]:
-    """As `play`, a batch at a time. Where no image of a batch can be read it isn't played: None in place of its episodes."""
+    """Plays like `play`, one batch at a time. A batch where no image can be read isn't played: None in place of its episodes."""
     batch_size = min(batch_size, len(questions))
     starts = range(0, len(questions), batch_size)
     batches = [list(questions[start : start + batch_size]) for start in starts]

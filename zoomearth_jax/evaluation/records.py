@@ -15,7 +15,7 @@ from zoomearth_jax.rl.records import turn_record
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question of a benchmark.
+    """A question of a benchmark.
 
     Attributes:
         id: as in the official file, unique within the benchmark.
@@ -41,16 +41,16 @@ class Record:
             sampling, seed, baseline). Together they are its key.
         image, width, height: the image's name and size in px.
         question, reference, level, category, choices, extra: as of `Item`; `reference` is the official answer.
-        reference_box: of the last look of the reference; None where the overview is enough.
+        reference_box: box of the last look of the reference; None where the overview is enough.
         reference_window: what the model's zoom would show for it.
         turns: each with `text`, and where it has them `box` and `window`, and `picture`, the file of a thumbnail.
         output: the text of the last turn, the whole of it.
         answer: what stands between <answer> and </answer>; None where nothing does.
-        box, window: of the last picture that was shown; without a picture, `box` is the last one that was named.
+        box, window: those of the last picture that was shown; without a picture, `box` is the last one that was named.
         box_reason: why no valid box was named; "absent" where none was tried.
         truncated: whether a turn ran out of room.
         tokens, visual_tokens: tokens written, and visual tokens read.
-        seconds: of the batch, divided by its questions.
+        seconds: duration of the batch, divided by its questions.
         fault: why the image can't be read; then nothing was predicted, and the record doesn't count.
     """
 
@@ -82,7 +82,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """(benchmark, id, config)."""
+        """The record's key: (benchmark, id, config)."""
         return self.benchmark, self.id, self.config
 
     @property
@@ -91,7 +91,7 @@ class Record:
         return any("window" in turn for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, in the order of the fields."""
+        """Returns plain data, in the order of the fields."""
         return dataclasses.asdict(self)
 
     @classmethod

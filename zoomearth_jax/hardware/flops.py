@@ -1,12 +1,12 @@
 """Model FLOPs: what a step has to compute, by the sizes of the model and of what really is in the rows.
 
-The convention is PaLM's (Chowdhery et al. 2022, appendix B): matrix products alone, a multiply-add is two FLOPs, what the
+The convention is PaLM's (Chowdhery et al. 2022, appendix B): only matrix products, a multiply-add is two FLOPs, what the
 backward pass computes anew (remat) is not counted. Otherwise it is stricter than the usual 6 x parameters x tokens:
 
 - Padding is not counted: tokens, patches and windows are those that exist.
 - Attention goes by the (query, key) pairs that see each other: causal in the decoder, inside windows of at most 64 patches in
-  the vision encoder's windowed blocks, over the whole image in its full ones. A pair costs 4 x width a layer.
-- A prompt counts once a group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
+  the vision encoder's windowed blocks, over the whole image in its full ones. A pair costs 4 x width per layer.
+- A prompt counts once per group. Embedding lookups cost nothing; logits are counted for the tokens that are scored or sampled.
 - All views are counted: overviews and the pictures after each turn.
 
 What a token, a pair and a picture cost is the family's to say (`models.family.Sizes`). A scored token costs 2 D V.
@@ -30,33 +30,33 @@ from zoomearth_jax.models.family import Sizes
 
 
 class RowCounts(NamedTuple):
-    """What is in rows of N prompts with G replies each, B = N x G; integers.
+    """What is in rows of A prompts with G replies each, B = A x G; integers.
 
     Attributes:
-        prompt_N, reply_B: tokens that exist, visual ones included; stop tokens are none.
+        prompt_A, reply_B: tokens that exist, visual ones included; stop tokens are none.
         scored_B: tokens that the policy wrote, stop tokens included.
-        overview_N2, picture_BP2: merged grids of the views; 0 x 0 where there is none.
+        overview_A2, picture_BI2: merged grids of the views; 0 x 0 where there is none.
     """
 
-    prompt_N: np.ndarray
+    prompt_A: np.ndarray
     reply_B: np.ndarray
     scored_B: np.ndarray
-    overview_N2: np.ndarray
-    picture_BP2: np.ndarray
+    overview_A2: np.ndarray
+    picture_BI2: np.ndarray
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model runs over, each prompt once a group."""
-        return int(self.prompt_N.sum() + self.reply_B.sum())
+        """Number of tokens that the model runs over, each prompt once per group."""
+        return int(self.prompt_A.sum() + self.reply_B.sum())
 
     @property
     def images(self) -> int:
-        """Views that exist."""
-        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_N2, self.picture_BP2)))
+        """Number of views that exist."""
+        return int(sum((grids.prod(-1) > 0).sum() for grids in (self.overview_A2, self.picture_BI2)))
 
     @property
     def samples(self) -> int:
-        """Replies."""
+        """Number of replies."""
         return len(self.reply_B)
 
 
@@ -89,11 +89,11 @@ def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:
 
 
 def forward_flops(config: Sizes, counts: RowCounts) -> Flops:
-    """One forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
-    past_B = np.repeat(counts.prompt_N, len(counts.reply_B) // len(counts.prompt_N))
-    pairs = segment_pairs(counts.prompt_N) + segment_pairs(counts.reply_B, past_B)
+    """FLOPs of one forward pass over whole rows. A rollout costs the same: prefill, decoding and crops run each token once."""
+    past_B = np.repeat(counts.prompt_A, len(counts.reply_B) // len(counts.prompt_A))
+    pairs = segment_pairs(counts.prompt_A) + segment_pairs(counts.reply_B, past_B)
     return Flops(
-        config.vision_flops(np.concatenate([counts.overview_N2, counts.picture_BP2.reshape(-1, 2)])),
+        config.vision_flops(np.concatenate([counts.overview_A2, counts.picture_BI2.reshape(-1, 2)])),
         float(config.token_flops * counts.tokens),
         float(config.pair_flops * pairs),
         float(2 * config.width * config.vocab_size * int(counts.scored_B.sum())),
@@ -107,19 +107,19 @@ def segment_pairs(length_B, past_B=0) -> int:
 
 
 def rollout_flops(config: Sizes, counts: RowCounts) -> float:
-    """A rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
+    """FLOPs of a rollout of the rows: all turns, prompts once per group, a row of logits for each sampled token."""
     return sum(forward_flops(config, counts))
 
 
 def sft_flops(config: Sizes, counts: RowCounts, *, freeze_vision: bool, lora: bool = False) -> float:
-    """A fine-tuning step.
+    """FLOPs of a fine-tuning step.
 
     Args:
         freeze_vision: nothing of the vision encoder trains.
-        lora: adapters alone train.
+        lora: only adapters train.
     """
     forward = forward_flops(config, counts)
-    return _trained(forward, lora) + forward.vision * (1 if freeze_vision else 3 - lora)
+    return _trained(forward, lora) + forward.vision * (1 if freeze_vision else _passes(lora))
 
 
 def grpo_flops(
@@ -132,26 +132,34 @@ def grpo_flops(
     updates: int = 1,
     scorings: int = 0,
 ) -> float:
-    """The updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
+    """FLOPs of the updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
 
     Args:
-        freeze_vision, lora: as of `sft_flops`.
+        freeze_vision, lora: see `sft_flops`.
         kl: each update takes the reference policy's forward pass too.
         updates: passes over the rollout.
         scorings: forward passes ahead of them, of the reference or of the policy itself.
     """
     forward = forward_flops(config, counts)
-    text = _trained(forward, lora) + kl * sum(forward[1:])
-    vision = 0.0 if freeze_vision else forward.vision * (3 - lora + kl)
+    text, vision = _trained(forward, lora), forward.vision * _passes(lora)
+    if kl:
+        text, vision = text + sum(forward[1:]), vision + forward.vision
+    if freeze_vision:
+        vision = 0.0
     scored = sum(forward) - (forward.vision if freeze_vision else 0.0)
     return updates * (text + vision) + scorings * scored
 
 
 def _trained(forward: Flops, lora: bool) -> float:
-    """Forward and backward pass of the decoder."""
-    return (forward.layers + forward.logits) * (2 if lora else 3) + forward.attention * 3
+    """FLOPs of the decoder's forward and backward pass."""
+    return (forward.layers + forward.logits) * _passes(lora) + forward.attention * 3
+
+
+def _passes(lora: bool) -> int:
+    """Forward passes that training of a matrix product costs; without its weights' gradient under adapters one less."""
+    return 2 if lora else 3
 
 
 def mfu(flops: float, seconds: float, chips: int, peak_flops: float) -> float:
-    """Model FLOPs utilisation, 0 to 1; `peak_flops` of one chip, a second."""
+    """Model FLOPs utilisation, 0 to 1; `peak_flops` is one chip's FLOP/s."""
     return flops / (seconds * chips * peak_flops)

@@ -13,7 +13,7 @@ import jax
 
 
 def surroundings() -> str:
-    """Where the figures come from: device, cores, versions, commit (`-dirty` with uncommitted changes)."""
+    """Describes where figures come from: device, cores, versions, commit (`-dirty` with uncommitted changes)."""
     device = jax.devices()[0]
     name = _processor() if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
     loaded = [library for library in ("jax", "torch", "transformers") if library in sys.modules]

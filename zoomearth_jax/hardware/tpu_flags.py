@@ -28,7 +28,7 @@ def set_tpu_flags(more: tuple[str, ...] = ()) -> None:
 
 
 def skip_missing_tpus() -> None:
-    """Keeps JAX from starting libtpu where there are no TPUs, as where it is installed for `plan` alone.
+    """Keeps JAX from starting libtpu where there are no TPUs, as where it is installed only for `plan`.
 
     It would look for a metadata server for 15 seconds, and complain. As a compiler it goes on working. To be called before
     JAX looks for devices.

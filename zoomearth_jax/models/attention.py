@@ -15,51 +15,53 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.fused_attention import compile_platform, fused_attention
 
 MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
-QUERY_BLOCK = 512  # of packed rows: their scores above the diagonal, in whole blocks, are not computed
+QUERY_BLOCK = 512  # scores above the diagonal, in whole blocks, are not computed
 MIN_FUSED_LENGTH = 128  # a kernel's tile: windows of 64 patches, padded to it, would cost four times as much
 
 
 class KVCache(NamedTuple):
-    """Keys and values of slots that every query of the segment may see, where valid.
+    """Keys and values of the slots before a segment.
 
-    k, v: [..., B, K, S, H] (a leading L while stacked over layers); valid_BS: bool.
+    k, v: [..., B, K, S, H] (a leading L while stacked over layers); samples_BS: int32, as in `decoder_attention`.
     """
 
     k: jax.Array
     v: jax.Array
-    valid_BS: jax.Array
+    samples_BS: jax.Array
 
 
-def decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None = None, backend: str = "auto"):
-    """Causal grouped-query attention within a segment, plus all valid slots of the past.
+def one_sample(valid):
+    """Sample numbers, int32, of rows that hold one sample each: 1 where a token exists (bool `valid`), 0 elsewhere."""
+    return valid.astype(jnp.int32)
+
+
+def decoder_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past: KVCache | None = None, backend: str = "auto"):
+    """Causal grouped-query attention within a segment and over its past: each query sees the keys of its own sample.
 
     Args:
         q_BTNH, k_BKTH, v_BKTH: rotated queries and keys, and values, of the segment.
-        valid_BT: bool, which of the segment's tokens may be attended to; or of packed rows int32, the sample that each
-            token is of (0: none), and then queries see their own sample alone.
-        past: one layer's cache of the slots before the segment; packed rows have none.
+        samples_BT: int32, the number of the row's sample that each token belongs to, from 1; 0 is padding. Only packed rows
+            hold several samples (see `one_sample`).
+        past: one layer's cache of the slots before the segment.
         backend: see `choose_backend`.
 
     Returns:
-        [B, T, N, H] in the type of q; where a query sees no valid key, undefined but finite. The softmax is in float32.
+        [B, T, N, H] in the type of q; at padding undefined but finite. The softmax is in float32.
 
     Raises:
         UserError: the backend can't serve.
-        ValueError: packed rows with a past.
     """
-    if past is not None and valid_BT.dtype != bool:
-        raise ValueError("packed rows have no past")
     backend = choose_backend(backend, compile_platform(), q_BTNH)
-    if backend == "xla" and valid_BT.dtype != bool:
-        return _xla_packed_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT)
     if backend == "xla":
-        return _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past)
-    samples_BT = jnp.ones_like(valid_BT, jnp.int32) if valid_BT.dtype == bool else valid_BT
+        if past is None:
+            return _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT)
+        return _xla_cached_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past)
+    samples_BS = samples_BT
     if past is not None:  # a copy, which a long segment repays
         k_BKTH, v_BKTH = (jnp.concatenate(pair, axis=2) for pair in ((past.k, k_BKTH), (past.v, v_BKTH)))
-        valid_BT = jnp.concatenate([past.valid_BS, valid_BT], axis=1)
+        samples_BS = jnp.concatenate([past.samples_BS, samples_BT], axis=1)
     k_BSKH, v_BSKH = k_BKTH.swapaxes(1, 2), v_BKTH.swapaxes(1, 2)
-    return fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, valid_BT, causal=True, backend=backend)
+    return fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, causal=True, backend=backend)
 
 
 def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
@@ -68,7 +70,7 @@ def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
     if backend == "xla":
         return _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS)
     samples_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
-    return fused_attention(q_BTNH, k_BSNH, v_BSNH, samples_BT, valid_BS, causal=False, backend=backend)
+    return fused_attention(q_BTNH, k_BSNH, v_BSNH, samples_BT, one_sample(valid_BS), causal=False, backend=backend)
 
 
 def choose_backend(backend: str, platform: str, q_BTNH) -> str:
@@ -99,44 +101,39 @@ def choose_backend(backend: str, platform: str, q_BTNH) -> str:
 
 
 def _split_heads(q_BTNH, num_kv_heads: int):
-    """Scaled queries [B, K, group x T, H]: the heads that share a key-value head make one matrix product with its keys."""
+    """Scaled queries [B, K, Q, H]: the heads that share a key-value head make one matrix product with its keys."""
     batch, length, _, head_dim = q_BTNH.shape
     q = q_BTNH.reshape(batch, length, num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4) * head_dim**-0.5
     return q.reshape(batch, num_kv_heads, -1, head_dim)
 
 
 def _join_heads(out_BKQH, shape):
-    """Back from [B, K, group x T, H] to the queries' shape [B, T, N, H]."""
+    """Back from [B, K, Q, H] to the queries' shape [B, T, N, H]."""
     batch, length, _, head_dim = shape
     out = out_BKQH.reshape(batch, out_BKQH.shape[1], -1, length, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(shape)
 
 
 def _scores(q_BKQH, k_BKSH, visible):
-    """float32 [B, K, group x T, S]; visible broadcasts against [B, 1, T, S]."""
+    """Scores, float32 [B, K, Q, S]; visible broadcasts against [B, 1, T, S]."""
     out = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
     return jnp.where(jnp.tile(visible, (1, 1, q_BKQH.shape[2] // visible.shape[2], 1)), out, MASKED)
 
 
-def _xla_decoder_attention(q_BTNH, k_BKTH, v_BKTH, valid_BT, past: KVCache | None):
-    """The past is read, never copied: its scores are computed apart and joined before the softmax."""
-    batch, length = q_BTNH.shape[:2]
+def _xla_cached_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past: KVCache):
+    """Attention with a past, which is read, never copied: its scores are computed apart and joined before the softmax."""
     q = _split_heads(q_BTNH, k_BKTH.shape[1])
-    causal_TT = jnp.tril(jnp.ones((length, length), bool))
-    own = _scores(q, k_BKTH, (causal_TT & valid_BT[:, None, :])[:, None])
-    if past is None:
-        out = jnp.einsum("BKQS,BKSH->BKQH", jax.nn.softmax(own, axis=-1).astype(v_BKTH.dtype), v_BKTH)
-    else:
-        slots = past.k.shape[2]
-        before = _scores(q, past.k, jnp.broadcast_to(past.valid_BS[:, None, None, :], (batch, 1, length, slots)))
-        weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1).astype(v_BKTH.dtype)
-        past_weights, own_weights = jnp.split(weights, [slots], axis=-1)
-        out = jnp.einsum("BKQS,BKSH->BKQH", past_weights, past.v) + jnp.einsum("BKQS,BKSH->BKQH", own_weights, v_BKTH)
+    causal_TT = jnp.tri(q_BTNH.shape[1], dtype=bool)
+    own = _scores(q, k_BKTH, (causal_TT & (samples_BT[:, :, None] == samples_BT[:, None]))[:, None])
+    before = _scores(q, past.k, (samples_BT[:, :, None] == past.samples_BS[:, None])[:, None])
+    weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1).astype(v_BKTH.dtype)
+    past_weights, own_weights = jnp.split(weights, [past.k.shape[2]], axis=-1)
+    out = jnp.einsum("BKQS,BKSH->BKQH", past_weights, past.v) + jnp.einsum("BKQS,BKSH->BKQH", own_weights, v_BKTH)
     return _join_heads(out, q_BTNH.shape)
 
 
-def _xla_packed_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
-    """Causal, each query on its own sample, in blocks of queries."""
+def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
+    """Attention without a past, in blocks of queries."""
     blocks = []
     for begin in range(0, q_BTNH.shape[1], QUERY_BLOCK):
         block_BTNH = q_BTNH[:, begin : begin + QUERY_BLOCK]

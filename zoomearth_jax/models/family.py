@@ -102,14 +102,14 @@ class VisionLanguageModel(Protocol):
         ...
 
     def segment(
-        self, ids_BT, valid_BT, features_BFD=None, grids_BI2=None, start_B=None, past: KVCache | None = None
+        self, ids_BT, samples_BT, features_BMD=None, grids_BI2=None, start_B=None, past: KVCache | None = None
     ) -> tuple[jax.Array, KVCache, jax.Array]:
         """Hidden states [B, T, D] of a segment of each row after its cached past, the segment's own cache, and the position [B]
         after it. The arguments are those of `Qwen2_5_VL.segment`."""
         ...
 
     def grouped(self, prompt, reply, places: Places | None = None) -> tuple[jax.Array, jax.Array]:
-        """Hidden states [N, P, D] of prompts and [B, T, D] of the B / N replies that follow each, in one pass."""
+        """Hidden states [A, U, D] of prompts and [B, T, D] of the B / A replies that follow each, in one pass."""
         ...
 
     def logits(self, hidden_BTD) -> jax.Array:

@@ -17,7 +17,7 @@ MAX_BLOCK = 512  # wide enough for the matrix unit, small enough for the scores 
 
 
 def compile_platform() -> str:
-    """cpu, gpu or tpu: that of the mesh in context, which may describe devices that aren't here, else the default."""
+    """The platform, cpu, gpu or tpu: that of the mesh in context, which may describe devices that aren't here, else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
@@ -29,13 +29,13 @@ def fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: b
     its own part of them, or a copy where there are fewer than shards.
 
     Args:
-        samples_BT, samples_BS: of queries and keys, int32 or bool; a query sees the keys with its own number. With queries
-            all 1 that of a key says whether it exists; 0 stands for padding.
+        samples_BT, samples_BS: sample numbers of queries and keys, int32, from 1; 0 is padding. A query sees the keys with
+            its own number.
         causal: query t sees the keys up to t + S - T, otherwise all.
         backend: "cudnn" or "splash"; off a TPU splash is interpreted, slowly.
 
     Returns:
-        [B, T, N, H] in the type of q; where a query sees no valid key, undefined but finite.
+        [B, T, N, H] in the type of q; where a query sees no key, undefined but finite.
     """
     samples_BT, samples_BS = samples_BT.astype(jnp.int32), samples_BS.astype(jnp.int32)
     if backend == "splash":
@@ -56,9 +56,9 @@ def fused_attention(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: b
 
 
 def _cudnn(q_BTNH, k_BSKH, v_BSKH, samples_BT, samples_BS, *, causal: bool):
-    """cuDNN takes key lengths or a mask; validity has gaps and rows may be packed, so a mask.
+    """Attention by cuDNN, which takes key lengths or a mask; rows have gaps and may be packed, so a mask.
 
-    It becomes a bias [B, 1, T, S], which has a backward pass at even lengths alone. Masked by position only (`is_causal`)
+    It becomes a bias [B, 1, T, S], which has a backward pass only at even lengths. Masked by position only (`is_causal`)
     the upper triangle is skipped; that mask starts at the first key, so it serves where there is no past.
     """
     length, offset = q_BTNH.shape[1], k_BSKH.shape[1] - q_BTNH.shape[1]

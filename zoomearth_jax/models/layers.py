@@ -125,11 +125,11 @@ def take_rows(x_BSD, index_BT):
 class Places(NamedTuple):
     """Which of S slots a row really computes: those that exist, in order, in R <= S rows.
 
-    kept_NR: the slot of each (S: none). place_NS: where each slot is among them (R: nowhere).
+    kept_AR: the slot of each (S: none). place_AS: where each slot is among them (R: nowhere).
     """
 
-    kept_NR: Array
-    place_NS: Array
+    kept_AR: Array
+    place_AS: Array
 
 
 @jax.custom_vjp
@@ -141,7 +141,13 @@ def move_rows(x_BSD, index_BT, inverse_BS):
     return jnp.take_along_axis(x_BSD, index, axis=1, mode="fill", fill_value=0)
 
 
-move_rows.defvjp(
-    lambda x, index, inverse: (move_rows(x, index, inverse), (index, inverse)),
-    lambda ways, gradient: (move_rows(gradient, *ways[::-1]), None, None),
-)
+def _move_forward(x_BSD, index_BT, inverse_BS):
+    return move_rows(x_BSD, index_BT, inverse_BS), (index_BT, inverse_BS)
+
+
+def _move_backward(ways, gradient_BTD):
+    index_BT, inverse_BS = ways
+    return move_rows(gradient_BTD, inverse_BS, index_BT), None, None
+
+
+move_rows.defvjp(_move_forward, _move_backward)

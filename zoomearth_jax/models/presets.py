@@ -14,7 +14,7 @@ _INSTRUCTION = (
 
 
 def nano() -> tuple[ModelConfig, EpisodeConfig]:
-    """Every mechanism of the big model at half a million parameters, for a laptop: 112 px views of 16 visual tokens."""
+    """The nano model: every part of the big one at half a million parameters, for a laptop: 112 px views of 16 visual tokens."""
     model = ModelConfig(
         vision=VisionConfig(
             depth=2, width=64, num_heads=4, mlp_dim=128, out_dim=96, window_px=56, full_attention_blocks=(1,)

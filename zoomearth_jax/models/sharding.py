@@ -35,7 +35,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
 
 
 def make_mesh(shape: Sequence[int], devices=None) -> Mesh:
-    """A mesh of the given sizes along (data, fsdp, tensor), over the first devices of all; data alone spans TPU slices."""
+    """A mesh of the given sizes along (data, fsdp, tensor), over the first devices of all; only data spans TPU slices."""
     devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
     slices = num_slices(devices)
     # not every size is that of whole dimensions of a torus
@@ -59,8 +59,8 @@ def partition_spec(
 
     Args:
         axes: logical axes of the trailing dimensions; leading ones (a stack of layers) stay whole.
-        shape: of the array.
-        mesh: concrete or abstract.
+        shape: the array's shape.
+        mesh: a concrete or an abstract mesh.
         without: mesh axes to leave out.
     """
     axes = (*[None] * (len(shape) - len(axes)), *axes)
@@ -134,7 +134,7 @@ def cast_kernels(params, dtype, gather: bool = False):
     The model would convert them at every use. Norms' scales and biases stay as they are.
 
     Args:
-        gather: whole along fsdp too, on the mesh in context: one gathering instead of one a use.
+        gather: whole along fsdp too, on the mesh in context: gathered once instead of once per use.
     """
     mesh = jax.sharding.get_abstract_mesh()
 

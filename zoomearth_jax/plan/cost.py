@@ -24,12 +24,12 @@ from zoomearth_jax.plan.hlo import COLLECTIVES, FREE, Computation, Instruction, 
 
 @dataclasses.dataclass
 class Cost:
-    """Of one chip.
+    """What a program costs one chip.
 
     Attributes:
-        flops: of matrix products, recomputed ones included.
-        hbm_bytes: between main memory and the core.
-        seconds: of the whole, and its parts: `compute` and `memory` of instructions that the one or the other bounds,
+        flops: FLOPs of matrix products, recomputed ones included.
+        hbm_bytes: bytes between main memory and the core.
+        seconds: time of the whole, and its parts: `compute` and `memory` of instructions that the one or the other bounds,
             `links` and `copies` that the core waits for.
         collectives: kind -> (times, bytes that a chip sends), times seconds on the links whether waited for or not.
         spots: place in the traced function -> seconds.
@@ -52,7 +52,7 @@ class Cost:
         return self.compute + self.memory + self.links + self.copies
 
     def add(self, other: Cost, times: float = 1.0) -> None:
-        """Adds what runs so many times."""
+        """Adds the cost of something that runs so many times."""
         for name in ("flops", "hbm_bytes", "compute", "memory", "links", "copies", "link_seconds"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for kind, pair in other.collectives.items():
@@ -82,7 +82,7 @@ class Network:
         """Bytes/s that each of a group receives in an all-gather over all dimensions of the torus that the group spans.
 
         Args:
-            group: of devices.
+            group: numbers of the devices.
             one_ring: the group is strung on one ring, which takes two links of a chip, in whatever dimensions it lies.
         """
         if len(set(self.slices[group])) > 1:
@@ -154,7 +154,7 @@ def _channel(collective: Instruction) -> str:
 
 
 def _scattered(inside: Computation, collective: Instruction) -> bool:
-    """Whether a fusion takes slices alone of its all-reduce: thus TPUs print a reduce-scatter."""
+    """Whether a fusion takes only slices of its all-reduce: this is how TPUs print a reduce-scatter."""
 
     def sliced(user: Instruction) -> bool:
         if user.opcode in ("get-tuple-element", "bitcast"):
@@ -182,8 +182,8 @@ class Player:
 
     Args:
         module: the program.
-        network: of its devices.
-        share: of a loop's trips -> share of the trips in which conditionals in its body take their last branch; elsewhere they
+        network: how fast its devices exchange bytes.
+        share: number of a loop's trips -> share of them in which conditionals in its body take their last branch; elsewhere they
             take their first one.
         open_trips: trips of loops whose trips the data decide.
         cycles: whether the compiler's counts of cycles take part; without them it is a plain roofline.
@@ -286,10 +286,11 @@ class _Run:
             self._wait(end, "compute", i.op_name)
 
     def _copy(self, i: Instruction) -> None:
-        """From or into main memory, beside the core."""
+        """Moves data from or into main memory, beside the core."""
         source = self.where.get(i.operands[0])
         moved = min((a.bytes for a in i.arrays[:2]), default=0.0)
-        touched = moved * sum(a.space == 0 for a in (i.arrays[0], *(source.arrays[:1] if source else ())))
+        ends = i.arrays[:1] + source.arrays[:1] if source else i.arrays[:1]
+        touched = moved * sum(a.space == 0 for a in ends)
         self.cost.hbm_bytes += touched
         self.memory_free = max(self.memory_free, self.now) + touched / self.player.chip.hbm_bandwidth
         self.ends[i.name] = self.memory_free

@@ -93,10 +93,13 @@ def candidates(config: PlanConfig, devices, known: Chip) -> list[Candidate]:
             continue
         kept = tokens / shards * model.text.num_layers * model.text.width * 2 * KEPT_VALUES[remat]
         state = parameters * STATE_BYTES / (fsdp * tensor)
-        gathered = parameters * 2 * (fsdp > 1) / tensor  # in the rollout, in the compute type
+        gathered = parameters * 2 / tensor if fsdp > 1 else 0  # in the rollout, in the compute type
         links = known.link_bandwidth * known.links
         seconds = flops * RECOMPUTED[remat] / chips / known.peak_flops
-        seconds += 3 * parts * parameters * 2 / tensor / links * (fsdp > 1) + (tensor > 1) * seconds / 2
+        if tensor > 1:
+            seconds *= 1.5
+        if fsdp > 1:
+            seconds += 3 * parts * parameters * 2 / tensor / links
         out.append(Candidate((data, fsdp, tensor), parts, remat, max(state + kept, state + gathered), seconds))
     return sorted(out, key=lambda c: (c.guessed_seconds, c.guessed_bytes))
 

@@ -34,17 +34,17 @@ class Array(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> float:
-        """Bytes, in whichever memory."""
+        """Number of bytes, in whichever memory."""
         return self.size * _bits(self.dtype) / 8
 
     @property
     def main_bytes(self) -> float:
-        """Bytes in main memory."""
+        """Number of bytes in main memory."""
         return 0.0 if self.space else self.bytes
 
 
@@ -66,13 +66,13 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """Where in the traced function it comes from."""
+        """The place in the traced function that the instruction comes from."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def target(self) -> str:
-        """Of a custom call."""
+        """The target of a custom call."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -90,12 +90,12 @@ class Computation(dict[str, Instruction]):
 
     @property
     def root(self) -> Instruction:
-        """The one whose result is the computation's."""
+        """The instruction whose result is the computation's."""
         return next(i for i in self.values() if i.root)
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads an instruction's result."""
+        """The instructions that read an instruction's result."""
         out: dict[str, list[Instruction]] = {name: [] for name in self}
         for instruction in self.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -200,7 +200,7 @@ def _numbers(text: str, key: str) -> list[int]:
 
 
 def _convolution_flops(where: Computation, i: Instruction) -> float:
-    """Two a product that falls inside the input: dilation and padding, by which TPUs batch products, cost nothing."""
+    """Two FLOPs per product that falls inside the input: dilation and padding, by which TPUs batch products, cost nothing."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels is not None  # every convolution has them
     lhs_labels, rhs_labels, out_labels = labels.groups()
@@ -266,7 +266,7 @@ def traffic(module: Module, where: Computation, i: Instruction) -> float:
 
 
 def _passed(i: Instruction) -> dict[int, int]:
-    """Results -> operands that share memory: in fusions that a collective runs through, its buffers."""
+    """Maps results to operands that share memory: in fusions that a collective runs through, its buffers."""
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", i.attributes.partition("output_to_operand_aliasing")[2])
     return {int(result or 0): int(operand) for result, operand in pairs}
 
@@ -295,7 +295,7 @@ def _slice_of(user: Instruction, n: int, result: tuple[Array, ...], where: Compu
 
 
 def _taken(module: Module, inside: Computation, name: str) -> float:
-    """Bytes that a fusion takes of a parameter: of one that is only sliced the slices."""
+    """Bytes that a fusion takes of a parameter: only the slices where it is only sliced."""
     total = math.inf if inside[name].root else 0.0
     for user in inside.users[name]:
         for n in [n for n, operand in enumerate(user.operands) if operand == name]:
@@ -331,7 +331,7 @@ def _written(where: Computation, inside: Computation, i: Instruction, passed: tu
 
 
 def _put(inside: Computation, part: Instruction | None) -> float:
-    """Bytes that a fusion writes of a result: of an update in place the update."""
+    """Bytes that a fusion writes of a result: only the update where it is an update in place."""
     while part is not None and part.opcode in RENAMES and part.operands[0] in inside:
         part = inside[part.operands[0]]
     if part is not None and part.opcode == "dynamic-update-slice":
@@ -363,7 +363,7 @@ def trip_count(module: Module, where: Computation, loop: Instruction) -> int | N
 
 
 def _counter_step(body: Computation, index: str) -> int:
-    """By how much a trip advances the counter: more than 1 where XLA unrolled the loop."""
+    """The number by which a trip advances the counter: more than 1 where XLA unrolled the loop."""
     step, name = 0, body.root.operands[int(index)]
     while name in body and body[name].opcode in ("add", "copy", "bitcast"):
         step += _constant(body, body[name].operands[1]) or 0 if body[name].opcode == "add" else 0

@@ -1,4 +1,4 @@
-"""The chip that nobody described: what the attached device does, measured."""
+"""What the attached device can do, measured, where it isn't a known chip."""
 
 from __future__ import annotations
 

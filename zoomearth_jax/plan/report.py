@@ -173,7 +173,7 @@ def _time(compiled, training: Training, network: Network) -> dict:
 
 
 def _unreadable(compiled) -> dict:
-    """What to say of a program whose text jaxlib can't read, as of some of a newer libtpu; its memory is known still."""
+    """The message about a program whose text jaxlib can't read, as of some of a newer libtpu; its memory is known still."""
     try:
         compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -228,7 +228,7 @@ def step_flops(name: str, config: PlanConfig, model: Sizes, layout: RowLayout) -
     def forward(reply: int, scored: int, pictures: int) -> float:
         nothing, seen = counts.reply_B * 0, np.arange(layout.num_pictures)[:, None] < pictures
         part: RowCounts = counts._replace(
-            reply_B=nothing + reply, scored_B=nothing + scored, picture_BP2=counts.picture_BP2 * seen
+            reply_B=nothing + reply, scored_B=nothing + scored, picture_BI2=counts.picture_BI2 * seen
         )
         return sum(forward_flops(model, part))
 
@@ -257,7 +257,7 @@ def assumptions(config: PlanConfig, known: Chip) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what compiled."""
+    """Versions of what compiled the programs."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:

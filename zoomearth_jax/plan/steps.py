@@ -1,4 +1,4 @@
-"""The programs of training, compiled for a mesh whose devices need not be here, from shapes alone."""
+"""The programs of training, compiled for a mesh whose devices need not be here, from nothing but shapes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Program(NamedTuple):
     args: tuple
 
     def example(self) -> tuple:
-        """Arguments to run it with, on attached devices: zeros, and every row and token there."""
+        """Arguments to run it with, on attached devices: zeros, and every row and token there, but an empty past."""
 
         def one(x):
             if not isinstance(x, jax.ShapeDtypeStruct):
@@ -52,11 +52,11 @@ class Training:
     """What is compiled: a model in training on a mesh, as `sft` and `grpo` would run it.
 
     Attributes:
-        model, episode: of a preset.
+        model, episode: those of a preset.
         compute: number types, attention, remat.
-        mesh: of any devices.
+        mesh: any devices, also such as aren't here.
         gather: see `MeshConfig`.
-        freeze_vision: as of the verbs.
+        freeze_vision: the verbs' setting: nothing of the vision encoder trains.
         accumulate: microbatches.
         kl: whether GRPO holds a reference policy.
     """
@@ -152,7 +152,7 @@ class Training:
         return placed(shapes, param_shardings(shapes, self.mesh))
 
     def cache_bytes(self, rows: int) -> int:
-        """Of the keys and values of all slots of a rollout's rows, on one chip."""
+        """Bytes of the keys and values of all slots of a rollout's rows, on one chip."""
         shape = self.model.cache_shape(rows, self.layout.prompt_len + self.layout.reply_len)
         spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
         return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
@@ -178,7 +178,7 @@ class Training:
         return self._repeated(count, self.model.prepare(*view))
 
     def _repeated(self, count: int, tree):
-        """The shapes of a tree of one row with so many."""
+        """Shapes of a tree of one row, for `count` rows."""
         return jax.tree.map(lambda x: self._on_rows(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)), tree)
 
     def _row_batch(self, prompts: int, group: int, tokens: bool = False):
@@ -212,7 +212,7 @@ class Training:
 
 
 def count_parameters(model: Sizes) -> int:
-    """Of the whole model."""
+    """Number of parameters of the whole model."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(model))))
 
 

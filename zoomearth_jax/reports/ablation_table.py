@@ -25,11 +25,11 @@ questions that need a crop (chance 0.25). Differences are paired by seed; ~ mark
 
 
 def summed_up(scores: Sequence[Mapping], order: Sequence[str]) -> dict:
-    """`table`: of each variant, in this order, the statistics of its runs; `minus_paper`: of the differences to `paper`, over the
+    """`table`: the statistics of each variant's runs, in this order; `minus_paper`: those of the differences to `paper`, over the
     seeds that both have.
 
     Args:
-        scores: of each run its variant, its seed and what METRICS names.
+        scores: for each run its variant, its seed and what METRICS names.
     """
     by_variant = {name: {row["seed"]: row for row in scores if row["variant"] == name} for name in order}
     paper = by_variant.get(BASE, {})

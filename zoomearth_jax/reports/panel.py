@@ -32,7 +32,7 @@ def write_panel(
 
     Args:
         step: 1 is the first.
-        scores: of each episode [N x G]: the rewards and what else is to be shown; `total` decides which are best and worst.
+        scores: figures of each episode [A x G]: the rewards and what else is to be shown; `total` decides which are best and worst.
     """
     group = len(played.episodes) // len(questions)
     shown = chosen(scores["total"], group)
@@ -53,7 +53,7 @@ def write_panel(
 
 
 def chosen(total: np.ndarray, group: int) -> list[int]:
-    """Of the first questions, the numbers of the best and the worst episode (the first of equals; one if all are equal)."""
+    """Numbers of the best and the worst episode of each of the first questions (the first of equals; one if all are equal)."""
     shown: list[int] = []
     for first in range(0, min(len(total), QUESTIONS * group), group):
         own = total[first : first + group]

@@ -15,10 +15,10 @@ from zoomearth_jax.rl.policy import group_places
 
 
 class RowBatch(NamedTuple):
-    """Rows on the device: N prompts, N x G replies with K - 1 pictures each. Images come as pixels, or as visual tokens that are
-    final; those of a reply one after the other, [N x G x (K - 1), ...]. Without pictures (K = 1) both fields are None.
+    """Rows on the device: A prompts, A x G replies with K - 1 pictures each. Images come as pixels, or as visual tokens that are
+    final; those of a reply one after the other, [A x G x (K - 1), ...]. Without pictures (K = 1) both fields are None.
 
-    places: of the slots that exist, to compute no others (see `group_places`).
+    places: the slots that exist, to compute no others (see `group_places`).
     """
 
     prompt_ids: Array
@@ -47,12 +47,12 @@ class PackedBatch(NamedTuple):
 
 
 class GRPOBatch(NamedTuple):
-    """Rows with the log-probabilities they were sampled at [N x G, written slots] and their advantages [N x G].
+    """Rows with the log-probabilities they were sampled at [A x G, written slots] and their advantages [A x G].
 
     Attributes:
-        kept: bool [N x G], rows that count in the loss; None for all.
-        old_logp: of the policy before the rollout's first update, by `make_scorer`; read where the objective's old policy is
-            the trainer's. None where the policy is still that one.
+        kept: bool [A x G], rows that count in the loss; None for all.
+        old_logp: log-probabilities of the policy before the rollout's first update, by `make_scorer`; read
+            where the objective's old policy is the trainer's. None where the policy is still that one.
     """
 
     rows: RowBatch

@@ -43,12 +43,12 @@ class Episode:
 
     @property
     def texts(self) -> list[str]:
-        """What was written, a text a turn."""
+        """What was written, one text per turn."""
         return [turn.text for turn in self.turns]
 
     @property
     def looks(self) -> list[Request]:
-        """The requests that were served."""
+        """The requests that were answered with a picture."""
         return [turn.request for turn in self.turns if turn.request and turn.picture is not None]
 
     @property
@@ -75,7 +75,7 @@ class Episode:
 
     @property
     def box_reason(self) -> str:
-        """Why a turn's box is none, of the first that has a broken one; else why the first turn named none."""
+        """The reason why the first turn with a broken box has none; else why the first turn named none."""
         broken = (turn.reason for turn in self.turns if turn.reason not in ("", "absent"))
         return next(broken, self.turns[0].reason)
 

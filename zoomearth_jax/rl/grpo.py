@@ -33,9 +33,9 @@ class Played:
     """A step's episodes.
 
     Attributes:
-        questions: the N that were played.
-        episodes: N x G.
-        rewards: of each episode by name, [N x G].
+        questions: the A questions that were played.
+        episodes: A x G.
+        rewards: rewards of each episode by name, [A x G].
         rows: what the learner trains on, on the devices.
     """
 
@@ -103,7 +103,7 @@ class GRPO:
         return Played(questions, episodes, rewards, rows)
 
     def advantages(self, played: Played) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Advantages [N x G] within each group; and where the KL is in the reward, its estimate of each episode as `kl`."""
+        """Advantages [A x G] within each group; and where the KL is in the reward, its estimate of each episode as `kl`."""
         objective, total, more = self._config.objective, played.rewards["total"], {}
         if objective.kl_in_reward:
             ref_logp = local_rows(self._score(self.reference, self.state.frozen, played.rows))
@@ -133,11 +133,11 @@ def learner_rows(
 
 
 def sampled_kl(kind: str, played: Trajectories, ref_logp, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sampler's estimated KL against the reference in each episode: summed over its tokens, and a token, float32 [N x G].
+    """The sampler's estimated KL against the reference in each episode: summed over its tokens, and per token, float32 [A x G].
 
     Args:
-        ref_logp: of the reference, [N x G, slots].
-        slots: those that the policy writes.
+        ref_logp: log-probabilities of the reference, [A x G, slots].
+        slots: the slots that the policy writes.
     """
     mask = played.replies.target[:, slots]
     estimate = np.asarray(kl_estimate(kind, np.where(mask, played.logprobs, 0.0), np.where(mask, ref_logp, 0.0)))

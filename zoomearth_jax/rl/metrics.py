@@ -23,7 +23,7 @@ def episode_table(
     advantages: np.ndarray,
     layout: RowLayout,
 ) -> dict[str, np.ndarray]:
-    """One number an episode, float32 [N x G] each; NaN where it doesn't apply."""
+    """One number per episode, float32 [A x G] each; NaN where it doesn't apply."""
     group = len(played.episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]
     episodes, target = played.episodes, played.replies.target
@@ -65,7 +65,7 @@ def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, fl
     """Means of a table of all episodes, and some spreads; what applies to no episode is left out.
 
     Args:
-        table: of `episode_table`; of several processes one behind the other.
+        table: what `episode_table` gives; the tables of several processes one behind the other.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing

@@ -11,7 +11,7 @@ SAME = 1e-6  # standard deviation of a group's rewards that counts as none
 
 
 def group_advantages(rewards: np.ndarray, group: int, kind: str = "std") -> np.ndarray:
-    """Advantages within each group of consecutive rewards [N x G], as `ObjectiveConfig.advantage`; 0 where a group agrees.
+    """Advantages within each group of consecutive rewards [A x G], as `ObjectiveConfig.advantage`; 0 where a group agrees.
 
     The standard deviation is the population's and gets 1e-6 added; in `std_trl` it is the sample's, of G - 1, and gets 1e-4.
     `rloo`, r - mean of the others, is G / (G - 1) (r - mean).
@@ -27,7 +27,7 @@ def group_advantages(rewards: np.ndarray, group: int, kind: str = "std") -> np.n
 
 
 def disagreeing(rewards: np.ndarray, group: int) -> np.ndarray:
-    """Whether the rewards of each episode's group differ, bool [N x G]."""
+    """Whether the rewards of each episode's group differ, bool [A x G]."""
     return np.repeat(np.reshape(rewards, (-1, group)).std(axis=1) >= SAME, group)
 
 
@@ -41,7 +41,7 @@ def kl_estimate(kind: str, logp, ref_logp):
 
 
 def row_weights(objective: ObjectiveConfig, mask, kept=None):
-    """What a token of each row of a whole batch weighs in the loss, float32 [B].
+    """Weight of each row's tokens in the loss of a whole batch, float32 [B].
 
     Args:
         mask: [B, T], 1 on the tokens of the loss. Rows without any count as 0 in a mean over rows.
@@ -78,7 +78,7 @@ def grpo_loss(
         weights: [B], of `row_weights`: those of a whole batch where these rows are a part of it, whose losses add up.
         sampler_logp: as sampled, [B, T]; needed with importance_cap.
         ref_logp: under the reference policy, [B, T]; needed where the KL is in the loss.
-        entropy: of the policy, [B, T]; needed with entropy_weight.
+        entropy: the policy's entropy, [B, T]; needed with entropy_weight.
 
     Returns:
         the loss, and metrics, shares of tokens and means over them by row unless said otherwise: clip_fraction, how many

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Array, Places, take_rows
 from zoomearth_jax.models.sharding import constrain, num_devices
@@ -20,8 +20,8 @@ LOGITS_BUDGET = (
 
 
 class Segment(NamedTuple):
-    """A segment of each row: ids and valid [B, T]; of its P pictures visual tokens in order of their placeholders [B, P x M, D],
-    and merged grids [B, P, 2] (None without pictures)."""
+    """A segment of each row: ids and valid [B, T]; visual tokens of its pictures in order of their placeholders [B, M, D], and
+    their merged grids [B, I, 2] (None without pictures)."""
 
     ids: Array
     valid: Array
@@ -29,23 +29,23 @@ class Segment(NamedTuple):
     grids: Array | None = None
 
 
-def row_features(features_IMD, grids_BP2):
-    """Visual tokens of each row in order of its placeholders, [B, P x M, D].
+def row_features(features_IMD, grids_BI2):
+    """Visual tokens of each row in order of its placeholders, [B, M of all its pictures, D].
 
     Args:
-        features_IMD: of the P pictures of each row one after the other, I = B x P; those past a picture's own are anything.
-        grids_BP2: their merged grids.
+        features_IMD: of the pictures of all rows, those of a row one after the other; tokens past a picture's own are anything.
+        grids_BI2: their merged grids.
     """
-    (rows, pictures), tokens = grids_BP2.shape[:2], features_IMD.shape[1]
-    features_BFD = features_IMD.reshape(rows, pictures * tokens, -1)
+    (rows, pictures), tokens = grids_BI2.shape[:2], features_IMD.shape[1]
+    features_BMD = features_IMD.reshape(rows, pictures * tokens, -1)
     if pictures == 1:
-        return features_BFD
-    ends_BP = jnp.cumsum(grids_BP2.prod(-1), axis=1)
-    rank_F = jnp.arange(pictures * tokens)
-    picture_BF = (rank_F[:, None] >= ends_BP[:, None]).sum(-1).clip(0, pictures - 1)
-    before_BF = jnp.take_along_axis(jnp.pad(ends_BP, ((0, 0), (1, 0))), picture_BF, axis=1)
-    index_BF = (picture_BF * tokens + rank_F - before_BF).clip(0, pictures * tokens - 1)
-    return take_rows(features_BFD, index_BF)
+        return features_BMD
+    ends_BI = jnp.cumsum(grids_BI2.prod(-1), axis=1)
+    rank_M = jnp.arange(pictures * tokens)
+    picture_BM = (rank_M[:, None] >= ends_BI[:, None]).sum(-1).clip(0, pictures - 1)
+    before_BM = jnp.take_along_axis(jnp.pad(ends_BI, ((0, 0), (1, 0))), picture_BM, axis=1)
+    index_BM = (picture_BM * tokens + rank_M - before_BM).clip(0, pictures * tokens - 1)
+    return take_rows(features_BMD, index_BM)
 
 
 def repeat_rows(tree, times: int):
@@ -58,7 +58,7 @@ def repeat_cache(cache: KVCache, times: int) -> KVCache:
     if times == 1:
         return cache
     k, v = (jnp.repeat(x, times, axis=1) for x in (cache.k, cache.v))
-    return KVCache(k, v, jnp.repeat(cache.valid_BS, times, axis=0))
+    return KVCache(k, v, jnp.repeat(cache.samples_BS, times, axis=0))
 
 
 def last_valid(hidden_BTD, valid_BT):
@@ -68,7 +68,7 @@ def last_valid(hidden_BTD, valid_BT):
 
 
 def masked_logits(logits, banned_ids: tuple[int, ...]):
-    """Logits of the distribution that is sampled from: ids placed by us alone (vision, turn starts) are impossible."""
+    """Logits of the distribution that is sampled from: ids that only we place (vision, turn starts) are impossible."""
     if not banned_ids:
         return logits
     banned_V = np.zeros(logits.shape[-1], bool)
@@ -116,40 +116,41 @@ def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperatu
 def reply_hidden(model: VisionLanguageModel, prompt: Segment, reply: Segment, places: Places | None = None):
     """For each slot of the reply, the hidden state that predicts its token.
 
-    Prompts run once a group: with N prompts and B = N x G replies, replies i G … (i + 1) G - 1 follow prompt i.
+    Prompts run once per group: with A prompts and B = A x G replies, replies i G … (i + 1) G - 1 follow prompt i.
 
     Args:
-        places: of the slots that exist (see `group_places`); all are computed without.
+        places: the slots that exist (see `group_places`); without it all are computed.
 
     Returns:
         [B, T, D]: at a slot, the state of the nearest valid token before it (the prompt's last one at first).
     """
-    hidden_NPD, hidden_BTD = model.grouped(prompt, reply, places)
-    first_BD = repeat_rows(last_valid(hidden_NPD, prompt.valid), reply.ids.shape[0] // prompt.ids.shape[0])
+    asked, written = ((part.ids, one_sample(part.valid), part.features, part.grids) for part in (prompt, reply))
+    hidden_AUD, hidden_BTD = model.grouped(asked, written, places)
+    first_BD = repeat_rows(last_valid(hidden_AUD, prompt.valid), reply.ids.shape[0] // prompt.ids.shape[0])
     # 0 is the prompt's last token, i + 1 is slot i
     seen_BT = jax.lax.cummax(jnp.where(reply.valid, jnp.arange(1, reply.ids.shape[1] + 1), 0), axis=1)
     source_BT = jnp.pad(seen_BT[:, :-1], ((0, 0), (1, 0)))
     return take_rows(jnp.concatenate([first_BD[:, None], hidden_BTD], axis=1), source_BT)
 
 
-def group_places(prompt_valid_NP, reply_valid_BT, parts: int) -> Places | None:
+def group_places(prompt_valid_AU, reply_valid_BT, parts: int) -> Places | None:
     """The slots of rows [prompt | its replies] that exist, NumPy arrays; None where the fullest row needs them all.
 
     Args:
         parts: the number of rows R is a multiple of a row's slots over this, so that few shapes exist. It is that of the
             fullest row of all processes.
     """
-    valid_NS = np.concatenate([prompt_valid_NP, reply_valid_BT.reshape(len(prompt_valid_NP), -1)], axis=1)
-    slots, need = valid_NS.shape[1], valid_NS.sum(axis=1).max()
+    valid_AS = np.concatenate([prompt_valid_AU, reply_valid_BT.reshape(len(prompt_valid_AU), -1)], axis=1)
+    slots, need = valid_AS.shape[1], valid_AS.sum(axis=1).max()
     if jax.process_count() > 1:
         need = multihost_utils.process_allgather(need).max()
     unit = -(-slots // parts)
     size = int(-(-need // unit) * unit)
     if size >= slots:
         return None
-    order = np.argsort(~valid_NS, axis=1, kind="stable")[:, :size]
-    kept = np.where(np.take_along_axis(valid_NS, order, axis=1), order, slots)
-    place = np.where(valid_NS, np.cumsum(valid_NS, axis=1) - 1, size)
+    order = np.argsort(~valid_AS, axis=1, kind="stable")[:, :size]
+    kept = np.where(np.take_along_axis(valid_AS, order, axis=1), order, slots)
+    place = np.where(valid_AS, np.cumsum(valid_AS, axis=1) - 1, size)
     return Places(kept.astype(np.int32), place.astype(np.int32))
 
 
@@ -162,12 +163,12 @@ def reply_logprobs(
 
 
 def packed_logprobs(model: VisionLanguageModel, batch, features_IMD):
-    """Log-probabilities and entropies of the targets of packed rows, [R, T] each, at T = 1 over the full vocabulary.
+    """Log-probabilities and entropies of the targets of packed rows, [B, T] each, at T = 1 over the full vocabulary.
 
     Args:
         batch: `data_pipeline.packing.PackedRows`, on the device.
         features_IMD: visual tokens of its views.
     """
-    features_BFD = features_IMD.reshape(-1, features_IMD.shape[-1])[batch.features]
-    hidden_BTD, _, _ = model.segment(batch.ids, batch.samples, features_BFD, batch.grids)
+    features_BMD = features_IMD.reshape(-1, features_IMD.shape[-1])[batch.features]
+    hidden_BTD, _, _ = model.segment(batch.ids, batch.samples, features_BMD, batch.grids)
     return token_logprobs(model, take_rows(hidden_BTD, batch.places), batch.targets, 1.0)

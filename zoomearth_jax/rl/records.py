@@ -16,7 +16,7 @@ from zoomearth_jax.rl.rewards.episodes import box_arrays
 
 
 def are_correct(questions: Sequence[Question], episodes: Sequence[Episode], match: str) -> np.ndarray:
-    """bool [N]: whether each answer scores full marks by `answer_scores`."""
+    """Whether each answer scores full marks by `answer_scores`, bool [episodes]."""
     return answer_scores(match, [e.answer for e in episodes], [q.answer for q in questions]) == 1
 
 
@@ -26,7 +26,7 @@ def ious(questions: Sequence[Question], boxes) -> np.ndarray:
 
 
 def masked_iou(predicted: np.ndarray, reference: np.ndarray, applies: np.ndarray) -> np.ndarray:
-    """IoU of boxes [N, 4] of one frame; 0 where it doesn't apply."""
+    """IoU of boxes [episodes, 4] of one frame, by episode; 0 where it doesn't apply."""
     return np.asarray(box_iou(predicted, reference)) * applies
 
 

@@ -40,7 +40,7 @@ def init_state(
 ):
     """The model's structure and a fresh TrainState; what is frozen has no optimizer state and no backward.
 
-    A model with adapters trains these alone; otherwise all parameters train, those of a frozen vision encoder excepted.
+    Of a model with adapters only these train; otherwise all parameters train, those of a frozen vision encoder excepted.
     The state takes the model's arrays over, and a step gives its state's memory away: load the model anew to use it after.
 
     Args:

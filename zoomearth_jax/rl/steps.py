@@ -30,7 +30,7 @@ def scored_slots(layout: RowLayout, mask: str) -> np.ndarray:
 
 
 def row_logprobs(model, batch: RowBatch, layout: RowLayout, temperature: float, banned_ids, mask: str = "sampled"):
-    """Log-probabilities and entropies at the scored slots, [N x G, slots] each; see `ObjectiveConfig.mask`."""
+    """Log-probabilities and entropies at the scored slots, [A x G, slots] each; see `ObjectiveConfig.mask`."""
     prompt = Segment(batch.prompt_ids, batch.prompt_valid, _features(model, batch.overviews), batch.overview_grids)
     pictures = batch.pictures
     if pictures is not None:
@@ -41,7 +41,7 @@ def row_logprobs(model, batch: RowBatch, layout: RowLayout, temperature: float, 
 
 
 def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
+    """Takes one optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
 
     loss_fn also gives metrics that add up likewise, but for those named `*_max`; its loss is one of them. A step whose loss,
     gradient or update is not finite leaves the state as it is.
@@ -104,7 +104,7 @@ def make_sft_step(graph, optimizer, layout: RowLayout, accumulate: int = 1) -> C
 def make_scorer(
     graph, layout: RowLayout, *, temperature: float, banned_ids, objective: ObjectiveConfig, accumulate: int = 1
 ) -> Callable:
-    """score(trainable, frozen, RowBatch) -> log-probabilities [N x G, scored slots], as `make_grpo_step` computes them."""
+    """score(trainable, frozen, RowBatch) -> log-probabilities [A x G, scored slots], as `make_grpo_step` computes them."""
 
     def score(trainable, frozen, rows: RowBatch):
         count, replies = len(rows.prompt_ids), len(rows.reply_ids)
@@ -132,7 +132,7 @@ def make_grpo_step(
 ) -> Callable:
     """step(state, ref_trainable, GRPOBatch) -> (state, metrics).
 
-    Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once a
+    Log-probabilities are of the distribution that was sampled from (temperature and banned ids). The prompt runs once per
     group. ref_trainable are the reference policy's trainable parameters (with LoRA fresh adapters, which change nothing);
     unused where the loss has no KL.
 

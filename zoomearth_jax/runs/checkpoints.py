@@ -114,7 +114,7 @@ class Checkpoints:
         self._save(step, _items(state), score)
 
     def save_params(self, step: int, model: VisionLanguageModel) -> None:
-        """Writes a model's parameters alone: enough to load it, not to resume."""
+        """Writes only a model's parameters: enough to load it, not to resume."""
         self._save(step, {"params": _flat(nnx.state(model, nnx.Param))})
 
     def _save(self, step: int, items: saved_steps.Items, score: float | None = None) -> None:

@@ -13,8 +13,8 @@ _NAME = re.compile(r"(?!runs/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII) 
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether it has the form of a model's name on the hub, ORG/NAME. Relative paths have it too, so look there first; those
-    in runs/ are never names."""
+    """Whether a text has the form of a model's name on the hub, ORG/NAME. Relative paths have it too, so look there first;
+    those in runs/ are never names."""
     return _NAME.fullmatch(str(name)) is not None
 
 

@@ -20,10 +20,10 @@ SCHEMA = 1  # raised when a metric changes its meaning
 
 
 class MetricsLog:
-    """Appends one JSON object a step to `metrics.jsonl`, then to the sinks, and shows the progress.
+    """Appends one JSON object per step to `metrics.jsonl`, then to the sinks, and shows the progress.
 
     Use as a context manager. Files are opened with the first step, so that a failed start leaves none; a resumed run then
-    drops what an interrupted one logged after its checkpoint. Of several processes the first alone writes.
+    drops what an interrupted one logged after its checkpoint. Of several processes only the first writes.
     """
 
     def __init__(

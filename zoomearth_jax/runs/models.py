@@ -170,7 +170,7 @@ def load_weights(
 
 
 def count_parameters(name: str | Path) -> int:
-    """Parameters of the model that `load_model` would load, from its config.json alone."""
+    """Number of parameters of the model that `load_model` would load, from nothing but its config.json."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(abstract_model(read_config(existing(name))), nnx.Param)))
 
 

@@ -96,10 +96,10 @@ class Monitor:
         """Takes the run's log, which it closes, and its directory.
 
         Args:
-            start, total: the last step already done, and the last one to come.
-            chips: that the run uses, over all processes.
-            shares: equal shares that processes cut a batch into; what is logged a second is this process's times that.
-            peak_flops: of a chip, a second; without it there is no MFU.
+            start, total: the last step already done, and the run's last step.
+            chips: number of chips that the run uses, over all processes.
+            shares: equal shares that processes cut a batch into; what is logged per second is this process's figure times that.
+            peak_flops: FLOP/s of a chip; without it there is no MFU.
             profile: write an XProf trace of a few steps.
             shapes_vary: programs may compile at any step (packed rows).
         """
@@ -164,7 +164,7 @@ class Monitor:
 
         Args:
             step: 1 is the first.
-            counts, flops: of this process's rows.
+            counts, flops: counts and FLOPs of this process's rows.
             alarms: message of each alarm, None where it is off.
         """
         now = time.perf_counter()
@@ -190,7 +190,7 @@ class Monitor:
         broken step leaves as it is, to OUT/replay/checkpoints.
 
         Raises:
-            UserError: it is so.
+            UserError: something is not finite.
         """
         broken = [name for name in ("loss", "grad_norm", "update_ratio") if not math.isfinite(metrics.get(name, 0.0))]
         if not broken:

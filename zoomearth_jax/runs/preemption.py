@@ -29,7 +29,7 @@ class StopSignal:
     """
 
     def __init__(self):
-        """Nothing is caught yet."""
+        """Catches nothing yet."""
         self._noted, self._after, self._before = threading.Event(), None, None
 
     def __enter__(self):

@@ -64,7 +64,7 @@ def half_written(directory: Path) -> list[Path]:
 
 @jax.jit
 def _hashes(arrays: list[jax.Array]) -> jax.Array:
-    """One uint32 an array: the sum of a hash (MurmurHash3's last steps) of each element's bits and place."""
+    """One uint32 per array: the sum of a hash (MurmurHash3's last steps) of each element's bits and place."""
 
     def one(x):
         bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
@@ -185,7 +185,7 @@ def _restore(folder: Path, wanted: dict, saved: dict) -> dict[str, jax.Array]:
     }
     names = dict.fromkeys(wanted, 0)
     restore = ocp.args.PyTreeRestore(item=names, restore_args=args, partial_restore=True)
-    found = ocp.PyTreeCheckpointHandler().restore(folder, args=restore)  # no barrier inside: one process may fail alone
+    found = ocp.PyTreeCheckpointHandler().restore(folder, args=restore)  # no barrier inside: a single process may fail
     return {name: found[name] for name in wanted}
 
 

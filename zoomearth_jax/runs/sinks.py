@@ -115,7 +115,7 @@ def open_sinks(names: Sequence[str], directory: Path, start: int, settings: Mapp
 
     Args:
         start: the last step already done; 0 for a new run.
-        settings: of the run, for those that show them.
+        settings: the run's settings, for sinks that show them.
     """
     make: dict[str, Callable[[], Sink]] = {
         "tensorboard": lambda: TensorBoard(directory, start),

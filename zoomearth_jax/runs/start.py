@@ -120,7 +120,7 @@ class Run:
             self._lock.release()
 
     def _take(self, make: bool = False) -> None:
-        """Of the first process: the lock, where the directory is there or to be made, and a look at what it holds."""
+        """Takes the lock, where the directory is there or to be made, and looks at what it holds; only for the first process."""
         if not self._lock and (make or self.out.exists()):
             self._lock = Lock(
                 self.out,
@@ -147,7 +147,7 @@ class Run:
         _check_questions(self.out / "data.json", self._digests)
 
     def begin(self) -> None:
-        """To be called once a step is done, or before one is saved: clears what an older run left, and writes the header
+        """Begins to write, once a step is done or before one is saved: clears what an older run left, and writes the header
         files, the settings in run.yaml, and what identifies the questions in data.json. All processes must call it."""
         if self._begun:
             return
@@ -173,7 +173,7 @@ class Run:
 
 
 def _agreed(check: Callable[[], None]) -> None:
-    """What the first process checks; where it refuses, all do.
+    """Returns what the first process's check gives; where it refuses, all processes do.
 
     Raises:
         UserError: what `check` raises.
@@ -191,7 +191,7 @@ def _agreed(check: Callable[[], None]) -> None:
 
 
 def _check_questions(file: Path, digests: dict[str, str]) -> None:
-    """Questions that changed would silently change what the steps to come train on."""
+    """Refuses questions that changed: they would silently change what the steps to come train on."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -269,7 +269,7 @@ def broken_images(loader: Loader, step: int, mesh: Mesh) -> int:
     total = int(multihost_utils.process_allgather(np.array(own)).sum())
     return (
         total * process_share(mesh)[1] // jax.process_count()
-    )  # processes that differ along tensor alone count the same
+    )  # processes that differ only along tensor count the same
 
 
 def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:
@@ -291,7 +291,10 @@ def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:
 
 
 def of_all_processes(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One array [all rows] of each array [this process's rows]; all processes must call it at the same time."""
+    """Joins the rows of all processes: one array [all rows] for each array [this process's rows].
+
+    All processes must call it at the same time.
+    """
     if jax.process_count() == 1:
         return dict(rows)
     return {name: x.reshape(-1) for name, x in multihost_utils.process_allgather(dict(rows)).items()}

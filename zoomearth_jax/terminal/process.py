@@ -20,7 +20,7 @@ GRACE = 2.0  # seconds between Ctrl-C and the end, in which open files and folde
 
 
 def in_utf8() -> None:
-    """Starts the command again in Python's UTF-8 mode where the locale knows ASCII alone: questions, answers, paths and
+    """Starts the command again in Python's UTF-8 mode where the locale knows only ASCII: questions, answers, paths and
     settings are UTF-8 whatever a container's locale says."""
     if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -40,8 +40,9 @@ def set_streams() -> None:
 
 
 def hush_late_writes() -> None:
-    """Where one array of a checkpoint can't be written, tensorstore's threads report on all others to an event loop that has
-    closed, and asyncio on tasks that nobody waits for; each would print a traceback beside the line that says why."""
+    """Hides what follows an error. Where one array of a checkpoint can't be written, tensorstore's threads report on all
+    others to an event loop that has closed, and asyncio on tasks that nobody waits for; each would print a
+    traceback beside the line that says why."""
     import logging
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -79,7 +80,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def _note(self) -> None:
-        """From here on nothing else is said: what breaks now breaks because of this."""
+        """Notes the Ctrl-C. From here on nothing else is said: what breaks now breaks because of it."""
         self.noted = True
         sys.unraisablehook = lambda *_: None
         threading.excepthook = lambda *_: None
@@ -107,7 +108,7 @@ class Interrupts:
         return ""
 
     def end(self) -> None:
-        """Says so and ends the process."""
+        """Says that the command was interrupted, and ends the process."""
         line = f"zoomearth: interrupted{self._hint()}\n"
         with contextlib.suppress(OSError):
             os.write(2, (f"\r\033[K{line}" if os.isatty(2) else line).encode())
@@ -159,7 +160,7 @@ def _exit_code(work: Callable[[], object]) -> int:
 
 
 def _flush() -> None:
-    """What was printed may only now find the disk full or the pipe broken."""
+    """Writes what was printed, which may only now find the disk full or the pipe broken."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -18,10 +18,10 @@ class Progress:
         """Begins.
 
         Args:
-            label: of the bar and the lines.
-            total: of what is to be done, where it is known.
-            start: done before.
-            unit: of what is counted.
+            label: text before the bar and in the lines.
+            total: how much is to be done, where it is known.
+            start: how much was done before.
+            unit: name of what is counted.
             quiet: say nothing, as of several processes all but one do.
         """
         self._label, self._unit, self._total = label, unit, total

@@ -34,7 +34,7 @@ class View(NamedTuple):
 
     Attributes:
         question: the question with its image.
-        frame: of the overview, whose px boxes are written in.
+        frame: the overview's frame, in whose px boxes are written.
         earlier: the requests of earlier turns, all of which were served.
     """
 

@@ -62,15 +62,15 @@ class AblateConfig:
     The same command goes on where it was interrupted, and takes further variants and seeds.
 
     Attributes:
-        model: that fine-tuning starts from.
+        model: the model that fine-tuning starts from.
         out: directory for results.json, results.svg and the runs, seedN/VARIANT.
-        variants: of paper, no-region, no-iou, no-box, sft-only, no-crop, reference.
+        variants: any of paper, no-region, no-iou, no-box, sft-only, no-crop, reference.
         seeds: of fine-tuning and GRPO; the held-out questions are the same for all.
-        sft_steps: optimizer steps of fine-tuning, once a seed.
-        steps: GRPO's.
-        prompts: questions a GRPO step.
-        questions: held-out ones that need a crop; a quarter as many that need none.
-        batch_size: of the evaluation.
+        sft_steps: optimizer steps of fine-tuning, once per seed.
+        steps: rollouts of GRPO.
+        prompts: questions per GRPO step.
+        questions: held-out questions that need a crop; a quarter as many that need none.
+        batch_size: questions that the evaluation plays at once.
         json: print JSON.
     """
 

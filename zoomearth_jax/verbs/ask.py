@@ -28,7 +28,7 @@ class AskConfig:
     """A question to a model.
 
     Attributes:
-        image: an image file, however large; or an image of a tile store, as STORE/NAME, or STORE alone if it holds one image.
+        image: an image file, however large; or an image of a tile store, as STORE/NAME, or only STORE if it holds one image.
         question: what to ask.
         model: `nano-grpo`, a model directory, a run, or ORG/NAME of the Hugging Face hub. (`nano` is the base, which doesn't
             speak the protocol.)
@@ -38,7 +38,7 @@ class AskConfig:
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
         mesh: how the devices of one process share a model that one of them can't hold.
         layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
-        seed: of sampling.
+        seed: random seed of sampling.
         json: print JSON.
     """
 

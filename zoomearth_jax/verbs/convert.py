@@ -39,9 +39,9 @@ class ConvertConfig:
     Attributes:
         source: an HF directory of a Qwen2.5-VL, a run of ours, a shipped model's name, or ORG/NAME of the Hugging Face hub.
         out: the directory to make.
-        step: of a run; its last one by default.
+        step: the step of a run; its last one by default.
         to: `hf` for safetensors that transformers loads, `orbax` for the form of a run's checkpoint.
-        dtype: of the written parameters; `keep` leaves them as they are.
+        dtype: number type of the written parameters; `keep` leaves them as they are.
         words: a file of the user's copy of the authors' release that holds the instruction which a ZoomEarth checkpoint was trained
             with: a text, or the Python file with the string (FILE.py:NAME where it has several). It goes into episode.json, with
             the release's views, boxes, gate and temperature.

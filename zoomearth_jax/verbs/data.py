@@ -47,8 +47,8 @@ class CheckConfig:
         split: only this one.
         sample: questions to draw; 0 draws none.
         out: the PNG picture of the sample.
-        manifests: folder with one manifest a split: written where there is none, else compared with.
-        seed: of the sample.
+        manifests: folder with one manifest per split: written where there is none, else compared with.
+        seed: random seed of the sample.
         decode: decode every pixel of every image; without it only headers are read, and the images that are drawn.
         images: how image files become 8-bit RGB, as training is told.
         strict: end with exit code 2 at any problem, not only at those for which training refuses the folder.
@@ -126,7 +126,7 @@ def _judge(config: CheckConfig, found: list[tuple[str, Problem]], problems: list
     """Ends as the problems ask for; the faults that training refuses come first."""
     refused = [str(p) for split, p in found if p.effect == "refused" and config.split in (None, split)]
     if refused:
-        count = f"{len(refused):,} fault" + "s" * (len(refused) > 1)
+        count = f"{len(refused):,} {'fault' if len(refused) == 1 else 'faults'}"
         raise UserError(f"{config.directory}: sft, grpo and evaluate refuse it for {count}, first: {refused[0]}")
     if config.strict and problems:
         raise UserError(f"{config.directory}: {len(problems)} kinds of problems, first: {_line(problems[0])}")
@@ -208,7 +208,9 @@ def _text(report: dict) -> str:
             items = value.items() if isinstance(value, dict) else ()
             lines.append(f"  {name}: " + (", ".join(f"{k} {v}" for k, v in items) if items else str(value or "none")))
     lines += [line for problem in report["problems"] for line in _lines(problem)] or ["no problems"]
-    return "\n".join([*lines, *([f"picture: {report['picture']}"] if report["picture"] else [])])
+    if report["picture"]:
+        lines.append(f"picture: {report['picture']}")
+    return "\n".join(lines)
 
 
 def prepare(config: PrepareConfig) -> dict:
@@ -217,7 +219,7 @@ def prepare(config: PrepareConfig) -> dict:
 
     name, _, variant = config.dataset.partition("/")
     kind = {"lrs_gro": tfds_builders.LrsGro, "uhr_tiles": tfds_builders.UhrTiles}[name]
-    builder = kind(data_dir=config.out, **({"config": variant} if variant else {}))
+    builder = kind(data_dir=config.out, config=variant or None)
     with contextlib.redirect_stdout(sys.stderr):  # the library's remarks
         tfds_builders.prepare(builder, config.directory, config.beam_runner, config.beam_options)
     result = {"folder": str(builder.data_path), "splits": {s: i.num_examples for s, i in builder.info.splits.items()}}

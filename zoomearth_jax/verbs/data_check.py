@@ -19,7 +19,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.reports.pictures import with_boxes
 
 _CELL, _CAPTION, _LINES = 448, 86, 4  # px of the grid's pictures and of the text below, which has that many lines
-_DECODED = 2048  # px a side of the windows in which a stored image is decoded
+_DECODED = 2048  # px per side of the windows in which a stored image is decoded
 
 
 def decode_all(image: ImageSource) -> None:
@@ -39,7 +39,7 @@ def decode_all(image: ImageSource) -> None:
 
 
 def broken_images(images: Iterable[tuple[str, ImageSource]]) -> dict[str, str]:
-    """What is said of the images that are broken somewhere in their pixels, by name."""
+    """Messages about the images that are broken somewhere in their pixels, by name."""
     broken = {}
     for name, image in images:
         try:

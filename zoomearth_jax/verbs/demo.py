@@ -56,9 +56,9 @@ class DemoConfig:
         out: directory for results.json, report.html and the two runs; runs in it are replaced.
         questions: held-out questions that need a crop.
         global_questions: held-out questions that need none.
-        episodes: in the report.
-        seed: of everything.
-        batch_size: of the evaluation.
+        episodes: number of episodes in the report.
+        seed: random seed of everything.
+        batch_size: questions that the evaluation plays at once.
         export: write the final policy to this directory too, as an HF checkpoint in bfloat16.
     """
 

@@ -50,10 +50,10 @@ class EvaluateConfig:
         mesh: how the devices of one process share the work.
         layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions.
         match: when an answer is correct: `exact`, up to case, outer blanks and a final dot; `wordnet`, the paper's, also where a
-            word's path similarity is 0.8 or more; `typed`, so for words alone, not for numbers, yes and no.
+            word's path similarity is 0.8 or more; `typed`, so for words only, not for numbers, yes and no.
         masked: evaluate a second time with grey crops.
         batch_size: questions played at once.
-        seed: of the procedural questions and of sampling.
+        seed: random seed of the procedural questions and of sampling.
         samples: write one JSON object per question to this file, as they are played.
         strict: stop at the first image that can't be read; otherwise it is named, and its questions are left out and counted.
         json: print the summary as JSON.
@@ -82,7 +82,7 @@ class EvaluateConfig:
 
 
 class _Samples:
-    """The file of samples: a line a question, on the disk as soon as its batch is done.
+    """The file of samples: one line per question, on the disk as soon as its batch is done.
 
     Where it can't be written any more the evaluation goes on without it, and `fault` tells.
     """
@@ -111,7 +111,7 @@ class _Faults:
         self._named: dict[str, bool] = {}
 
     def see(self, questions: Sequence[Question]) -> None:
-        """Of a batch that has been played."""
+        """Names the broken images of a batch that has been played."""
         for fault in filter(None, map(fault_of, questions)):
             self._named.setdefault(fault, False)
         if any(self._named.values()) or not all(map(fault_of, questions)):

@@ -24,10 +24,10 @@ class ScenesConfig:
 
     Attributes:
         out: folder for the images and questions.jsonl.
-        count: scenes.
-        side: px a side.
-        format: of the images.
-        seed: of the scenes.
+        count: number of scenes.
+        side: px per side.
+        format: file format of the images.
+        seed: random seed of the scenes.
     """
 
     out: Path = Path("runs/scenes")

@@ -59,7 +59,7 @@ def topology_devices(topology: str, slices: int = 1) -> list:
 
 
 def text(report: dict) -> str:
-    """The report in lines: settings, a table a chip, collectives, assumptions."""
+    """The report in lines: settings, a table per chip, collectives, assumptions."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     lines = [
         f"{report['preset']} on {report['chips']} x {report['chip']} ({report['topology']}), {mesh}; {report['prompts']} prompts x "
@@ -92,7 +92,7 @@ def _memory_row(name: str, row: dict) -> dict:
 def _time_row(name: str, row: dict) -> dict:
     if row["seconds"] is None:
         return {"step": name}
-    return {
+    shown = {
         "step": name,
         "TFLOP": row["flops"] / 1e12,
         "HBM GB": row["traffic_bytes"] / 1e9,
@@ -100,9 +100,7 @@ def _time_row(name: str, row: dict) -> dict:
         **{f"{part} s": row[f"{part}_bound_seconds"] for part in ("compute", "memory", "links", "copies")},
         "seconds": row["seconds"],
         "MFU": row["mfu"],
-        **(
-            {}
-            if row["cycle_seconds"] == row["seconds"]
-            else {"by cycles s": row["cycle_seconds"], "MFU ": row["cycle_mfu"]}
-        ),
     }
+    if row["cycle_seconds"] != row["seconds"]:
+        shown |= {"by cycles s": row["cycle_seconds"], "MFU ": row["cycle_mfu"]}
+    return shown

@@ -47,19 +47,19 @@ _NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
 
 @dataclasses.dataclass(frozen=True)
 class PretrainNanoConfig:
-    """The recipe.
+    """Settings of the nano base model's training.
 
     Attributes:
         out: directory to write the checkpoint to.
         steps: most optimizer steps.
         stop_x1_loss: stop when the smoothed loss of a box's first number falls below this, so that the base still has
             something to learn; when binding happens varies by seed, so a step count alone won't do.
-        scenes: scenes (and as many crops) a step.
+        scenes: scenes (and as many crops) per step.
         lr: peak learning rate of AdamW.
         warmup: steps of linear warm-up.
         first_number_weight: weight of a box's first number in the loss.
         aux_weight: weight of the auxiliary losses.
-        seed: of parameters and scenes.
+        seed: random seed of parameters and scenes.
     """
 
     out: Path = Path("runs/nano")
@@ -152,7 +152,7 @@ def _chunks(items: list, size: int) -> list[list]:
 
 
 def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step: int) -> dict:
-    """The data of one step, from the seed and the step's number alone."""
+    """The data of one step, from nothing but the seed and the step's number."""
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
     scenes = [random_scene(rng) for _ in range(config.scenes)]
     overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
@@ -183,7 +183,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step:
 
 
 def _group_loss(model, part):
-    """Visual tokens, states that predict each slot, the weighted cross-entropy, and that of first numbers alone."""
+    """Visual tokens, states that predict each slot, the weighted cross-entropy, and the cross-entropy of only the first numbers."""
     ids, valid, images = part["prompt"]
     reply_ids, reply_valid, weight, first, _ = part["reply"]
     features = model.encode_views(images)

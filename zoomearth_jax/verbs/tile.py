@@ -30,7 +30,7 @@ class TileConfig:
             (train/0001.tif), a file that is given singly by its own name.
         out: the store's folder; images are added to a store that is there, and an interrupted build goes on.
         images: how image files become 8-bit RGB (bands, stretch, limit); bands and stretch stay the store's.
-        codec: of the tiles: delta is lossless and the fastest to read, webp is lossless and some percent smaller, jpeg
+        codec: form of the tiles: delta is lossless and the fastest to read, webp is lossless and some percent smaller, jpeg
             (quality 95) a quarter of the size.
         views: longest sides in px of the global views that are stored exactly.
         token_px: side in px of a visual token of the models that will read the store, 28 for Qwen2.5-VL; the sides of stored

@@ -28,7 +28,7 @@ with jax.set_mesh(mesh):
     k = rng.standard_normal((2, ROWS, 2, SLOTS, 3)).astype(np.float32)
     spec = jax.sharding.PartitionSpec(None, ("data", "fsdp"))
     k, v = (jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x in (k, -k))
-    cache = KVCache(k, v, shard_batch(np.ones((ROWS, SLOTS), bool), mesh))
+    cache = KVCache(k, v, shard_batch(np.ones((ROWS, SLOTS), np.int32), mesh))
     small = jax.jit(narrow, static_argnames="rows").lower(cache, writing, rows=32).compile()
     moved = {"narrow": small.as_text()}
     small_cache, part, places = small(cache, writing)
@@ -38,7 +38,7 @@ with jax.set_mesh(mesh):
     np.testing.assert_array_equal(part.ids_BT, ids[taken])
     # rows that go on write: their turn's slots change, and all that is theirs comes back
     part = part._replace(ids_BT=part.ids_BT + 100, position_B=part.position_B + 1)
-    written = KVCache(small_cache.k.at[..., FIRST : FIRST + TOKENS, :].add(1.0), small_cache.v, small_cache.valid_BS)
+    written = KVCache(small_cache.k.at[..., FIRST : FIRST + TOKENS, :].add(1.0), small_cache.v, small_cache.samples_BS)
     wide = jax.jit(widen).lower(cache, writing, written, part, places).compile()
     moved["widen"] = wide.as_text()
     whole, after = wide(cache, writing, written, part, places)

@@ -1,4 +1,4 @@
-"""Sampling by hand: what the filters leave, in which order; draws that depend on their seed alone; end tokens."""
+"""Sampling by hand: what the filters leave, in which order; draws that depend only on their seed; end tokens."""
 
 import dataclasses
 

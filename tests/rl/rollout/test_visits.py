@@ -228,7 +228,7 @@ def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
     slots = nano.rows.layout.prompt_len + GROUP * nano.rows.layout.reply_len
     unit = -(-slots // 16)
     assert every.places is None
-    assert some.places.kept_NR.shape[1] == -(-need.max() // unit) * unit < slots
+    assert some.places.kept_AR.shape[1] == -(-need.max() // unit) * unit < slots
     (a, logp_a), (b, logp_b) = (jax.jit(jax.grad(loss, has_aux=True))(params, batch) for batch in (every, some))
     np.testing.assert_allclose(logp_a, logp_b, atol=1e-5)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -239,9 +239,9 @@ def test_full_rows_have_nothing_to_leave_out():
     full, none = np.ones((2, 8), bool), np.zeros((2, 8), bool)
     assert group_places(full, np.ones((4, 4), bool), 4) is None
     places = group_places(full, np.zeros((4, 4), bool), 4)
-    np.testing.assert_array_equal(places.kept_NR, np.arange(8)[None].repeat(2, 0))
-    np.testing.assert_array_equal(places.place_NS, [[*range(8), *[8] * 8]] * 2)
-    assert (group_places(none, np.eye(4, dtype=bool), 4).kept_NR[:, :2] == [[8, 13], [10, 15]]).all()
+    np.testing.assert_array_equal(places.kept_AR, np.arange(8)[None].repeat(2, 0))
+    np.testing.assert_array_equal(places.place_AS, [[*range(8), *[8] * 8]] * 2)
+    assert (group_places(none, np.eye(4, dtype=bool), 4).kept_AR[:, :2] == [[8, 13], [10, 15]]).all()
 
 
 def test_rows_stay_on_their_devices():

@@ -18,7 +18,7 @@ _SOURCES = ("pyvips", "rasterio._env", "rasterio._err")
 
 
 class WrongPixels(Exception):
-    """A library went on, with pixels that aren't the file's."""
+    """Raised where a library went on, with pixels that aren't the file's."""
 
 
 class _Collector(logging.Handler):
@@ -70,7 +70,7 @@ _WARNED: set = set()
 
 
 def warn(path, line: str) -> None:
-    """Once a file and a message; a file is read many times in training."""
+    """Warns once per file and message; a file is read many times in training."""
     if (str(path), line) not in _WARNED and len(_WARNED) < 10_000:
         _WARNED.add((str(path), line))
         _LOG.warning("warning: %s: %s", path, line)

@@ -118,7 +118,8 @@ class ImageFile:
 
 @functools.lru_cache(maxsize=4096)
 def _found_range(path: Path, config: ImageConfig, version: tuple) -> tuple[float, float]:
-    """What percentiles, or least and largest values, give, of the pixels that have data; `version` makes a changed file another."""
+    """The range that percentiles, or least and largest values, give, of the pixels that have data; `version` makes a changed file
+    another."""
     image = ImageFile(path, config)
     samples, frame = image._reader.samples, image.frame
     if config.stretch == LEAST_TO_LARGEST and samples.statistics and config.bands is None:
@@ -158,7 +159,7 @@ def _of_height(parts: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]
 
 
 def _reader(path: Path) -> Raster | Stream:
-    """What reads a file, by its first bytes.
+    """The reader of a file, by its first bytes.
 
     Raises:
         UserError: missing, empty, or of a form that isn't read.
@@ -187,7 +188,8 @@ def _reader(path: Path) -> Raster | Stream:
 
 
 def _tiff_reader(path: Path) -> Raster | Stream:
-    """libvips for JPEG in YCbCr, where it upsamples colours as Pillow does; GDAL for everything else, and what it refuses."""
+    """The reader of a TIFF: libvips for JPEG in YCbCr, where it upsamples colours as Pillow does; GDAL for everything else, and
+    what it refuses."""
     tags = read_tags(path)
     if tags.photometric == YCBCR and tags.jpeg and tags.samples == 3 and not (tags.separate or tags.sparse):
         try:

@@ -29,7 +29,7 @@ class Image:
         """Reads the header only.
 
         Args:
-            path: of a file; of a tile store as STORE/NAME, or as STORE if it holds one image.
+            path: an image file; or an image of a tile store, as STORE/NAME, or as STORE if it holds one image.
             bands: the numbers, from 1, of the bands that are red, green and blue.
             stretch: what becomes 0 and 255 where pixels aren't 8-bit: (0, 3000), ("2%", "98%") or ("min", "max").
             max_pixels: a file of more is refused.

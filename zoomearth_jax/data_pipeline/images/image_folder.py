@@ -17,7 +17,7 @@ _FILES = ("images", ".")
 
 
 def open_image(path, config: ImageConfig = ImageConfig()) -> ImageSource:
-    """An image file, or an image of a tile store: STORE/NAME, or STORE alone if it holds one image.
+    """An image file, or an image of a tile store: STORE/NAME, or only STORE if it holds one image.
 
     Raises:
         UserError: neither is there, or it can't be read.
@@ -83,13 +83,13 @@ class ImageFolder:
         return named[0] if named else None
 
     def _paths(self, name: str) -> Iterator[Path]:
-        """Where its file may be, first the likeliest; names come in two Unicode normal forms."""
+        """Paths where an image's file may be, first the likeliest; names come in two Unicode normal forms."""
         for place in _FILES:
             for form in dict.fromkeys((name, *(unicodedata.normalize(kind, name) for kind in ("NFC", "NFD")))):
                 yield self.directory / place / form
 
     def _made_here(self, image: StoredImage) -> bool:
-        """Whether it was made of a file in this folder, which then has a name of its own here."""
+        """Whether a stored image was made of a file in this folder, which then has a name of its own here."""
         source = os.path.normpath(os.path.join(os.path.realpath(image.directory), image.record.source))
         return bool(image.record.source) and source.startswith(self._real + os.sep)
 

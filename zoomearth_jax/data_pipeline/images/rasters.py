@@ -48,8 +48,8 @@ class Raster:
         """Reads the header only.
 
         Args:
-            driver: GDAL's, which alone may read the file.
-            tags: of a TIFF.
+            driver: GDAL's driver, the only one that may read the file.
+            tags: the tags of a TIFF.
 
         Raises:
             UserError: unreadable, or with strips that are too large.
@@ -72,7 +72,7 @@ class Raster:
             )
 
     def _check_length(self, file) -> None:
-        """ENVI's pixels have no marks: GDAL reads zeros behind the end of a file that is cut off."""
+        """Checks the length of ENVI's pixels, which have no marks: GDAL reads zeros behind the end of a file that is cut off."""
         facts = {key.lower().replace(" ", "_"): value for key, value in file.tags(ns="ENVI").items()}
         if self._driver != "ENVI" or facts.get("file_compression", "0").strip() not in ("", "0"):
             return
@@ -149,7 +149,7 @@ def _samples(file, tags: TiffTags | None) -> Samples:
 
 
 def _of_tiff(file, tags: TiffTags):
-    """Kind, whether white is zero, band of a premultiplied alpha, and palette."""
+    """What a TIFF's tags say: kind, whether white is zero, band of a premultiplied alpha, and palette."""
     kind = KINDS.get(tags.photometric) or NAMES.get(tags.photometric, f"photometric {tags.photometric}")
     if kind == "grey" and file.count >= 3:  # GDAL's and others' way of writing colours without saying so
         kind = "rgb" if tags.photometric else "several bands in which white is zero"
@@ -159,7 +159,7 @@ def _of_tiff(file, tags: TiffTags):
         kind = "a palette without colours"
     if kind == "cmyk" and (not tags.cmyk or file.count < 4):
         kind = "inks other than cyan, magenta, yellow and black"
-    if tags.photometric in (6, 8) and ColorInterp.red not in file.colorinterp:  # GDAL converts 8-bit ones alone
+    if tags.photometric in (6, 8) and ColorInterp.red not in file.colorinterp:  # GDAL converts only 8-bit ones
         kind = {6: "YCbCr", 8: "CIE Lab"}[tags.photometric] + f" of {file.dtypes[0]}"
     alpha = {"grey": 1, "rgb": 3}.get(kind)
     multiplied = alpha is not None and tags.premultiplied == alpha
@@ -167,7 +167,7 @@ def _of_tiff(file, tags: TiffTags):
 
 
 def _of_raster(file):
-    """As `_of_tiff`, by what GDAL says of the bands."""
+    """What `_of_tiff` gives, by what GDAL says of the bands."""
     odd = next((band for band in file.colorinterp if band in _CONVERTED), None)
     if odd:
         return f"colours as {odd.name}", False, None, None
@@ -183,7 +183,7 @@ def _of_raster(file):
 
 
 def _statistics(file) -> tuple[float, float] | None:
-    """Of all bands together."""
+    """The least and the largest value of all bands together."""
     tags = [file.tags(band) for band in file.indexes[:4]]
     try:
         ends = [(float(t["STATISTICS_MINIMUM"]), float(t["STATISTICS_MAXIMUM"])) for t in tags]

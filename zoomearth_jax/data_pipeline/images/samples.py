@@ -29,9 +29,9 @@ class Samples:
     """The samples of a file.
 
     Attributes:
-        count: bands.
+        count: number of bands.
         dtype: numpy's name of their type.
-        bits: of 8-bit values, how many count: 8, or fewer.
+        bits: how many bits of 8-bit values count: 8, or fewer.
         kind: `grey`, `rgb`, `cmyk` or `palette`, or why they can't be interpreted.
         inverted: white is zero.
         alpha: the band (from 0) of an alpha by which colours were multiplied; None without one.
@@ -68,7 +68,8 @@ class Samples:
         """
         if bands is not None:
             return [band - 1 for band in bands]
-        return [*range(_COLOURS[self.kind]), *([] if self.alpha is None else [self.alpha])]
+        colours = list(range(_COLOURS[self.kind]))
+        return colours if self.alpha is None else [*colours, self.alpha]
 
     def to_rgb(self, pixels: np.ndarray, chosen: bool, stretch: tuple[float, float] | None) -> np.ndarray:
         """The `wanted` bands [h, w, n] -> uint8 [h, w, 3].

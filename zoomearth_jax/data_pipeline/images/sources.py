@@ -1,4 +1,4 @@
-"""Images by the same two calls, whatever is behind them: `global_view` and `window`."""
+"""Image sources: images by the same two calls, whatever is behind them: `global_view` and `window`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class RawImage:
         return image.window(box, size)
 
     def _streamed(self, box: Box, size: Frame) -> np.ndarray:
-        """As `resized`, whose columns are resized strip by strip."""
+        """The window as `resized` gives it, its columns resized strip by strip."""
         x1, y1, x2, y2 = (float(np.float32(edge)) for edge in box.corners)
         top, bottom = span(y1, y2, size.height, self.frame.height)
         strips = ImageFile(self.path, self.config).strips(256, top, bottom)

@@ -109,7 +109,7 @@ def without_junk(path: Path) -> bytes | None:
             mark = place
             while mark + 1 < len(data) and not (data[mark] == 0xFF and data[mark + 1] not in (0x00, 0xFF)):
                 mark += 1
-            if set(data[place:mark]) - {0xFF}:  # 0xFF alone may fill the gap
+            if set(data[place:mark]) - {0xFF}:  # only 0xFF may fill the gap
                 clean.append(data[kept:place])
                 kept = mark
             kind = data[mark + 1] if mark + 1 < len(data) else 0xD9

@@ -102,6 +102,6 @@ def _tags(directory) -> TiffTags:
 
 
 def _palette(values: tuple[int, ...]) -> np.ndarray:
-    """Red, green and blue of all values, one colour after the other, 16 bits each; some writers fill 8 alone."""
+    """Red, green and blue of all values, one colour after the other, 16 bits each; some writers fill only 8."""
     table = np.array(values).reshape(3, -1).T
     return (table if table.max(initial=0) < 256 else table // 256).astype(np.uint8)

@@ -75,7 +75,7 @@ _UNFORESEEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeErr
 
 
 class _Stopped(Exception):
-    """Another image's failure, or the user, ended the build."""
+    """Raised where another image's failure, or the user, ended the build."""
 
 
 def build_store(
@@ -92,7 +92,7 @@ def build_store(
     """Adds images to a store, new or old; those that are there and unchanged are kept.
 
     Args:
-        ids: of the images; the files' names by default. A file that the store has under another id keeps that.
+        ids: ids of the images; the files' names by default. A file that the store has under another id keeps that.
         workers: images that are built at a time, and threads that encode.
         strict: a file that can't be read ends the build, instead of going to the quarantine manifest.
         max_pixels: larger files are refused.
@@ -172,7 +172,7 @@ def _build_all(wanted, records, directory, settings, config, workers, strict, pr
 
 
 class _ImageBuild:
-    """One image's way into its shard."""
+    """Builds the shard of one image."""
 
     def __init__(self, name: str, image: ImageFile, directory: Path, settings: StoreSettings, encoders: Executor, stop):
         self.name, self.image, self.directory, self.encoders, self.stop = name, image, directory, encoders, stop
@@ -265,7 +265,7 @@ class _ImageBuild:
 
 @contextlib.contextmanager
 def _shard_writer(path: Path, compressed: bool) -> Iterator[ArrayRecordWriter]:
-    """Leaves no partial file where the image turns out broken; ArrayRecord's own errors become OSError."""
+    """Opens a shard to write; leaves no partial file where the image turns out broken; ArrayRecord's own errors become OSError."""
     writer = None
     try:
         writer = ArrayRecordWriter(str(path), "group_size:1," + ("zstd:1" if compressed else "uncompressed"))
@@ -282,7 +282,7 @@ def _shard_writer(path: Path, compressed: bool) -> Iterator[ArrayRecordWriter]:
 
 
 def _check_shard(path: Path, count: int) -> None:
-    """A full disk can pass a writer by unnoticed."""
+    """Checks that a shard is whole: a writer may not notice a full disk."""
     found = ArrayRecordReader(str(path)).num_records()
     if found != count:
         path.unlink()

@@ -39,7 +39,7 @@ def decoded_row(blobs: Sequence[bytes], widths: Sequence[int], height: int, code
     """Tiles beside each other as one picture.
 
     Args:
-        widths, height: of the tiles, in px.
+        widths, height: sizes of the tiles, in px.
 
     Raises:
         ValueError: a tile of another size.

@@ -34,12 +34,12 @@ from zoomearth_jax.files import Lock, write_file
 
 
 def locked(directory: Path) -> Lock:
-    """One build at a time."""
+    """Locks a store's folder: one build at a time."""
     return Lock(directory, f"{directory}: another `zoomearth tile` is building this store; wait for it")
 
 
 def check_owner(directory: Path) -> None:
-    """Files of a store's names that are another program's stay as they are."""
+    """Refuses a folder where another program has files of a store's names; they stay as they are."""
     path = directory / (SETTINGS if (directory / SETTINGS).exists() else INDEX)
     foreign = [name for name in sorted(STORE_FOLDERS | {QUARANTINE}) if (directory / name).exists()]
     if foreign and not path.exists():
@@ -60,7 +60,7 @@ def _understood(path: Path) -> Iterator[None]:
 
 
 def read_records(directory: Path) -> dict[str, ImageRecord]:
-    """id -> record of what is stored: from the index if there is one, which is quick, else from the images' own records."""
+    """Records of what is stored, by id: from the index if there is one, which is quick, else from the images' own records."""
     if is_store(directory):
         with contextlib.suppress(UserError):  # a broken index
             return dict(TileStore.open(directory).records)
@@ -73,7 +73,7 @@ def read_records(directory: Path) -> dict[str, ImageRecord]:
 
 
 def prepare(directory: Path, settings: StoreSettings, new: bool) -> None:
-    """Folders, without what a killed build left; the settings, which stay as they are once an image is stored."""
+    """Makes the folders, without what a killed build left, and writes the settings, which stay once an image is stored."""
     path = directory / SETTINGS
     known = path if path.exists() else directory / INDEX
     if not new and known.exists():
@@ -102,7 +102,7 @@ def remove(directory: Path) -> None:
 def name_images(
     paths: Sequence[Path], ids: Sequence[str], records: dict[str, ImageRecord], directory: Path
 ) -> dict[str, Path]:
-    """id -> file. A file that the store has under another id keeps that, unless another file is called so now.
+    """Maps ids to files. A file that the store has under another id keeps that, unless another file is called so now.
 
     Raises:
         UserError: two files of one id; or one whose id the store has for another file, which is still there.
@@ -125,7 +125,7 @@ def name_images(
 
 
 def _check_owned(record: ImageRecord | None, path: Path, given: set[str], directory: Path) -> None:
-    """An id that the store has for another file, which is still there, isn't taken away from it."""
+    """Refuses an id that the store has for another file, which is still there."""
     if record is None or not record.source or record.source in given or _same_content(record, path):
         return
     other = Path(os.path.normpath(os.path.join(os.path.realpath(directory), record.source)))
@@ -168,7 +168,7 @@ def _same_content(record: ImageRecord, path: Path) -> bool:
 
 
 def finish(directory, settings: StoreSettings, records: dict[str, ImageRecord], images, refused) -> None:
-    """The manifest of what was refused, now or before, then the index; shards that nothing names go last."""
+    """Writes the manifest of what was refused, now or before, then the index; shards that nothing names go last."""
     path, given = directory / QUARANTINE, {os.path.abspath(file) for file in images.values()}
     old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     lines = [line for line in old if _file_in(line) not in given]

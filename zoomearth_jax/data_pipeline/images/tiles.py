@@ -1,6 +1,6 @@
 """Tile stores: windows of very large images in milliseconds, without decoding the images (`zoomearth tile` makes them).
 
-A store is a folder: `index.json` (format, version, settings, one record an image), `shards/` with one ArrayRecord file an
+A store is a folder: `index.json` (format, version, settings, one record per image), `shards/` with one ArrayRecord file per
 image, and `quarantine.jsonl` with the files that were refused. A shard holds 256 px tiles of levels that halve the image
 again and again (means of 2 x 2 px), and exact global views. Without index.json a folder is no store.
 """
@@ -41,7 +41,7 @@ class StoreSettings:
     """What all images of a store have in common.
 
     Attributes:
-        codec: of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
+        codec: form of the tiles: `delta` (see `tile_codecs`) and `webp` are lossless, `jpeg` is quality 95 with full colour
             resolution.
         views: longest sides in px of the global views that are stored beside the tiles.
         token_px: side in px of a visual token of the models that will read the views, whose sides are its multiples (see
@@ -64,7 +64,7 @@ class StoreSettings:
     def other_than(self, given: ImageConfig) -> str:
         """How bands or stretch that somebody gives differ from the store's, in words; "" where they don't.
 
-        A store without a stretch has 8-bit images alone, which none changes.
+        A store without a stretch has only 8-bit images, which no stretch changes.
         """
         if given.bands and given.bands != (self.bands or (1, 2, 3)):
             return f"with {_flag('bands', self.bands)}, not {_flag('bands', given.bands)}"
@@ -84,7 +84,7 @@ class ImageRecord:
         levels: per level, finest first, the number of the first record of each row of tiles.
         views: (width, height, number of the record) of each global view.
         shard, sha256: name and hash of the shard file.
-        source_sha256, source_bytes, source_mtime_ns: of the original.
+        source_sha256, source_bytes, source_mtime_ns: hash, size and time of the original file.
         source: where that was, seen from the store's folder (see `source_of`); "" in older stores.
     """
 
@@ -138,7 +138,7 @@ class StoredImage:
             return self._resized(level, box, size)
 
     def _resized(self, level: int, box: Box, size: Frame) -> np.ndarray:
-        """As `images.resized`: rows of tiles in threads, each decoded and its columns resized; then all rows together."""
+        """A window resized as by `images.resized`: rows of tiles in threads, each decoded and its columns resized; then rows."""
         x1, y1, x2, y2 = (float(np.float32(edge)) / 2**level for edge in box.corners)  # rounded before any shift
         width, height = (_ceil_shift(side, level) for side in (self.record.width, self.record.height))
         left, right = span(x1, x2, size.width, width)
@@ -200,7 +200,7 @@ def _ceil_shift(side: int, level: int) -> int:
 
 @functools.lru_cache(maxsize=128)  # file descriptors are few
 def _reader(path: str, sha256: str) -> ArrayRecordReader:
-    """The hash makes a shard that was built anew another entry."""
+    """The reader of a shard. The hash makes a shard that was built anew another entry."""
     reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
     if not reader.num_records():
         raise ValueError("no records: the file is cut off, or missing")
@@ -231,7 +231,7 @@ class TileStore:
 
     @classmethod
     def open(cls, directory, config: ImageConfig = ImageConfig()) -> TileStore:
-        """Reads the index alone.
+        """Reads only the index.
 
         Args:
             config: what is given beside the store. Its own bands and stretch rule, so others are refused.
@@ -320,7 +320,7 @@ def source_of(path: Path, directory: Path) -> str:
 
 
 def _normal(name: str) -> str:
-    """Of the ways to write one name, one: folders are separated once, and letters with accents composed (NFC)."""
+    """A name in one of the ways to write it: folders are separated once, and letters with accents composed (NFC)."""
     return unicodedata.normalize("NFC", str(PurePosixPath(name)))
 
 

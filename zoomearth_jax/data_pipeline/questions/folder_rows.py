@@ -166,7 +166,7 @@ def judge(
     """Judges rows, in their order.
 
     Args:
-        faults: of what in the file is no row.
+        faults: messages about what in the file is no row.
         drop_unreasoned: whether rows without reasoning are left out where others have it.
         seen: wraps the rows as they are gone through, for a progress bar.
     """

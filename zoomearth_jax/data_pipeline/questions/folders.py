@@ -117,8 +117,8 @@ def _judge_own(path: Path, images: ImageConfig, seen: Callable = iter) -> Judged
 
 
 def _judge_released(split: str, read: Read, images: OpenImages, seen: Callable = iter) -> Judged:
-    """Of fine-tuning rows those without reasoning are left out where others have it: the last 11 of the released 1,011, so that
-    the paper's 1,000 remain."""
+    """Judges LRS-GRO's rows. Fine-tuning rows without reasoning are left out where others have it: the last 11 of the released
+    1,011, so that the paper's 1,000 remain."""
     rows = [to_row(row, where) for where, row in read.rows]
     faults = [Problem(said, "refused", where) for where, said in read.faults]
     return judge(rows, faults, images, drop_unreasoned=split == "sft", seen=seen)

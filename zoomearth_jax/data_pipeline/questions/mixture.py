@@ -18,7 +18,7 @@ SCENES = "scenes"  # the name of procedural scenes in `data` settings
 
 @dataclasses.dataclass(frozen=True)
 class SceneQuestions(Sequence[Question]):
-    """Procedural questions as a sequence: each follows from its index alone (see `scene_questions`)."""
+    """Procedural questions as a sequence: each follows only from its index (see `scene_questions`)."""
 
     split: str
     seed: int
@@ -47,7 +47,7 @@ class Source:
         return len(self.questions) >= ENDLESS
 
     def digest(self) -> str:
-        """A hash that changes with any question; of procedural ones, with their settings."""
+        """A hash that changes with any question, or for procedural questions with their settings."""
         if isinstance(self.questions, SceneQuestions):
             said = repr(self.questions)
         else:

@@ -130,7 +130,7 @@ class Scene:
 
 
 def _factors(edges, low, high, wave: int, phase: float):
-    """One axis of a site: pixel means of [inside], inside x ramp, inside x cos(kx + phase), inside x sin(kx + phase)."""
+    """Factors of one axis of a site: pixel means of [inside], inside x ramp, inside x cos(kx + phase), inside x sin(kx + phase)."""
     clipped = np.clip(edges, low, high)
     width = np.diff(edges)
     inside = np.diff(clipped) / width

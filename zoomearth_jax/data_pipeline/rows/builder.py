@@ -300,7 +300,7 @@ class RowBuilder:
         return instruction.replace(QUESTION, asked) if QUESTION in instruction else f"{asked} {instruction}".strip()
 
     def _too_many(self, question: Question) -> str:
-        """What is said of a question whose reference takes more turns than there are."""
+        """The message about a question whose reference takes more turns than there are."""
         need, lens = len(question.looks) + 1, self.layout.turn_lens
         flags = layout_flags(turn_lens=lens[:1] * (need - len(lens)) + lens)
         asked = one_line(question.text[:60])
@@ -309,7 +309,7 @@ class RowBuilder:
         )
 
     def _too_long(self, question: Question, lengths: dict[int | None, int]) -> str:
-        """What is said of a question that doesn't fit slots, those of turns by number and of the prompt by None, given with the
+        """The message about a question that doesn't fit slots, those of turns by number and of the prompt by None, given with the
         tokens that it takes."""
         rooms = {None: self.layout.prompt_len} | dict(enumerate(self.layout.turn_lens))
         names = {k: "the prompt" if k is None else f"turn {k + 1}" for k in lengths}
@@ -321,7 +321,7 @@ class RowBuilder:
         return f"question {asked!r} takes {took}; shorten it, or {layout_flags(**flags)} holds it"
 
     def check_prompts(self, questions: Sequence[Question]) -> None:
-        """Checks that all prompts fit, from the texts and the images' sizes alone.
+        """Checks that all prompts fit, from nothing but the texts and the images' sizes.
 
         Raises:
             UserError: some don't: how many, the longest, and the settings that hold all.
@@ -329,7 +329,7 @@ class RowBuilder:
         self._check(questions, lambda question, view: ())
 
     def check_supervised(self, questions: Sequence[Question]) -> None:
-        """As `check_prompts`, of prompts and references."""
+        """Checks what `check_prompts` checks, of prompts and references."""
 
         most = max(questions, key=lambda question: len(question.looks), default=None)
         if most and len(most.looks) > self.layout.num_pictures:

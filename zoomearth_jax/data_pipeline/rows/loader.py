@@ -2,11 +2,11 @@
 
 The questions of all steps are one endless order: each finite source shuffled anew every epoch, sources mixed by shares.
 Step s of a run takes the places s x B … (s + 1) x B - 1; process p of n takes the p-th of n equal stretches of them. So a
-batch follows from settings and step alone: the step in a checkpoint is the loader's whole state, and a run goes on with the
+batch follows only from settings and step: the step in a checkpoint is the loader's whole state, and a run goes on with the
 same global batches on another number of hosts or workers.
 
 A place whose image can't be read is taken by the next one of the order whose can: so batches follow from the order and the
-broken images alone, and keep their size.
+broken images only, and keep their size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def order(sources: Sequence[Source], seed: int, mix: Sequence[float] = ()) -> gr
     """The endless order of a run: order[i] is the Place of its i-th question.
 
     Args:
-        seed: of the shuffles; each source and epoch has its own. Endless sources come in their own order.
+        seed: random seed of the shuffles; each source and epoch has its own. Endless sources come in their own order.
         mix: share of each source, in any unit; equal shares without it. Shares hold in every stretch of the order, to
             within one question a source.
 
@@ -74,10 +74,10 @@ class Loader:
 
         Args:
             make: a batch from its questions, by value; picklable where there are workers.
-            batch_size: questions a step, over all hosts.
+            batch_size: questions per step, over all hosts.
             seed, mix: see `order`.
             workers: processes that make batches; 0 for threads of this one.
-            keep_bytes: without workers, and with finite sources alone, rows up to this size are kept for the epochs to
+            keep_bytes: without workers, and with only finite sources, rows up to this size are kept for the epochs to
                 come; `make` must then give (nested) NamedTuples of arrays.
             process: this host's number, and how many there are.
             strict: an image that can't be read ends the run; without it, it is said, and the run goes on without it.
@@ -115,7 +115,7 @@ class Loader:
         return {source.name: source.digest() for source in self._maker.sources}
 
     def places(self, step: int) -> list[Place]:
-        """Where this host's questions of a step are, as far as broken images are known.
+        """Places of this host's questions of a step, as far as broken images are known.
 
         Raises:
             UserError: as many places in a row as a batch has are broken.
@@ -171,7 +171,7 @@ class Loader:
         return places, self._pool.submit(places)
 
     def _made(self, step: int, places: list[Place], batch: Future) -> Any:
-        """A step's batch; of other places where some turn out broken."""
+        """A step's batch; from other places where some turn out broken."""
         while True:
             try:
                 made = batch.result()

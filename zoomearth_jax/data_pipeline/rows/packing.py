@@ -1,4 +1,4 @@
-"""Packed rows: several samples behind each other, without the gaps of the fixed layout; of NumPy alone.
+"""Packed rows: several samples behind each other, without the gaps of the fixed layout; only NumPy is used.
 
 Only what later tokens see stands in a packed row: prompt with overview, turns, pictures. Stop tokens are targets of the
 token before them. A batch is packed by itself, so its step is as random-access, and its loss the same, as with fixed rows.
@@ -14,20 +14,20 @@ import numpy as np
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, Views
 from zoomearth_jax.errors import UserError
 
-SHAPES = 8  # a batch has one of so many numbers of rows, and of targets a row: each is compiled once
+SHAPES = 8  # a batch has one of so many numbers of rows, and of targets per row: each is compiled once
 
 
 class PackedRows(NamedTuple):
-    """R rows of L tokens, of N samples.
+    """Packed rows of a batch: B rows of S slots, which hold A samples of K turns.
 
     Attributes:
-        ids: int32 [R, L].
-        samples: int32 [R, L], which of the row's samples a token is of, from 1; 0 is padding. No attention across.
-        places: int32 [R, T], tokens that predict a target.
-        targets, target: the ids written next, int32 [R, T], and where there is one, bool.
-        features: int32 [R, L], for each placeholder of a row in order the number of its visual token among those of all views.
-        grids: merged grids of each row's views in order, int32 [R, K N, 2]; 0 x 0 where there are fewer.
-        views: overviews, then the K - 1 pictures of each sample, [K N]; 0 x 0 where there is none.
+        ids: int32 [B, S].
+        samples: int32 [B, S], which of the row's samples a token belongs to, from 1; 0 is padding. Attention stays within them.
+        places: int32 [B, T], tokens that predict a target.
+        targets, target: the ids written next, int32 [B, T], and where there is one, bool.
+        features: int32 [B, S], for each placeholder of a row in order the number of its visual token among those of all views.
+        grids: merged grids of each row's views in order, int32 [B, A x K, 2]; 0 x 0 where there are fewer.
+        views: overviews, then the K - 1 pictures of each sample, [A x K]; 0 x 0 where there is none.
     """
 
     ids: np.ndarray

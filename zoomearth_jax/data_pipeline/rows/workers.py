@@ -80,7 +80,7 @@ class BatchMaker:
             raise
 
     def _broken(self, place: Place) -> str | None:
-        """What is wrong with a question's image."""
+        """The message about what is wrong with a question's image."""
         question = self.questions([place])[0]
         name = f"{self.sources[place.source].name} question {place.index + 1}"
         try:
@@ -101,7 +101,7 @@ class KeptRows:
         self._kept: dict[Place, Any] = {}
 
     def __call__(self, places: Sequence[Place]) -> Any:
-        """The same batch as of the maker."""
+        """The same batch as the maker gives."""
         missing = [place for place in dict.fromkeys(places) if place not in self._kept]
         made = self._maker(missing) if missing else ()
         if len(missing) == len(places) and self._budget <= 0:
@@ -115,7 +115,7 @@ class KeptRows:
 
 
 def _map(function: Callable, *trees: Any) -> Any:
-    """The function of each array of (nested) tuples, or of the arrays in the same place of several."""
+    """Applies a function to each array of (nested) tuples, or to the arrays in the same place of several."""
     first = trees[0]
     if not isinstance(first, tuple):
         return function(*trees)
@@ -175,7 +175,7 @@ _MAKER: Callable[[Sequence[Place]], Any]  # of a worker process: sent once, not 
 def _start(maker: Callable) -> None:
     """The start of a worker. If the main process ends, however it does, the worker ends too.
 
-    Ctrl-C, and a SIGTERM that a scheduler sends to all processes, are for the main process alone, and blocked here from the
+    Ctrl-C, and a SIGTERM that a scheduler sends to all processes, are only for the main process, and blocked here from the
     start: the step in hand still needs the worker.
     """
     global _MAKER

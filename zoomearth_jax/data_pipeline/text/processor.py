@@ -145,7 +145,7 @@ class Inputs(NamedTuple):
     ids, mask: int32 [B, T], padded on the left; mask is 1 where there is a token.
     pixels: uint8 RGB [h, w, 3] of each image, in the order of the conversations and of the images in each.
     grids: int32 [I, 3], HF's image_grid_thw: 1, and patches down and across.
-    frames: of each image.
+    frames: the two frames of each image.
     """
 
     ids: np.ndarray
@@ -190,7 +190,7 @@ class Processor:
 
         Args:
             conversations: lists of messages, see `Chat.ids`.
-            images: of each conversation, one for each image block.
+            images: the images of each conversation, one for each image block.
             generate: whether the assistant's turn is opened at the end.
 
         Raises:
@@ -222,7 +222,7 @@ def _pad_left(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As transformers 5 does it: what is transparent lies on white."""
+    """A picture as RGB, as transformers 5 does it: what is transparent lies on white."""
     if ImageMode.getmode(image.mode).typestr not in ("|u1", "|b1"):
         raise UserError(f"image: pixel type {image.mode!r} is not supported; convert the image to 8-bit RGB")
     try:

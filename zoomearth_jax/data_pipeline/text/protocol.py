@@ -59,7 +59,7 @@ def _all_gone(pattern: re.Pattern, text: str) -> str:
 
 
 def _number_lists(pattern: re.Pattern, text: str) -> Iterator[list[float]]:
-    """What follows each "bbox_2d" and is a list of numbers; templates such as [x1, y1, x2, y2] are passed over."""
+    """Lists of numbers that follow each "bbox_2d"; templates such as [x1, y1, x2, y2] are passed over."""
     for found in pattern.finditer(text):
         try:
             yield [float(part) for part in found[1].split(",")]
@@ -109,7 +109,7 @@ def follows_protocol(texts: Sequence[str], view: Frame) -> bool:
     """Whether an episode has the right format throughout (paper: r_pattern).
 
     Args:
-        texts: of its turns: the last one answers, each one before names a box.
+        texts: the texts of its turns: the last one answers, each one before names a box.
     """
     looks = all(_LOOK.fullmatch(text) is not None and parse_box(text, view).box is not None for text in texts[:-1])
     return looks and _REPLY.fullmatch(texts[-1]) is not None
@@ -120,7 +120,7 @@ def follows_reference(texts: Sequence[str]) -> bool:
     a crop a list of numbers, however many, as the box; what else is written doesn't count.
 
     Args:
-        texts: of its turns.
+        texts: the texts of its turns.
     """
 
     def has(text: str, tag: str) -> bool:
@@ -141,7 +141,7 @@ def released_numbers(text: str) -> list[float]:
 
 
 def normalize(answer: str) -> str:
-    """Case, outer blanks and a final dot don't count."""
+    """A text without what doesn't count in comparisons: case, outer blanks and a final dot."""
     return answer.strip().lower().removesuffix(".").strip()
 
 

@@ -2,7 +2,7 @@
 read alike: those of the published Qwen2.5-VL checkpoints.
 
 transformers 5 itself writes names that 4.x doesn't know: `TokenizersBackend`, a list of `extra_special_tokens`, the image
-settings inside `processor_config.json`, areas as `size` alone.
+settings inside `processor_config.json`, areas only as `size`.
 """
 
 from __future__ import annotations

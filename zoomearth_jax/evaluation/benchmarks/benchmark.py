@@ -29,10 +29,10 @@ class Opened:
 
 
 class Scores(NamedTuple):
-    """Scores of records [N].
+    """Scores of records: arrays with one number per record.
 
     Attributes:
-        official: 0 to 1 by the benchmark's own rule, on the answer alone (see `Record.answer`), or on the whole last text where
+        official: 0 to 1 by the benchmark's own rule, on the answer only (see `Record.answer`), or on the whole last text where
             the model wrote no <answer>.
         strict: 1 where the answer is the reference in the one form that was asked for, else 0.
         parsed: whether the official rule found an answer in the text at all.

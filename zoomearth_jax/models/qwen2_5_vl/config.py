@@ -49,8 +49,8 @@ class VisionConfig:
     def flops(self, grids) -> float:
         """FLOPs of a forward pass over pictures with these grids (rows and columns) of visual tokens [I, 2].
 
-        Per block and patch 2 (4 W^2 + 3 W F), attention's pairs 4 W each, inside windows or over the whole picture. A patch is
-        embedded for 2 x patch_dim x W; a merged token costs 2 (4 W) (4 W + D).
+        With the encoder's width w: 2 (4 w^2 + 3 w F) per block and patch; 4 w per pair of attention, inside windows or over
+        the whole picture; 2 x patch_dim x w to embed a patch; 2 (4 w) (4 w + D) for a merged token.
         """
         grids = np.asarray(grids, np.int64).reshape(-1, 2)
         area = self.merge_size**2
@@ -160,7 +160,7 @@ class ModelConfig:
 
     @property
     def token_flops(self) -> int:
-        """FLOPs of the decoder's layers for one token, per layer 2 D (2 D + 2 K H) + 6 D F; attention's pairs are left out."""
+        """FLOPs of the decoder's layers for one token: per layer 2 D (2 D + 2 K H) + 6 D F; attention's pairs are left out."""
         text = self.text
         kv_width = text.num_kv_heads * text.head_dim
         per_layer = 2 * text.width * (2 * text.width + 2 * kv_width) + 6 * text.width * text.mlp_dim
@@ -168,7 +168,7 @@ class ModelConfig:
 
     @property
     def pair_flops(self) -> int:
-        """FLOPs of attention for one (query, key) pair: 4 D a layer."""
+        """FLOPs of attention for one (query, key) pair: 4 D per layer."""
         return self.text.num_layers * 4 * self.text.width
 
     def cache_shape(self, rows: int, slots: int) -> tuple[int, ...]:

@@ -31,37 +31,39 @@ class DecoderLayer(nnx.Module):
         self.o_proj = Linear(config.width, config.width, ("heads", "embed"), use_bias=False, **settings)
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, **settings)
 
-    def __call__(self, x_BTD, angles_BTH, valid_BT, past: KVCache | None):
+    def __call__(self, x_BTD, angles_BTH, samples_BT, past: KVCache | None):
         """Returns the layer's output and its own rotated keys and values, [B, K, T, H] each."""
-        return self._run(x_BTD, angles_BTH, lambda q, k, v: decoder_attention(q, k, v, valid_BT, past, self.attention))
+        return self._run(
+            x_BTD, angles_BTH, lambda q, k, v: decoder_attention(q, k, v, samples_BT, past, self.attention)
+        )
 
-    def grouped(self, x_NSD, angles_NSH, valid_NP, valid_BT, places: Places | None = None):
-        """The output of rows [prompt | reply | reply ...]: N prompts, each with its B / N replies of T tokens.
+    def grouped(self, x_ASD, angles_ASH, samples_AU, samples_BT, places: Places | None = None):
+        """The output of rows [prompt | reply | reply ...]: A prompts, each with its B / A replies of T tokens.
 
         Args:
-            places: where x and angles have the slots that exist alone.
+            places: given where x and angles have only the slots that exist.
         """
-        (prompts, split), (replies, length) = valid_NP.shape, valid_BT.shape
+        (prompts, split), (replies, length) = samples_AU.shape, samples_BT.shape
 
         def attend_kept(places: Places, q, k, v):
-            slots = places.place_NS, places.kept_NR
-            q, k, v = (move_rows(x, *slots) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
-            return move_rows(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2)), *slots[::-1])
+            kept, place = places.kept_AR, places.place_AS
+            q, k, v = (move_rows(x, place, kept) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
+            return move_rows(attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2)), kept, place)
 
-        def attend(q_NSQH, k_NKSH, v_NKSH):
-            (k_NKPH, k_NKRH), (v_NKPH, v_NKRH) = (jnp.split(x, [split], axis=2) for x in (k_NKSH, v_NKSH))
-            q_NPQH, q_NRQH = jnp.split(q_NSQH, [split], axis=1)
-            prompt = decoder_attention(q_NPQH, k_NKPH, v_NKPH, valid_NP, None, self.attention)
-            past = KVCache(*(jnp.repeat(x, replies // prompts, axis=0) for x in (k_NKPH, v_NKPH, valid_NP)))
+        def attend(q_ASNH, k_AKSH, v_AKSH):
+            (k_AKUH, k_replies), (v_AKUH, v_replies) = (jnp.split(x, [split], axis=2) for x in (k_AKSH, v_AKSH))
+            q_AUNH, q_replies = jnp.split(q_ASNH, [split], axis=1)
+            prompt = decoder_attention(q_AUNH, k_AKUH, v_AKUH, samples_AU, None, self.attention)
+            past = KVCache(*(jnp.repeat(x, replies // prompts, axis=0) for x in (k_AKUH, v_AKUH, samples_AU)))
             k_BKTH, v_BKTH = (
                 x.reshape(*x.shape[:2], -1, length, x.shape[3]).swapaxes(1, 2).reshape(replies, -1, length, x.shape[3])
-                for x in (k_NKRH, v_NKRH)
+                for x in (k_replies, v_replies)
             )
-            q_BTQH = q_NRQH.reshape(replies, length, *q_NRQH.shape[2:])
-            reply = decoder_attention(q_BTQH, k_BKTH, v_BKTH, valid_BT, past, self.attention)
-            return jnp.concatenate([prompt, reply.reshape(q_NRQH.shape)], axis=1)
+            q_BTNH = q_replies.reshape(replies, length, *q_replies.shape[2:])
+            reply = decoder_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past, self.attention)
+            return jnp.concatenate([prompt, reply.reshape(q_replies.shape)], axis=1)
 
-        return self._run(x_NSD, angles_NSH, attend if places is None else functools.partial(attend_kept, places))[0]
+        return self._run(x_ASD, angles_ASH, attend if places is None else functools.partial(attend_kept, places))[0]
 
     def _run(self, x_BTD, angles_BTH, attend):
         y_BTD = self.input_norm(x_BTD)
@@ -93,14 +95,13 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.lm_head = Linear(config.width, config.vocab_size, ("embed", "vocab"), use_bias=False, **settings)
 
-    def __call__(self, x_BTD, positions_3BT, valid_BT, past: KVCache | None = None):
+    def __call__(self, x_BTD, positions_3BT, samples_BT, past: KVCache | None = None):
         """Runs the layers over a segment.
 
         Args:
             x_BTD: embeddings, image features merged in.
             positions_3BT: multimodal positions.
-            valid_BT: bool, tokens that may be attended to, or the samples of packed rows (see `decoder_attention`); outputs
-                at other tokens are undefined but finite.
+            samples_BT: sample numbers (see `decoder_attention`); outputs at padding are undefined but finite.
             past: cache of all earlier slots, k and v [L, B, K, S, H].
 
         Returns:
@@ -110,43 +111,43 @@ class Decoder(nnx.Module):
         angles = text_angles(positions_3BT, config.head_dim, config.rope_theta, config.mrope_section)
 
         def step(layer, x, past_kv):
-            layer_past = None if past is None else KVCache(past_kv[0], past_kv[1], past.valid_BS)
-            return layer(x, angles, valid_BT, layer_past)
+            layer_past = None if past is None else KVCache(past_kv[0], past_kv[1], past.samples_BS)
+            return layer(x, angles, samples_BT, layer_past)
 
         x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
-        return self.norm(x_BTD), KVCache(k, v, valid_BT)
+        return self.norm(x_BTD), KVCache(k, v, samples_BT)
 
-    def grouped(self, x_NPD, positions_3NP, valid_NP, x_BTD, positions_3BT, valid_BT, places: Places | None = None):
+    def grouped(self, x_AUD, positions_3AU, samples_AU, x_BTD, positions_3BT, samples_BT, places: Places | None = None):
         """Prompts and the replies that follow each of them, in one pass over the layers: weights are gathered once, and
         gradients reduced once, for both.
 
         Args:
-            x_NPD, positions_3NP, valid_NP: N prompts.
-            x_BTD, positions_3BT, valid_BT: their replies; i G … (i + 1) G - 1 follow prompt i.
-            places: of the slots of rows [prompt | reply | reply ...] that exist, to compute no others.
+            x_AUD, positions_3AU, samples_AU: A prompts.
+            x_BTD, positions_3BT, samples_BT: their replies; i G … (i + 1) G - 1 follow prompt i.
+            places: the slots of rows [prompt | reply | reply ...] that exist, to compute no others.
 
         Returns:
-            normed hidden states [N, P, D] and [B, T, D]; 0 at slots that `places` leaves out.
+            normed hidden states [A, U, D] and [B, T, D]; 0 at slots that `places` leaves out.
         """
-        config, (prompts, split, width) = self.config, x_NPD.shape
+        config, (prompts, split, width) = self.config, x_AUD.shape
 
-        def rows(a_NP, a_BT):
-            return jnp.concatenate([a_NP, a_BT.reshape(prompts, -1, *a_BT.shape[2:])], axis=1)
+        def rows(a_AU, a_BT):
+            return jnp.concatenate([a_AU, a_BT.reshape(prompts, -1, *a_BT.shape[2:])], axis=1)
 
         settings = config.head_dim, config.rope_theta, config.mrope_section
-        x_NSD = rows(x_NPD, x_BTD)
-        angles_NSH = rows(text_angles(positions_3NP, *settings), text_angles(positions_3BT, *settings))
+        x_ASD = rows(x_AUD, x_BTD)
+        angles_ASH = rows(text_angles(positions_3AU, *settings), text_angles(positions_3BT, *settings))
         if places is not None:
-            x_NSD, angles_NSH = (move_rows(x, *places) for x in (x_NSD, angles_NSH))
+            x_ASD, angles_ASH = (move_rows(x, places.kept_AR, places.place_AS) for x in (x_ASD, angles_ASH))
 
-        def step(layer, x_NSD, _):
-            return layer.grouped(x_NSD, angles_NSH, valid_NP, valid_BT, places), None
+        def step(layer, x_ASD, _):
+            return layer.grouped(x_ASD, angles_ASH, samples_AU, samples_BT, places), None
 
-        x_NSD, _ = scan_layers(self.layers, step, x_NSD, None, self.remat)
-        x_NSD = self.norm(x_NSD)
+        x_ASD, _ = scan_layers(self.layers, step, x_ASD, None, self.remat)
+        x_ASD = self.norm(x_ASD)
         if places is not None:
-            x_NSD = move_rows(x_NSD, *places[::-1])
-        return x_NSD[:, :split], x_NSD[:, split:].reshape(*x_BTD.shape[:2], width)
+            x_ASD = move_rows(x_ASD, places.place_AS, places.kept_AR)
+        return x_ASD[:, :split], x_ASD[:, split:].reshape(*x_BTD.shape[:2], width)
 
     def lookup(self, ids_BT):
         """Embeddings [B, T, D] of token ids.

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.layers import Places, take_rows
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig
@@ -41,7 +41,7 @@ class Qwen2_5_VL(nnx.Module):
         """Loads an HF directory (config.json and safetensors, in one file or several with an index).
 
         Args:
-            directory: of a published checkpoint, or one that `save_pretrained` wrote.
+            directory: that of a published checkpoint, or one that `save_pretrained` wrote.
             compute: types and backends; parameters are converted to `compute.param_dtype` on the way, float32 by default.
             mesh: where the parameters go, sharded by `models.sharding.RULES`; one device by default.
 
@@ -66,7 +66,7 @@ class Qwen2_5_VL(nnx.Module):
 
         Args:
             input_ids: integers [B, T], with an image placeholder id for each merged visual token.
-            pixel_values: float [patches of all images, C x frames x patch x patch], in merge-block order.
+            pixel_values: float [patches of all images, channels x frames x patch x patch], in merge-block order.
             image_grid_thw: integers [images, 3], frames (1), rows and columns of patches.
             attention_mask: [B, T], 1 where a token exists (left- or right-padded); all ones by default.
 
@@ -77,20 +77,22 @@ class Qwen2_5_VL(nnx.Module):
             ValueError: placeholders and image features don't agree in number, or an image has several frames.
         """
         ids_BT = np.asarray(input_ids)
-        valid_BT = np.ones_like(ids_BT, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+        samples_BT = one_sample(
+            np.ones(ids_BT.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
+        )
         if image_grid_thw is None:
             grids_BI2 = np.zeros((ids_BT.shape[0], 1, 2), np.int32)
-            return _forward(self.compute)(self, ids_BT, valid_BT, grids_BI2)
+            return _forward(self.compute)(self, ids_BT, samples_BT, grids_BI2)
         grids_I2 = _check_grids(image_grid_thw, pixel_values)
         image_of_row = _assign_images(ids_BT == self.config.image_token_id, grids_I2 // self.config.vision.merge_size)
         layout = vision_layout(grids_I2, self.config.vision)
         offsets = np.concatenate([[0], np.cumsum(grids_I2.prod(-1))[:-1]])
         flat_IP = np.where(layout.valid_IP, layout.source_IP + offsets[:, None], 0)
-        feature_BF, grids_BI2 = _row_features(
+        feature_BM, grids_BI2 = _row_features(
             image_of_row, grids_I2 // self.config.vision.merge_size, layout.merged_IM.shape[1]
         )
-        images = jnp.asarray(pixel_values)[flat_IP], layout, feature_BF
-        return _forward(self.compute)(self, ids_BT, valid_BT, grids_BI2, *images)
+        images = jnp.asarray(pixel_values)[flat_IP], layout, feature_BM
+        return _forward(self.compute)(self, ids_BT, samples_BT, grids_BI2, *images)
 
     def encode_views(self, images: Images):
         """Merged visual tokens [I, M, D] of pictures that `ModelConfig.prepare` made ready."""
@@ -101,28 +103,28 @@ class Qwen2_5_VL(nnx.Module):
         """float32 logits [..., V] of hidden states."""
         return self.decoder.logits(hidden_BTD)
 
-    def embed(self, ids_BT, features_BFD=None):
+    def embed(self, ids_BT, features_BMD=None):
         """Token embeddings with image features at the placeholders.
 
         Args:
             ids_BT: token ids.
-            features_BFD: each row's visual tokens in order of its placeholders; None where there are no images.
+            features_BMD: each row's visual tokens in order of its placeholders; None where there are no images.
 
         Returns:
             [B, T, D].
         """
         x_BTD = self.decoder.lookup(ids_BT)
-        if features_BFD is None:
+        if features_BMD is None:
             return x_BTD
         is_image_BT = ids_BT == self.config.image_token_id
-        rank_BT = (jnp.cumsum(is_image_BT, axis=1) - 1).clip(0, features_BFD.shape[1] - 1)
-        return jnp.where(is_image_BT[..., None], take_rows(features_BFD, rank_BT).astype(x_BTD.dtype), x_BTD)
+        rank_BT = (jnp.cumsum(is_image_BT, axis=1) - 1).clip(0, features_BMD.shape[1] - 1)
+        return jnp.where(is_image_BT[..., None], take_rows(features_BMD, rank_BT).astype(x_BTD.dtype), x_BTD)
 
     def segment(
         self,
         ids_BT,
-        valid_BT,
-        features_BFD=None,
+        samples_BT,
+        features_BMD=None,
         grids_BI2=None,
         start_B=None,
         past: KVCache | None = None,
@@ -131,40 +133,40 @@ class Qwen2_5_VL(nnx.Module):
 
         Args:
             ids_BT: token ids of the segment.
-            valid_BT: bool, tokens that exist; or of packed rows int32, the sample that each token is of (0: none). Positions
-                run on from sample to sample: only their differences matter.
-            features_BFD: visual tokens of the segment's images, and their merged grids_BI2; None without images.
+            samples_BT: sample numbers (see `decoder_attention`). Positions run on from sample to sample: only their
+                differences matter.
+            features_BMD: visual tokens of the segment's images, and their merged grids_BI2; None without images.
             start_B: position of the segment's first token; 0 by default.
             past: cache of all earlier slots.
 
         Returns:
             hidden [B, T, D], the segment's own KVCache, and next_B, the position after the segment.
         """
-        x_BTD, positions_3BT, next_B = self._inputs(start_B, ids_BT, valid_BT, features_BFD, grids_BI2)
-        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, valid_BT, past)
+        x_BTD, positions_3BT, next_B = self._inputs(start_B, ids_BT, samples_BT, features_BMD, grids_BI2)
+        hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, samples_BT, past)
         return hidden_BTD, cache, next_B
 
     def grouped(self, prompt, reply, places: Places | None = None):
-        """Hidden states [N, P, D] of prompts and [B, T, D] of the replies that follow them, B / N each, in one pass.
+        """Hidden states [A, U, D] of prompts and [B, T, D] of the B / A replies that follow each, in one pass.
 
         The same as `segment` of the prompts, and then of the replies after the repeated cache.
 
         Args:
-            prompt, reply: (ids, valid, features, grids) as `segment` takes them.
+            prompt, reply: (ids, samples, features, grids) as `segment` takes them.
             places: see `Decoder.grouped`.
         """
-        x_NPD, positions_3NP, next_N = self._inputs(None, *prompt)
-        start_B = jnp.repeat(next_N, reply[0].shape[0] // next_N.shape[0])
+        x_AUD, positions_3AU, next_A = self._inputs(None, *prompt)
+        start_B = jnp.repeat(next_A, reply[0].shape[0] // next_A.shape[0])
         x_BTD, positions_3BT, _ = self._inputs(start_B, *reply)
-        return self.decoder.grouped(x_NPD, positions_3NP, prompt[1], x_BTD, positions_3BT, reply[1], places)
+        return self.decoder.grouped(x_AUD, positions_3AU, prompt[1], x_BTD, positions_3BT, reply[1], places)
 
-    def _inputs(self, start_B, ids_BT, valid_BT, features_BFD, grids_BI2):
+    def _inputs(self, start_B, ids_BT, samples_BT, features_BMD, grids_BI2):
         """Embeddings with images, positions, and the position after them."""
         if grids_BI2 is None:
             grids_BI2 = jnp.zeros((ids_BT.shape[0], 1, 2), jnp.int32)
         is_image_BT = ids_BT == self.config.image_token_id
-        positions_3BT, next_B = mrope_positions(is_image_BT, valid_BT.astype(bool), grids_BI2, start_B)
-        return self.embed(ids_BT, features_BFD), positions_3BT, next_B
+        positions_3BT, next_B = mrope_positions(is_image_BT, samples_BT > 0, grids_BI2, start_B)
+        return self.embed(ids_BT, features_BMD), positions_3BT, next_B
 
 
 @functools.cache
@@ -172,12 +174,12 @@ def _forward(compute: ComputeConfig):
     """The compiled forward pass; of a model's structure and parameters, since `nnx.jit` takes no compiler options."""
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=compute.compiler_options)
-    def run(graph, params, ids_BT, valid_BT, grids_BI2, patches_IPC=None, layout=None, feature_BF=None):
-        model, features_BFD = nnx.merge(graph, params), None
+    def run(graph, params, ids_BT, samples_BT, grids_BI2, patches_IPC=None, layout=None, feature_BM=None):
+        model, features_BMD = nnx.merge(graph, params), None
         if layout is not None:
             features_IMD = model.vision(patches_IPC, layout)
-            features_BFD = features_IMD.reshape(-1, features_IMD.shape[-1])[feature_BF]
-        return model.decoder.logits(model.segment(ids_BT, valid_BT, features_BFD, grids_BI2)[0])
+            features_BMD = features_IMD.reshape(-1, features_IMD.shape[-1])[feature_BM]
+        return model.decoder.logits(model.segment(ids_BT, samples_BT, features_BMD, grids_BI2)[0])
 
     return lambda model, *arrays: run(*nnx.split(model), *arrays)
 
@@ -209,13 +211,13 @@ def _assign_images(is_image_BT, merged_I2) -> list[list[int]]:
 
 
 def _row_features(rows: list[list[int]], merged_I2, budget: int):
-    """Index [B, F] of each row's visual tokens into the flattened [I x M], and merged grids [B, I', 2]."""
+    """Index [B, M] of each row's visual tokens into the flattened [I x M], and merged grids [B, I, 2]."""
     index = [
         np.concatenate([np.arange(merged_I2[i].prod()) + i * budget for i in row] or [np.zeros(0, int)]) for row in rows
     ]
-    feature_BF = np.zeros((len(rows), max(map(len, index))), np.int32)
+    feature_BM = np.zeros((len(rows), max(map(len, index))), np.int32)
     grids_BI2 = np.zeros((len(rows), max(map(len, rows)), 2), np.int32)
     for b, row in enumerate(rows):
-        feature_BF[b, : len(index[b])] = index[b]
+        feature_BM[b, : len(index[b])] = index[b]
         grids_BI2[b, : len(row)] = merged_I2[row]
-    return feature_BF, grids_BI2
+    return feature_BM, grids_BI2

@@ -18,16 +18,16 @@ class VisionLayout(NamedTuple):
 
     positions_IP2: row and column of the p-th patch in window order. valid_IP: which of the budget exist.
     source_IP: the p-th patch's index in HF's merge-block order.
-    window_IWp: indices into P of each window's patches; window_valid_IWp: which exist.
-    slot_IP: index of the p-th patch in the flattened [W x p] windows.
+    window_IWP: indices into P of each window's patches; window_valid_IWP: which exist.
+    slot_IP: index of the p-th patch in the flattened [W x P] windows.
     merged_IM: for each merged token in raster order, its index in window order.
     """
 
     positions_IP2: Array
     valid_IP: Array
     source_IP: Array
-    window_IWp: Array
-    window_valid_IWp: Array
+    window_IWP: Array
+    window_valid_IWP: Array
     slot_IP: Array
     merged_IM: Array
 
@@ -67,8 +67,8 @@ def _grid_layout(grid_h: int, grid_w: int, budget: int, windows: int, config: Vi
         positions_IP2=pad(np.stack([row.ravel(), col.ravel()], -1).astype(np.int32), budget),
         valid_IP=np.arange(budget) < count,
         source_IP=pad(source.astype(np.int32), budget),
-        window_IWp=window,
-        window_valid_IWp=window_valid,
+        window_IWP=window,
+        window_valid_IWP=window_valid,
         slot_IP=pad(np.flatnonzero(inside.ravel()).astype(np.int32), budget),
         merged_IM=pad(np.argsort(order).astype(np.int32), budget // area),
     )

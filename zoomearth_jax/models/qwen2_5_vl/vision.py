@@ -1,7 +1,7 @@
 """The vision encoder: windowed and full attention blocks with axial rotary positions, then the 2 x 2 patch merger.
 
 Patches run through the blocks in window order (each window's patches contiguous, as in HF), padded at the end to a
-fixed budget. Which patch sits where depends on the image's grid alone and travels as data (`VisionLayout`), so one
+fixed budget. Which patch sits where depends only on the image's grid and travels as data (`VisionLayout`), so one
 compiled program serves every grid.
 """
 
@@ -26,20 +26,21 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, as in Qwen's prepro
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def patchify(views_IHWC, positions_IP2, config: VisionConfig):
+def patchify(views, positions_IP2, config: VisionConfig):
     """Cuts uint8 views into normalised patches, on the device.
 
     Args:
-        views_IHWC: uint8 RGB, each image in the top left corner of a canvas whose sides are multiples of the patch.
+        views: uint8 RGB [I, height, width, 3], each image in the top left corner of a canvas whose sides are multiples of
+            the patch.
         positions_IP2: row and column of each wanted patch.
 
     Returns:
-        float32 [I, P, C x frames x patch x patch]; the frames of a still image are equal.
+        float32 [I, P, channels x frames x patch x patch]; the frames of a still image are equal.
     """
-    images, height, width, channels = views_IHWC.shape
+    images, height, width, channels = views.shape
     size = config.patch_size
     columns = width // size
-    patches = views_IHWC.reshape(images, height // size, size, columns, size, channels)
+    patches = views.reshape(images, height // size, size, columns, size, channels)
     patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(images, -1, channels * size * size)
     patches = take_rows(patches, positions_IP2[..., 0] * columns + positions_IP2[..., 1])
     mean, std = (jnp.array(x, jnp.float32)[:, None] for x in (PIXEL_MEAN, PIXEL_STD))
@@ -50,20 +51,20 @@ def patchify(views_IHWC, positions_IP2, config: VisionConfig):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def pixel_values(pixels_HWC, config: VisionConfig):
+def pixel_values(pixels, config: VisionConfig):
     """HF's `pixel_values` of one picture whose sides are multiples of a merged token; compiled for each size.
 
     Args:
-        pixels_HWC: uint8 RGB.
+        pixels: uint8 RGB [height, width, 3].
 
     Returns:
-        float32 [patches, C x frames x patch x patch], one merge block of patches after the other.
+        float32 [patches, channels x frames x patch x patch], one merge block of patches after the other.
     """
     merge = config.merge_size
-    rows, columns = (side // config.patch_size for side in pixels_HWC.shape[:2])
+    rows, columns = (side // config.patch_size for side in pixels.shape[:2])
     positions = np.moveaxis(np.indices((rows, columns)), 0, -1)
     blocks = positions.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2)
-    return patchify(pixels_HWC[None], blocks.reshape(1, -1, 2), config)[0]
+    return patchify(pixels[None], blocks.reshape(1, -1, 2), config)[0]
 
 
 class VisionBlock(nnx.Module):
@@ -93,11 +94,11 @@ class VisionBlock(nnx.Module):
             return masked_attention(q, k, v, layout.valid_IP, self.attention)
 
         def windowed(q, k, v):
-            _, windows, capacity = layout.window_IWp.shape
-            index = layout.window_IWp.reshape(images, -1)
+            _, windows, capacity = layout.window_IWP.shape
+            index = layout.window_IWP.reshape(images, -1)
             cut = (take_rows(t, index).reshape(images * windows, capacity, *t.shape[2:]) for t in (q, k, v))
             q, k, v = cut
-            out = masked_attention(q, k, v, layout.window_valid_IWp.reshape(-1, capacity), self.attention)
+            out = masked_attention(q, k, v, layout.window_valid_IWP.reshape(-1, capacity), self.attention)
             return take_rows(out.reshape(images, windows * capacity, *out.shape[2:]), layout.slot_IP)
 
         out = jax.lax.cond(is_full, full, windowed, q, k, v)
@@ -122,8 +123,8 @@ class VisionEncoder(nnx.Module):
         """Encodes images.
 
         Args:
-            patches_IPC: normalised patches in window order, [I, P, C x frames x patch x patch].
-            layout: of the same images.
+            patches_IPC: normalised patches in window order, [I, P, channels x frames x patch x patch].
+            layout: layout of the same images.
 
         Returns:
             [I, M, D]: merged tokens in raster order, one per 2 x 2 patches; those past an image's own are undefined.

@@ -307,7 +307,7 @@ def write_checkpoint(model, directory: Path, dtype: str | None = None) -> None:
         arrays = {key: _to_hf(tensor, layer, model.config, kind) for tensor, layer, key in shard}
         if jax.process_index() == 0:
             save_file(arrays, directory / name, metadata={"format": "pt"})
-            (directory / name).chmod(0o644)  # the library makes it readable by its owner alone
+            (directory / name).chmod(0o644)  # the library makes it readable only by its owner
     if jax.process_index() == 0:
         if len(shards) > 1:
             weight_map = {key: name for name, shard in zip(names, shards, strict=True) for _, _, key in shard}
@@ -337,7 +337,7 @@ def _plan_shards(tensors: list, dtype) -> list[list]:
 
 
 def _to_hf(tensor: _Tensor, layer: int, config: ModelConfig, dtype) -> np.ndarray:
-    """One tensor on the host, as HF has it."""
+    """Returns one tensor on the host, as HF has it."""
     array = tensor.param[...][layer] if tensor.stacked else tensor.param[...]
     array = array if dtype is None else array.astype(dtype)
     if array.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):

@@ -32,7 +32,7 @@ def answer_scores(match: str, answers: Sequence[str | None], references: Sequenc
 
 
 def exact_scores(answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
-    """float32 [pairs]: 1 where case, outer blanks and a final dot are all that differs."""
+    """Exact agreement, float32 [pairs]: 1 where nothing but case, outer blanks and a final dot differs."""
     return np.array([is_correct(a, r) for a, r in zip(answers, references, strict=True)], np.float32)
 
 
@@ -58,8 +58,8 @@ def graded_scores(answers: Sequence[str | None], references: Sequence[str]) -> n
 def typed_scores(answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
     """1 or 0 by the kind of the answer (not in the paper, whose score gives 1/3 to any two numbers).
 
-    After `normalize`, equal ones score 1. Numbers, in digits or as words up to twenty, agree with the same number alone, yes
-    and no with themselves alone. The rest agrees where a synset is shared (path similarity of at least 0.8, lemmatised as a
+    After `normalize`, equal ones score 1. Numbers, in digits or as words up to twenty, agree only with the same number, yes
+    and no only with themselves. The rest agrees where a synset is shared (path similarity of at least 0.8, lemmatised as a
     noun); words of several parts are looked up with underscores.
 
     Returns:
@@ -79,7 +79,7 @@ def typed_scores(answers: Sequence[str | None], references: Sequence[str]) -> np
 
 
 def _literal(text: str) -> Decimal | str | None:
-    """What agrees with itself alone: the number that a text is, or yes or no; None for other texts."""
+    """What agrees only with itself: the number that a text is, or yes or no; None for other texts."""
     if _NUMBER.fullmatch(text):
         return Decimal(text.replace(",", ""))
     if text in _NUMBER_WORDS:

@@ -29,13 +29,13 @@ def _area(x1, y1, x2, y2):
 
 
 def is_box(boxes):
-    """bool [...]: which of the boxes [..., 4] are boxes at all (see the module)."""
+    """Which of the boxes [..., 4] are boxes at all (see the module), bool [...]."""
     x1, y1, x2, y2 = _corners(boxes)
     return (x1 > -FAR) & (x1 < x2) & (x2 < FAR) & (y1 > -FAR) & (y1 < y2) & (y2 < FAR)
 
 
 def is_near(boxes):
-    """bool [...]: whether all numbers of boxes [..., 4] are finite, and within 1e18 px."""
+    """Whether all numbers of boxes [..., 4] are finite, and within 1e18 px, bool [...]."""
     x1, y1, x2, y2 = map(jnp.abs, _corners(boxes))
     return (x1 < FAR) & (y1 < FAR) & (x2 < FAR) & (y2 < FAR)
 
@@ -54,7 +54,7 @@ def reference_window(boxes):
     """What the released code compares in place of boxes [..., 4] in px of the original.
 
     Corners lose their fractions; if either side is then shorter than 512 px, as of every point and inverted box, it is the
-    square of 512 px around the centre, cut at the left and upper border alone (nothing is left of one wholly beyond these),
+    square of 512 px around the centre, cut only at the left and upper border (nothing is left of one wholly beyond these),
     otherwise the box as it was.
     """
     x1, y1, x2, y2 = map(jnp.trunc, _corners(boxes))
@@ -101,7 +101,7 @@ def box_rewards(spec: RewardSpec, predicted, reference, applies, side, windows=N
         predicted, reference: [B, 4] in px of the original.
         applies: bool [B], there is a predicted box and a reference; both rewards are 0 elsewhere.
         side: [B], longer side of the image in px.
-        windows: of predicted and reference, [B, 4] each in px of the original; for the spec's iou `window`.
+        windows: windows of predicted and reference, [B, 4] each in px of the original; for the spec's iou `window`.
 
     Returns:
         float32 [B] each.

@@ -1,4 +1,4 @@
-"""Rewards of the user's own: functions by import path, called once a batch."""
+"""Rewards of the user's own: functions by import path, called once per batch."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def custom_rewards(
     """Rewards by their names, float32 [episodes] each; NaN where one doesn't apply.
 
     Args:
-        questions: of each episode.
+        questions: the question of each episode.
 
     Raises:
-        UserError: a function fails, or gives anything but a finite number or None an episode.
+        UserError: a function fails, or gives anything but a finite number or None for an episode.
     """
     return {custom_name(path): _scores(path, list(episodes), list(questions)) for path in spec.custom}
 

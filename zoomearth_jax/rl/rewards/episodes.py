@@ -60,7 +60,7 @@ def episode_box_rewards(
 
 
 def _released_arrays(asked: Sequence[Question], numbers: Sequence[Sequence[float]], views: Sequence[Frame]):
-    """As `box_arrays`, of the numbers that texts name, in px of the views: four that are near count, whatever they are."""
+    """What `box_arrays` gives, of the numbers that texts name, in px of the views: four that are near count, whatever they are."""
     boxes = [
         Box(n[0], n[1], n[2], n[3], view) if len(n) == 4 and all(abs(x) < FAR for x in n) else None
         for n, view in zip(numbers, views, strict=True)
@@ -75,7 +75,7 @@ def _annotated(question: Question) -> list[float]:
 
 
 def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], episode: EpisodeConfig):
-    """As `box_arrays`, of the windows that were read and those that the reference boxes would have given."""
+    """What `box_arrays` gives, of the windows that were read and those that the reference boxes would have given."""
     predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
     for i, question in enumerate(questions):
         if applies[i] and question.box is not None:
@@ -84,7 +84,7 @@ def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], ep
 
 
 def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.ndarray:
-    """float32 [B]: 1 where an episode has the form that the spec's `pattern` asks for.
+    """Format rewards, float32 [B]: 1 where an episode has the form that the spec's `pattern` asks for.
 
     Args:
         views: the frame of each episode's overview.
@@ -97,12 +97,12 @@ def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.
 def episode_rewards(
     spec: RewardSpec, questions: Sequence[Question], episodes: Sequence[Episode], rows: RowBuilder
 ) -> dict[str, np.ndarray]:
-    """Rewards of each episode, [N x G] each: iou, region, answer, pattern, the user's own, and their weighted sum `total`.
+    """Rewards of each episode, [A x G] each: iou, region, answer, pattern, the user's own, and their weighted sum `total`.
 
     Where one of the user's own doesn't apply it is NaN, and adds nothing to `total`.
 
     Args:
-        questions: the N questions that were played.
+        questions: the A questions that were played.
     """
     group = len(episodes) // len(questions)
     asked = [q for q in questions for _ in range(group)]

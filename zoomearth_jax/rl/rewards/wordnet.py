@@ -58,7 +58,7 @@ class WordNet:
 
     @property
     def lemmas(self) -> list[str]:
-        """All that it knows, as they are looked up."""
+        """All lemmas, as they are looked up."""
         return list(self._lemmas)
 
     def forget(self) -> None:
@@ -86,7 +86,7 @@ class WordNet:
         return min(self.morphy(word, NOUN), key=len, default=word)
 
     def synsets(self, word: str) -> np.ndarray:
-        """Of all parts of speech and base forms."""
+        """Synsets of a word as all parts of speech and in all base forms."""
         word = word.lower()
         found = [self._senses(base, part) for part in range(len(PARTS)) for base in self.morphy(word, part)]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
@@ -196,7 +196,7 @@ def reader(source: Path):
             f"{source}: no {missing[0]}; give the folder of WordNet 3.0's files (Debian's packages wordnet-base and "
             "wordnet-sense-index put them into /usr/share/wordnet)"
         )
-    # nltk reads inside its data paths alone, and wants a list of lexicographer files, which Debian leaves out
+    # nltk reads only inside its data paths, and wants a list of lexicographer files, which Debian leaves out
     home = Path(tempfile.mkdtemp(prefix="wordnet-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)  # nltk reads on while the process lives
     folder = home / "corpora" / "wordnet"

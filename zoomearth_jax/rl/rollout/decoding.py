@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
-from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import constrain, row_shards
 from zoomearth_jax.rl.policy import last_valid, repeat_cache, repeat_rows
@@ -55,30 +55,30 @@ def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
     """Puts a segment's keys and values into the cache's slots from `offset` on."""
     k = _pin(jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3))
     v = _pin(jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3))
-    return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.valid_BS, own.valid_BS, offset, axis=1))
+    return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.samples_BS, own.samples_BS, offset, axis=1))
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
-    """Appends empty slots."""
+    """Appends empty slots to a cache."""
     k, v = (_pin(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))) for x in (cache.k, cache.v))
-    return KVCache(k, v, jnp.pad(cache.valid_BS, ((0, 0), (0, slots))))
+    return KVCache(k, v, jnp.pad(cache.samples_BS, ((0, 0), (0, slots))))
 
 
 def prefill(model: VisionLanguageModel, ids, valid, images: Images, group: int, slots: int):
-    """Encodes the overviews of N prompts, runs each prompt once and broadcasts its cache to its G samples.
+    """Encodes the overviews of A prompts, runs each prompt once and broadcasts its cache to its G samples.
 
     Args:
-        ids, valid: prompt slots [N, prompt_len].
+        ids, valid: prompt slots [A, prompt_len].
         slots: empty ones to append to the cache.
 
     Returns:
-        visual tokens [N, M, D]; of each sample [N x G]: the state that predicts its first token, its cache, and that
+        visual tokens [A, M, D]; of each sample [A x G]: the state that predicts its first token, its cache, and that
         token's position.
     """
     features = model.encode_views(images)
-    hidden, cache, next_N = model.segment(ids, valid, features, images.grids)
+    hidden, cache, next_A = model.segment(ids, one_sample(valid), features, images.grids)
     hidden = repeat_rows(last_valid(hidden, valid), group)
-    return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_N, group)
+    return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_A, group)
 
 
 def append_pictures(model: VisionLanguageModel, cache: KVCache, ids, valid, images: Images, start_B, slots: int):
@@ -92,7 +92,7 @@ def append_pictures(model: VisionLanguageModel, cache: KVCache, ids, valid, imag
         visual tokens [B, M, D], the state that predicts the next token, the cache, and that token's position.
     """
     features, offset = model.encode_views(images), cache.k.shape[3]
-    hidden, own, next_B = model.segment(ids, valid, features, images.grids, start_B, cache)
+    hidden, own, next_B = model.segment(ids, one_sample(valid), features, images.grids, start_B, cache)
     cache = _append(grow_cache(cache, ids.shape[1] + slots), own, offset)
     return features, last_valid(hidden, valid), cache, next_B
 
@@ -133,7 +133,7 @@ class Sampler(NamedTuple):
         return _counted(self._draw(model, hidden_BD, writing, start_B))
 
     def _draw(self, model, hidden_BD, writing: Writing, position_B) -> Writing:
-        """One more token of every row that goes on."""
+        """Draws one more token for every row that goes on."""
         step, alive_B = writing.step, writing.alive_B
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(writing.keys_B, step)
         logits_BV = model.logits(hidden_BD)
@@ -154,7 +154,7 @@ class Sampler(NamedTuple):
     def go_on(
         self, model: VisionLanguageModel, cache: KVCache, writing: Writing, tokens: int
     ) -> tuple[KVCache, Writing]:
-        """Up to `tokens` more a row, until every row has stopped or its slots are full; the last one stays out of the cache."""
+        """Writes up to `tokens` more per row, until all rows have stopped or are full; the last token stays out of the cache."""
         until = jnp.minimum(writing.step + tokens, writing.ids_BT.shape[1])
 
         def going(loop):
@@ -172,7 +172,8 @@ class Sampler(NamedTuple):
 def _read_last(model: VisionLanguageModel, cache: KVCache, writing: Writing):
     """Runs the last token of the rows that go on: its state, the cache with it, and the position after it."""
     last_B1 = jax.lax.dynamic_slice_in_dim(writing.ids_BT, writing.step - 1, 1, axis=1)
-    hidden, own, next_B = model.segment(last_B1, writing.alive_B[:, None], start_B=writing.position_B, past=cache)
+    samples_B1 = one_sample(writing.alive_B[:, None])
+    hidden, own, next_B = model.segment(last_B1, samples_B1, start_B=writing.position_B, past=cache)
     return hidden, _append(cache, own, writing.first + writing.step - 1), next_B
 
 
@@ -183,21 +184,21 @@ def close(model: VisionLanguageModel, cache: KVCache, writing: Writing) -> tuple
 
 
 def reread(model: VisionLanguageModel, cache: KVCache, writing: Writing, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
-    """As `close`, with other tokens in place of those that were sampled."""
+    """The same as `close`, with other tokens in place of those that were sampled."""
     prompt = cache.k.shape[3] - writing.ids_BT.shape[1]
-    past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.valid_BS[:, :prompt])
-    _, own, next_B = model.segment(ids_BT, valid_BT, start_B=writing.start_B, past=past)
+    past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.samples_BS[:, :prompt])
+    _, own, next_B = model.segment(ids_BT, one_sample(valid_BT), start_B=writing.start_B, past=past)
     return _append(cache, own, prompt), next_B
 
 
 def _counted(writing: Writing) -> Writing:
-    """What leaves a program that wrote tokens."""
+    """The `Writing` that leaves a program, with `most_alive` counted."""
     alive = writing.alive_B.reshape(row_shards(len(writing.alive_B)), -1).sum(axis=1).max()
     return _laid_out(writing)._replace(most_alive=constrain(alive), step=constrain(writing.step))
 
 
 def _laid_out(writing: Writing) -> Writing:
-    """What the host reads lies with its rows, so that each process finds its own."""
+    """Lays what the host reads with its rows, so that each process finds its own."""
     read = {name: getattr(writing, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
     return writing._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
 
@@ -212,12 +213,12 @@ def narrow(cache: KVCache, writing: Writing, rows: int) -> tuple[KVCache, Writin
     order = jnp.argsort(~writing.alive_B.reshape(shards, -1), axis=1, stable=True)
     places = order[:, : rows // shards]
     k, v = (_pin(_pick(x, places, 1)) for x in (cache.k, cache.v))
-    cache = KVCache(k, v, _pick(cache.valid_BS, places))
+    cache = KVCache(k, v, _pick(cache.samples_BS, places))
     return cache, _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, writing)), places
 
 
 def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, small: Writing, places):
-    """Puts rows back that `narrow` took out; of the cache the turn's own slots, if there is one to go on with."""
+    """Puts rows back that `narrow` took out; of the cache only the turn's own slots, if there is a cache to go on with."""
     writing = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, writing, small)
     writing = _laid_out(writing)
     if cache is None or small_cache is None:
@@ -229,8 +230,8 @@ def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, 
     k, v = (
         _put(slots(x, 3), slots(new, 3), places, 1) for x, new in ((cache.k, small_cache.k), (cache.v, small_cache.v))
     )
-    valid = _put(slots(cache.valid_BS, 1), slots(small_cache.valid_BS, 1), places)
-    return _append(cache, KVCache(k, v, valid), writing.first), writing
+    samples_BT = _put(slots(cache.samples_BS, 1), slots(small_cache.samples_BS, 1), places)
+    return _append(cache, KVCache(k, v, samples_BT), writing.first), writing
 
 
 def _split(x, shards: int, axis: int):
@@ -238,7 +239,7 @@ def _split(x, shards: int, axis: int):
 
 
 def _pick(x, places, axis: int = 0):
-    """Rows along `axis`, each shard's own; `places` [shards, rows of one]."""
+    """Takes rows along `axis`, each shard its own; `places` [shards, rows of one shard]."""
 
     def one(x, place):
         return x[:, place] if axis else x[place]

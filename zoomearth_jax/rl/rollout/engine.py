@@ -38,7 +38,7 @@ LEAST_ROWS = 8  # of a device: fewer don't decode faster
 
 
 class SentPrompts(NamedTuple):
-    """What N questions show the policy first: the prompt slots, and on the devices their ids, validity and overviews."""
+    """What A questions show the policy first: the prompt slots, and on the devices their ids, validity and overviews."""
 
     prompts: Prompts
     on_devices: tuple[jax.Array, jax.Array, Images]
@@ -46,13 +46,13 @@ class SentPrompts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trajectories:
-    """A batch of N x G episodes with what the learner needs.
+    """A batch of A x G episodes with what the learner needs.
 
     Attributes:
-        prompts: N prompt slots. replies: N x G reply slots. logprobs: of the sampled tokens, float32
-            [N x G, written slots], under the distribution that the learner computes again (see `sample`).
-        overview_features: visual tokens [N, M, D], on the device. picture_features: of the K - 1 pictures of each episode one
-            after the other, [N x G x (K - 1), M, D]; None where K is 1.
+        prompts: A prompt slots. replies: A x G reply slots. logprobs: of the sampled tokens, float32
+            [A x G, written slots], under the distribution that the learner computes again (see `sample`).
+        overview_features: visual tokens [A, M, D], on the device. picture_features: of the K - 1 pictures of each episode one
+            after the other, [A x G x (K - 1), M, D]; None where K is 1.
         episodes: in the order of replies. overviews: what was seen first, uint8.
     """
 
@@ -69,7 +69,7 @@ class _Turns:
     """What the rows of this process have done so far. Tools run in threads from the moment that a row ends its turn."""
 
     def __init__(self, engine: RolloutEngine, asked: Sequence[Question], views: Sequence[Frame], tool: Tool):
-        """Of B rows, each with its question and the frame of its overview."""
+        """Takes B rows, each with its question and the frame of its overview."""
         self._engine, self._asked, self._views, self._tool = engine, asked, views, tool
         self._first = process_share(engine.mesh)[0] * len(asked)
         self._done: list[list[Turn]] = [[] for _ in asked]
@@ -124,7 +124,7 @@ class _Turns:
         ]
 
     def _answer(self, texts: list[str]) -> str | None:
-        """That of the last turn; with the gate `box` of the last turn that gives one."""
+        """The answer of the last turn; with the gate `box`, of the last turn that gives one."""
         count = len(texts) if self._engine.rows.episode.gate == "box" else 1
         return next(filter(None, map(parse_answer, texts[: -count - 1 : -1])), None)
 
@@ -146,7 +146,7 @@ class RolloutEngine:
             mesh: where rows go, as in context at the calls; the default device without one. Of several processes each
                 plays its own questions, all at the same time.
             gather: see `MeshConfig`.
-            config: its `crop` and `batches` are the caller's to see to.
+            config: settings of the rollout; the caller sees to its `crop` and `batches`.
 
         Raises:
             UserError: nobody registered the tool that the config names.
@@ -195,9 +195,9 @@ class RolloutEngine:
             params: the model's state, or what `weights` made of it.
             key: random key; unused draws at temperature 0, which is greedy.
             sampling: each setting but the temperature has programs of its own.
-            seeds: of each episode [N x G], not negative; what it draws follows from the key and its seed only. Without
+            seeds: a seed for each episode [A x G], not negative; what it draws follows from the key and its seed only. Without
                 them 0, 1, 2, …
-            tool: in place of the engine's own.
+            tool: a tool in place of the engine's own.
             look: what the questions show first, where it is ready; else it is made here.
 
         Raises:
@@ -314,7 +314,7 @@ class RolloutEngine:
         return read, (ids, valid)
 
     def _no_features(self, overview_features, group: int):
-        """Visual tokens in place of pictures, of rows without any."""
+        """Empty visual tokens, for rows without any picture."""
         rows, _, width = overview_features.shape
         shape = rows // process_share(self.mesh)[1] * group, self.rows.layout.picture_tokens, width
         return shard_batch(np.zeros(shape, overview_features.dtype), self.mesh)
@@ -341,7 +341,7 @@ def _join_features(*parts_IMD):
 
 
 def _interleaved(*features_BMD):
-    """The features of a batch's first, second, … pictures, those of a row one after the other."""
+    """Visual tokens of a batch's first, second, … pictures, those of a row one after the other."""
     return features_BMD[0] if len(features_BMD) == 1 else _stack_features(*features_BMD)
 
 
@@ -352,14 +352,14 @@ def _stack_features(*features_BMD):
 
 
 def _half(rows: int, alive: int) -> int:
-    """Half as many rows, if that holds the rows that go on (on the fullest device); else 0."""
+    """Half the number of rows, if that holds the rows that go on (on the fullest device); else 0."""
     shards = row_shards(rows)
     half, odd = divmod(rows // shards, 2)
     return 0 if odd or half < max(alive, LEAST_ROWS) else half * shards
 
 
 def _anywhere(here: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether a condition holds in any process."""
     return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(here)).any())
 
 

@@ -59,7 +59,7 @@ class RolloutPrograms:
         return params if whole and not wide else self.cast(params)
 
     def _first_turn(self, weights, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig):
-        """(visual tokens of the overviews, cache, the turn's first tokens) of `group` samples of each prompt."""
+        """Returns (visual tokens of the overviews, cache, the turn's first tokens) of `group` samples of each prompt."""
         model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
         length = self._layout.turn_lens[0]
         features, hidden, cache, start = prefill(model, ids, valid, images, group, length)
@@ -90,7 +90,7 @@ class RolloutPrograms:
         length: int,
         filters: SamplingConfig,
     ):
-        """As `_first_turn`, of the next turn of rows that were shown a picture.
+        """What `_first_turn` gives, of the next turn of rows that were shown a picture.
 
         Args:
             written: the turn before.

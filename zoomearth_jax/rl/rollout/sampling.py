@@ -41,8 +41,8 @@ def filtered_logits(logits_BV, filters: SamplingConfig, seen_BV=None):
         penalized_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
         logits_BV = jnp.where(seen_BV, penalized_BV, logits_BV)
     if filters.top_k:
-        best_BK, _ = jax.lax.top_k(logits_BV, min(filters.top_k, logits_BV.shape[-1]))
-        logits_BV = jnp.where(logits_BV < best_BK[:, -1:], -jnp.inf, logits_BV)
+        best, _ = jax.lax.top_k(logits_BV, min(filters.top_k, logits_BV.shape[-1]))
+        logits_BV = jnp.where(logits_BV < best[:, -1:], -jnp.inf, logits_BV)
     if filters.top_p < 1:
         sorted_BV = jnp.sort(logits_BV, descending=True)
         probs_BV = jax.nn.softmax(sorted_BV)
@@ -53,7 +53,7 @@ def filtered_logits(logits_BV, filters: SamplingConfig, seen_BV=None):
 
 
 def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, seen_BV=None):
-    """A token a row and its log-probability [B]; temperature 0 takes the likeliest, with log-probabilities at 1.
+    """A token per row and its log-probability [B]; temperature 0 takes the likeliest, with log-probabilities at 1.
 
     The log-probability is the policy's own, at this temperature and without the banned ids, before the filters: what
     `policy.token_logprobs` gives again. With a filter on it is not that of the distribution that was drawn from, so GRPO

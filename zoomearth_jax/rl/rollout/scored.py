@@ -37,8 +37,8 @@ def play_scored(
     """Plays a step's questions, and scores them in a thread.
 
     Args:
-        looks: of `send_parts`. Samples don't depend on their number.
-        score: (questions, their episodes) -> rewards [rows] by name; called once a part, in their order.
+        looks: what `send_parts` gives. Samples don't depend on their number.
+        score: (questions, their episodes) -> rewards [rows] by name; called once per part, in their order.
 
     Returns:
         all episodes, and all rewards.
