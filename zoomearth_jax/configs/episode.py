@@ -28,7 +28,6 @@ class RowLayout:
         view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
         merged_px: side in px of the square that one visual token covers.
         picture_side: side in px of the canvas that holds any later picture; 0 for that of the overview.
-        reopening_len: slots after a picture for what opens the next turn, where it is a message of its own.
     """
 
     prompt_len: int
@@ -36,7 +35,6 @@ class RowLayout:
     view_side: int
     merged_px: int
     picture_side: int = 0
-    reopening_len: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "picture_side", self.picture_side or self.view_side)
@@ -63,8 +61,8 @@ class RowLayout:
 
     @property
     def picture_len(self) -> int:
-        """Slots for a picture with its start and end tokens, and what opens the next turn."""
-        return self.picture_tokens + 2 + self.reopening_len
+        """Slots for a picture with its start and end tokens."""
+        return self.picture_tokens + 2
 
     @property
     def reply_len(self) -> int:
@@ -106,9 +104,7 @@ class EpisodeConfig:
         gate: when a turn is followed by a crop: if it names a box and is `unanswered`; or, as the released evaluation does, if
             it names a `box`, whatever else it says. Its text is then cut at `<answer>`, and its answer counts where no later
             turn gives one.
-        picture_in: where a crop stands: within the assistant's `message`, which goes on after it; or at its end, and the next
-            turn is a `new_message`, as the released client's two requests are rendered.
-        temperature: temperature of evaluation and of asking, unless another is given; 0 is greedy.
+        temperature, repetition_penalty: of evaluation and of asking, unless others are given (see `SamplingConfig`).
         min_window_px: a crop's shortest side in px of the original (paper: 512).
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
@@ -117,15 +113,16 @@ class EpisodeConfig:
         turn_lens: slots for what the policy writes in each turn, with its stop token. Their number is that of the turns: one
             more than the pictures that an episode may ask for.
         system: the system message; none if empty.
-        instruction: appended to every question; or, where it holds {question}, the text that the question is put into.
+        instruction: appended to every question; or, where it holds {question}, the text that the question is put into. Where it
+            spells the chat's own marks (<|im_start|>) too, it is the whole prompt as it stands, and no chat template is asked.
     """
 
     view_px: int = 512
     picture_px: int = 0
     box_px: int = 0
     gate: Literal["unanswered", "box"] = "unanswered"
-    picture_in: Literal["message", "new_message"] = "message"
     temperature: float = 0.0
+    repetition_penalty: float = 1.0
     min_window_px: int = 512
     crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
@@ -143,11 +140,9 @@ class EpisodeConfig:
                 raise UserError(f"episode config: {name} must be positive, or 0, not {getattr(self, name)}")
         if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
             raise UserError(f"episode config: temperature must be 0 or at least 1e-6, not {self.temperature}")
-        for name, known in (
-            ("crop", ("grow", "reference")),
-            ("gate", ("unanswered", "box")),
-            ("picture_in", ("message", "new_message")),
-        ):
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"episode config: repetition_penalty must be positive, not {self.repetition_penalty}")
+        for name, known in (("crop", ("grow", "reference")), ("gate", ("unanswered", "box"))):
             if getattr(self, name) not in known:
                 raise UserError(f"episode config: {name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
         if not self.turn_lens or min(self.turn_lens) <= 0:
@@ -155,12 +150,11 @@ class EpisodeConfig:
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
 
-    def layout(self, merged_px: int, reopening_len: int = 0) -> RowLayout:
+    def layout(self, merged_px: int) -> RowLayout:
         """The slots of its rows.
 
         Args:
             merged_px: side in px of the square that one visual token of the model covers.
-            reopening_len: see `RowLayout`.
 
         Raises:
             UserError: the prompt's slot has no room for a question beside the overview.
@@ -168,7 +162,7 @@ class EpisodeConfig:
         view_side, picture_side = (
             px // merged_px * merged_px for px in (self.view_px, self.picture_px or self.view_px)
         )
-        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, reopening_len)
+        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side)
         if self.prompt_len <= layout.view_tokens:
             raise UserError(
                 f"episode config: prompt_len ({self.prompt_len}) must exceed the {layout.view_tokens} tokens of an overview "
@@ -178,6 +172,7 @@ class EpisodeConfig:
 
 
 QUESTION = "{question}"  # its place in an instruction
+CHAT_MARK = "<|im_start|>"  # an instruction that spells it is a whole prompt
 EPISODE = "episode.json"  # beside a model's weights
 
 

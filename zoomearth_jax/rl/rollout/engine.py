@@ -211,8 +211,8 @@ class RolloutEngine:
             first = process_share(self.mesh)[0] * len(questions) * group
             seeds = range(first, first + len(questions) * group)
         keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self.mesh), turns=layout.num_turns)
-        temperature = rows.episode.temperature if sampling.temperature is None else sampling.temperature
-        weights, how = self.weights(params), {"temperature": temperature, "filters": sampling.filters}
+        sampling = sampling.of(rows.episode)
+        weights, how = self.weights(params), {"temperature": sampling.temperature, "filters": sampling.filters}
         asked = [q for q in questions for _ in range(group)]
         turns = _Turns(self, asked, [rows.box_frame(q.image.frame) for q in asked], tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
@@ -308,7 +308,10 @@ class RolloutEngine:
         ids, valid = np.full((len(read), length), rows.pad_id, np.int32), np.zeros((len(read), length), bool)
         for place, text in enumerate(turns.texts()):
             if turns.active[place]:
-                read[place] = rows.encode(text.split("<answer>")[0])[:length]
+                said = (
+                    text.strip() if rows.episode.gate == "box" else text
+                )  # the released evaluation's texts have no outer blanks
+                read[place] = rows.encode(said.split("<answer>")[0])[:length]
             ids[place, : len(read[place])] = read[place]
             valid[place, : len(read[place])] = ~np.isin(read[place], rows.stop_ids)
         return read, (ids, valid)
