@@ -1,0 +1,50 @@
+"""Averages with 95 % intervals by the bootstrap, whose draws follow from a fixed seed: the same records give the same intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES, SEED = 1000, 0
+BOUNDS = (2.5, 97.5)  # percentiles: a 95 % interval
+
+
+def resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of as many values again, drawn from `values` [N] with replacement: float64 [RESAMPLES].
+
+    How often each different value is drawn is multinomial, so 0 and 1 cost two numbers per resample, however many there are.
+    """
+    different, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
+    return rng.multinomial(len(values), counts / counts.sum(), size=RESAMPLES) @ different / len(values)
+
+
+def average(name: str, values: np.ndarray) -> dict:
+    """The mean of values [N] under `name`, and its interval under `name` with `_interval`; {} without values."""
+    if not len(values):
+        return {}
+    return _with_interval(name, float(np.mean(values)), resampled_means(values, np.random.default_rng(SEED)))
+
+
+def average_of_groups(name: str, values: np.ndarray, groups: Sequence[str]) -> dict:
+    """As `average`, of the means of groups, each of which counts the same; values are drawn within their group.
+
+    Args:
+        groups: the group of each value, N names.
+    """
+    parts = list(split(values, groups).values())
+    if not parts:
+        return {}
+    rng = np.random.default_rng(SEED)
+    drawn = np.mean([resampled_means(part, rng) for part in parts], axis=0)
+    return _with_interval(name, float(np.mean([part.mean() for part in parts])), drawn)
+
+
+def split(values: np.ndarray, groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """The values of each group, groups in the order of their names."""
+    names, values = np.asarray(groups, object), np.asarray(values)
+    return {name: values[names == name] for name in sorted(set(groups))}
+
+
+def _with_interval(name: str, mean: float, drawn: np.ndarray) -> dict:
+    return {name: mean, f"{name}_interval": [float(bound) for bound in np.percentile(drawn, BOUNDS)]}
