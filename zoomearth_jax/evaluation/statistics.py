@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zoomearth_jax.data_pipeline.questions.question import LEVELS
+
 RESAMPLES, SEED = 1000, 0
 BOUNDS = (2.5, 97.5)  # percentiles: a 95 % interval
 
@@ -41,9 +43,14 @@ def average_of_groups(name: str, values: np.ndarray, groups: Sequence[str]) -> d
 
 
 def split(values: np.ndarray, groups: Sequence[str]) -> dict[str, np.ndarray]:
-    """The values of each group, groups in the order of their names."""
+    """The values of each group, groups in the order of their names, where those of the levels come in theirs."""
     names, values = np.asarray(groups, object), np.asarray(values)
-    return {name: values[names == name] for name in sorted(set(groups))}
+    return {name: values[names == name] for name in sorted(set(groups), key=_place)}
+
+
+def _place(name: str) -> tuple[int, str]:
+    level = name.partition(":")[0]
+    return (LEVELS.index(level) if level in LEVELS else len(LEVELS)), name
 
 
 def _with_interval(name: str, mean: float, drawn: np.ndarray) -> dict:

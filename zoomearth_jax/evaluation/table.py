@@ -21,7 +21,7 @@ _WORDS = {  # scalar figures, in the order of the lines
     "right_answer_wrong_box": "right answers with a wrong box",
     "wrong_answer_right_box": "wrong answers with a right box",
 }
-_LABEL, _CELL = 36, 20
+_LABEL, _CELL = 36, 20  # characters; labels grow with the names of groups
 
 
 def lines(
@@ -30,7 +30,8 @@ def lines(
     total: int | None = None,
     published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[str]:
-    """The lines of a table with two columns for each run: by the official rule and by the strict one.
+    """The lines of a table with two columns for each run, by the official rule and by the strict one; and one for the first of the
+    models that figures are published of. The others follow.
 
     Args:
         runs: name -> summary (see `figures.scored`).
@@ -38,35 +39,51 @@ def lines(
         published: model -> figures in percent, by the summary's keys; `by_level.global` is the row of a table.
     """
     first = next(iter(runs.values()))
-    count, of = first["questions"], f" of {total:,}" if total is not None else ""
-    unread = f", {first['unreadable']:,} unreadable" if first.get("unreadable") else ""
-    result = [f"{title}: {count:,}{of} questions{unread}; percent with 95 % intervals"]
+    models = dict(published or {})
+    known = models.pop(next(iter(models))) if models else {}
+    tables = {key: first[key] for key in first if key.startswith("by_")}
+    width = max([_LABEL, *(len(name) + 12 for table in tables.values() for name in table)])
     heads = [f"{name}, {rule}" if len(runs) > 1 else rule for name in runs for rule in ("official", "strict")]
-    result.append(_line("", heads))
+
+    def line(label: str, key: str, cells: list[str]) -> str:
+        cells = [*cells, f"{known[key]:.2f}" if key in known else ""]
+        return (f"{label:{width}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)).rstrip()
+
+    result = [_title(title, first, total), line("", "", [*heads, "published"] if known else heads)]
     for key, words in _WORDS.items():
         if any(key in run for run in runs.values()):
             strict = key.replace("official", "strict") if key.startswith("official") else ""
-            result.append(_line(words, [_cell(run, name) for run in runs.values() for name in (key, strict)]))
-    for table in [key for key in first if key.startswith("by_")]:
+            result.append(line(words, key, [_cell(run, name) for run in runs.values() for name in (key, strict)]))
+    for table, groups in tables.items():
         result.append(table.replace("_", " "))
-        for name, row in first[table].items():
+        for name, row in groups.items():
             rows = [run.get(table, {}).get(name, {}) for run in runs.values()]
             cells = [_cell(each, rule) for each in rows for rule in ("official", "strict")]
-            result.append(_line(f"  {name[: _LABEL - 12]} ({row['count']:,})", cells))
+            result.append(line(f"  {name} ({row['count']:,})", f"{table}.{name}", cells))
     for name, run in runs.items():
-        if crops := run.get("crops"):
-            of_run = f" of {name}" if len(runs) > 1 else ""
-            result.append(
-                f"crops{of_run}, over {crops['questions']:,} questions: accuracy {_cell(crops, 'before')} before, "
-                f"{_cell(crops, 'after')} after; {crops['fixed']:,} answers fixed, {crops['broken']:,} broken"
-            )
-    for model, values in (published or {}).items():
-        said = ", ".join(f"{_published(key)} {value:.2f}" for key, value in values.items())
-        result.append(f"published, {model}: {said}")
-    return result
+        result += [_crops(f" of {name}" if len(runs) > 1 else "", run["crops"])] if "crops" in run else []
+    if known:
+        result.append(f"published: {next(iter(published))}")
+    return result + [
+        f"published, {model}: {', '.join(f'{_words(key)} {value:.2f}' for key, value in values.items())}"
+        for model, values in models.items()
+    ]
 
 
-def _published(key: str) -> str:
+def _title(title: str, summary: Mapping[str, Any], total: int | None) -> str:
+    of = f" of {total:,}" if total is not None else ""
+    unread = f", {summary['unreadable']:,} unreadable" if summary.get("unreadable") else ""
+    return f"{title}: {summary['questions']:,}{of} questions{unread}; percent with 95 % intervals"
+
+
+def _crops(of: str, crops: Mapping[str, Any]) -> str:
+    return (
+        f"crops{of}, over {crops['questions']:,} questions: accuracy {_cell(crops, 'before')} before, "
+        f"{_cell(crops, 'after')} after; {crops['fixed']:,} answers fixed, {crops['broken']:,} broken"
+    )
+
+
+def _words(key: str) -> str:
     return _WORDS[key] if key in _WORDS else key.partition(".")[2]
 
 
@@ -75,7 +92,3 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
         return ""
     low, high = values.get(f"{name}_interval", (None, None))
     return f"{100 * values[name]:.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
-def _line(label: str, cells: list[str]) -> str:
-    return (f"{label:{_LABEL}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)).rstrip()

@@ -35,7 +35,7 @@ class LrsGro:
 
     name = "lrs-gro"
     title = "LRS-GRO, test split"
-    where = WHERE_FROM + "; `hf download HappyBug/LRS-GRO --repo-type dataset --local-dir FOLDER` fetches it"
+    where = WHERE_FROM
     published: ClassVar[dict] = {
         "ZoomEarth 3B, 512 px": {
             "official": 53.76,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,9 +82,8 @@ class XlrsBench:
         )
         opened = open_rows(str(path), self.where, rows, _item)
         form = "full" if opened.total > LITE_ROWS else "lite"
-        for item in opened.items:
-            item.extra["form"] = form
-        return opened
+        items = [dataclasses.replace(item, extra={**item.extra, "form": form}) for item in opened.items]
+        return dataclasses.replace(opened, items=items)
 
     def score(self, records: Sequence[Record]) -> Scores:
         """See `Benchmark.score`: `letters` are the reference's; strictly, `listed_letters` are."""
