@@ -20,6 +20,8 @@ from tests.evaluation.official_files import (
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Frame
 from zoomearth_jax.data_pipeline.images.sources import whole
+from zoomearth_jax.data_pipeline.images.tile_build import build_store
+from zoomearth_jax.data_pipeline.images.tiles import StoreSettings
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.benchmarks import BENCHMARKS
 from zoomearth_jax.evaluation.benchmarks.xlrs_bench import rescaled
@@ -167,6 +169,31 @@ def test_xlrs_bad_rows_and_bombs_are_named(tmp_path):
     for i, (fault, what) in enumerate(zip(found.faults, says, strict=True), 2):
         assert fault.startswith(f"train-00000-of-00001.parquet row {i}: ")
         assert what in fault
+
+
+@pytest.mark.parametrize("name", ["mme-realworld-rs", "xlrs-bench", "lrs-vqa", "geollava", "lrs-gro"])
+def test_the_file_of_another_benchmark_is_refused(name, tmp_path):
+    parquet = next(write_xlrs(tmp_path / "x", [xlrs_row(0)]).iterdir())
+    no_images = next(write_xlrs(tmp_path / "y", [{"index": 0, "question": "?"}]).iterdir())
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(parquet.read_bytes()[:-100])
+    mme = write_mme(tmp_path / "m", [mme_row(0)]) / "MME_RealWorld.json"
+    lrs_vqa = write_lrs_vqa(tmp_path / "l", [lrs_vqa_row(0)]) / "LRS_VQA_merged.jsonl"
+    own = {"mme-realworld-rs": mme, "lrs-vqa": lrs_vqa, "lrs-gro": None}.get(name, parquet)
+    for file in (parquet, no_images, cut, mme, lrs_vqa):
+        if file != own:
+            with pytest.raises(UserError) as error:
+                opened(name, file)
+            assert file.name in str(error.value)
+            assert "\n" not in str(error.value)
+
+
+def test_images_may_be_in_a_tile_store(tmp_path):
+    write_mme(tmp_path, [mme_row(0)])
+    build_store([tmp_path / "remote_sensing" / "0.png"], tmp_path / "tiles", StoreSettings(), workers=1)
+    (tmp_path / "remote_sensing" / "0.png").unlink()
+    found = opened("mme-realworld-rs", tmp_path)
+    assert found.items[0].question.image.frame == Frame(200, 100)
 
 
 def test_xlrs_broken_pixels_are_named_when_they_are_looked_at(tmp_path):

@@ -33,7 +33,8 @@ def record(output, reference, benchmark="mme-realworld-rs", **more) -> Record:
         ("The best answer is D.", "D", True),
         ("The answer: C", "C", True),
         ("The correct option is C", "C", True),
-        ("Best answer: C", "B", True),  # a comma lacks in the list of prefixes, so this one isn't known
+        ("The best option is red", "", False),  # a comma lacks in the list of prefixes, so this one isn't known
+        ("Best answer: C", "B", True),  # nor this one
         ("ANSWER: C", "A", True),
         ("", "A", False),  # the empty text is in every choice
         ("The answer is", "A", False),
