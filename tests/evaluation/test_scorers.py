@@ -49,6 +49,12 @@ def test_one_letter_traps(text, letter, said):
     assert one_letter(text, CHOICES) == (letter, said)
 
 
+def test_a_long_text_without_a_capital_letter_is_no_answer():
+    long = "the one that is next to the road and the river"
+    assert one_letter(long, [f"(A) {long}"]) == ("", False)
+    assert one_letter(long[8:], [f"(A) {long}"]) == ("A", True)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -192,49 +192,59 @@ def _plain(
     if benchmark == "mme-realworld-rs" and row.get("Subtask", "Remote Sensing") != "Remote Sensing":
         return None
     values = {key: _value(row, key, fields) for key in ALIASES}
-    if not isinstance(values["reference"], str):
-        said = "is missing" if values["reference"] is None else f"must be a text, not {short(values['reference'])}"
-        names = fields.get("reference") or " or ".join(ALIASES["reference"][:4])
-        raise ValueError(f"field {names} {said}")
-    if released:
-        first, last = _text(row, "stage1"), _text(row, "stage2")
-        before, output = _text(row, "answer1") or None, last or first
-        answer = _text(row, "answer2") or before
-    else:
-        first, before, output, last = "", None, values["output"], ""
-        if output is None and values["reference"] is not row.get(
-            "answer"
-        ):  # `answer` is the reference where no other field is
-            output = row.get("answer")
-        if not isinstance(output, str):
-            names = fields.get("output") or " or ".join(ALIASES["output"][:5])
-            raise ValueError(
-                f"field {names} {'is missing' if output is None else f'must be a text, not {short(output)}'}"
-            )
-        answer = parse_answer(output)
-        if answer is None and "<" not in output:  # a bare answer, as most programs write it
-            answer = output.strip() or None
-    choices = values["choices"]
-    box = _box(values["box"], _SCALE if released else 1)
-    looked = ({"text": first} | ({"box": box, "window": None} if box and last else {}),) if released else ()
+    said = {
+        key: values[key] if isinstance(values[key], str) else "" for key in ("image", "question", "level", "category")
+    }
     record = Record(
         benchmark=benchmark,
         id=str(values["id"] if values["id"] is not None else number),
-        image=_said(values["image"]),
-        question=_said(values["question"]),
-        reference=values["reference"],
-        level=_said(values["level"]) or "global",
-        category=_said(values["category"]),
-        choices=tuple(map(str, choices)) if isinstance(choices, list) else (),
+        reference=_must("reference", values["reference"], fields),
+        choices=tuple(map(str, values["choices"])) if isinstance(values["choices"], list) else (),
         reference_box=_box(values["reference_box"], 1),
-        turns=(*looked, {"text": output}) if last or not released else looked,
-        output=output,
-        answer=answer,
-        box=box,
-        box_reason="" if box else "absent",
+        **said | {"level": said["level"] or "global"},
     )
-    first_record = dataclasses.replace(record, turns=({"text": first},), output=first, answer=before)
-    return record, first_record if released else None
+    return _released(record, row) if released else (_answered(record, row, values, fields), None)
+
+
+def _answered(record: Record, row: Mapping, values: Mapping[str, Any], fields: Mapping[str, str]) -> Record:
+    """The record of a question with what a program wrote: a whole output, or a bare answer."""
+    output = values["output"]
+    if output is None and values["reference"] is not row.get(
+        "answer"
+    ):  # `answer` is the reference where nothing else is
+        output = row.get("answer")
+    output = _must("output", output, fields)
+    answer, box = parse_answer(output), _box(values["box"], 1)
+    if answer is None and "<" not in output:  # bare, as most programs write it
+        answer = output.strip() or None
+    reason = "" if box else "absent"
+    return dataclasses.replace(
+        record, turns=({"text": output},), output=output, answer=answer, box=box, box_reason=reason
+    )
+
+
+def _released(record: Record, row: Mapping) -> tuple[Record, Record]:
+    """The records after and before the crop. Where the second turn gives no answer, the first one's counts."""
+    first, last = _text(row, "stage1"), _text(row, "stage2")
+    before, box = _text(row, "answer1") or None, _box(row.get("bbox"), _SCALE)
+    record = dataclasses.replace(record, box=box, box_reason="" if box else "absent")
+    alone = dataclasses.replace(record, turns=({"text": first},), output=first, answer=before)
+    if not last:
+        return alone, alone
+    looked = {
+        "text": first,
+        "box": box,
+        "window": None,
+    }  # which window is not known, since the image's size isn't there
+    answer = _text(row, "answer2") or before
+    return dataclasses.replace(record, turns=(looked, {"text": last}), output=last, answer=answer), alone
+
+
+def _must(key: str, value: Any, fields: Mapping[str, str]) -> str:
+    if isinstance(value, str):
+        return value
+    names = fields.get(key) or " or ".join(ALIASES[key][:5])
+    raise ValueError(f"field {names} " + ("is missing" if value is None else f"must be a text, not {short(value)}"))
 
 
 def _value(row: Mapping, key: str, fields: Mapping[str, str]) -> Any:
@@ -247,10 +257,6 @@ def _text(row: Mapping, name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"field {name!r} must be a text, not {short(value)}")
     return value or ""
-
-
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _box(value: Any, scale: float) -> tuple[float, ...] | None:
