@@ -307,14 +307,14 @@ def test_lrs_gro_by_level_and_type_with_boxes(tmp_path):
         answered(
             found.items[3], "fourth", box=(0, 0, 9, 9), **looked | {"reference_window": None}
         ),  # looks for nothing
-        answered(found.items[4], "blue", box_reason="absent", reference_window=(0, 0, 100, 100)),  # the same
+        answered(found.items[4], "red", box_reason="absent", reference_window=(0, 0, 100, 100)),  # right, without one
     ]
     summary = scored(BENCHMARKS["lrs-gro"], records)
-    assert summary["official"] == 2 / 5
+    assert summary["official"] == 3 / 5
     assert {name: row["official"] for name, row in summary["by_level"].items()} == {
         "global": 0,
         "region": 0,
-        "object": 2 / 3,
+        "object": 1,
     }
     assert list(summary["by_type"]) == ["global: Counting", "region: Counting", "object: Object color / pattern"]
     assert summary["apo_iou"] == pytest.approx((1 + 1 / 4) / 4)
@@ -322,7 +322,7 @@ def test_lrs_gro_by_level_and_type_with_boxes(tmp_path):
     assert summary["zoom_rate"] == 3 / 5
     assert summary["zoom_precision"] == pytest.approx(2 / 3)
     assert summary["zoom_recall"] == 2 / 4
-    assert summary["right_answer_wrong_box"] == 1 / 2
+    assert summary["right_answer_wrong_box"] == pytest.approx(2 / 3)
     assert summary["wrong_answer_right_box"] == 0.0
     for name, value in summary.items():
         if isinstance(value, float):

@@ -171,6 +171,8 @@ def test_rows_of_anybody(tmp_path, capsys):
     file = write(tmp_path / "rows.json", rows, as_list=True)
     result = summary_of(capsys, file, "--benchmark", "lrs-vqa")
     assert (result["summary"]["official"], result["refused_rows"]) == (1.0, 1)
+    twice = write(tmp_path / "more.json", rows[1:2], as_list=True)  # rows without ids are different ones
+    assert summary_of(capsys, file, twice, "--benchmark", "lrs-vqa")["summary"]["questions"] == 3
     named = write(
         tmp_path / "named.jsonl", [{"gold": "ship", "reply": "ship", "ground_truth": "x"}, {"gold": "a", "reply": "b"}]
     )

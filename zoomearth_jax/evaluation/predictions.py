@@ -85,7 +85,7 @@ def read_predictions(
             try:
                 if line.fault:
                     raise ValueError(line.fault)
-                pair = _read(line.record, line.number, file, benchmark, fields or {})
+                pair = _read(line.record, f"{file} row {line.number}", file, benchmark, fields or {})
             except ValueError as error:
                 faults.append(one_line(f"{file.name} row {line.number}: {error}"))
                 continue
@@ -111,7 +111,7 @@ def _check(files: Sequence[Path], records: Sequence[Record], faults: Sequence[st
 
 
 def _read(
-    row: Mapping, number: int, file: Path, benchmark: str | None, fields: Mapping[str, str]
+    row: Mapping, place: str, file: Path, benchmark: str | None, fields: Mapping[str, str]
 ) -> tuple[Record, Record | None] | None:
     """A row's record, and what was answered before the crop; None where the row isn't of the benchmark.
 
@@ -122,9 +122,9 @@ def _read(
         record = _own(row)
         return None if benchmark not in (None, record.benchmark) else (record, None)
     if "filtered_resps" in row or "resps" in row:
-        record = _lmms(row, number, benchmark or _task(file))
+        record = _lmms(row, place, benchmark or _task(file))
         return record and (record, None)
-    return _plain(row, number, benchmark, fields)
+    return _plain(row, place, benchmark, fields)
 
 
 def _own(row: Mapping) -> Record:
@@ -147,7 +147,7 @@ def _task(file: Path) -> str:
     raise UserError(f"{file}: of which benchmark is lmms-eval's task {task!r}? Say it by --benchmark")
 
 
-def _lmms(row: Mapping, number: int, benchmark: str) -> Record | None:
+def _lmms(row: Mapping, place: str, benchmark: str) -> Record | None:
     """A line of lmms-eval's `…_samples_TASK.jsonl`. It has no document; category and answer are in what the task scored."""
     doc = row.get("doc") if isinstance(row.get("doc"), dict) else {}
     scored = next((v for v in row.values() if isinstance(v, dict) and {"pred_answer", "answer"} <= v.keys()), {})
@@ -170,7 +170,7 @@ def _lmms(row: Mapping, number: int, benchmark: str) -> Record | None:
     asked = asked[0] if isinstance(asked, list) and asked else asked
     return Record(
         benchmark=benchmark,
-        id=str(scored.get("question_id", doc.get("index", row.get("doc_id", number)))),
+        id=str(scored.get("question_id", doc.get("index", row.get("doc_id", place)))),
         question=asked if isinstance(asked, str) else "",
         reference=reference,
         category=str(category),
@@ -182,7 +182,7 @@ def _lmms(row: Mapping, number: int, benchmark: str) -> Record | None:
 
 
 def _plain(
-    row: Mapping, number: int, benchmark: str | None, fields: Mapping[str, str]
+    row: Mapping, place: str, benchmark: str | None, fields: Mapping[str, str]
 ) -> tuple[Record, Record | None] | None:
     """A row of the released code's results, or of any program that writes answers beside references."""
     released = all(name in row for name in _RELEASED)
@@ -197,7 +197,7 @@ def _plain(
     }
     record = Record(
         benchmark=benchmark,
-        id=str(values["id"] if values["id"] is not None else number),
+        id=str(values["id"] if values["id"] is not None else place),
         reference=_must("reference", values["reference"], fields),
         choices=tuple(map(str, values["choices"])) if isinstance(values["choices"], list) else (),
         reference_box=_box(values["reference_box"], 1),
