@@ -9,16 +9,21 @@ import numpy as np
 from zoomearth_jax.data_pipeline.questions.question import LEVELS
 
 RESAMPLES, SEED = 1000, 0
+_FEW = 10  # different values
 BOUNDS = (2.5, 97.5)  # percentiles: a 95 % interval
 
 
 def resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Means of as many values again, drawn from `values` [N] with replacement: float64 [RESAMPLES].
 
-    How often each different value is drawn is multinomial, so 0 and 1 cost two numbers per resample, however many there are.
+    How often each different value is drawn is multinomial, so 0 and 1 cost two numbers per resample, however many there are;
+    IoUs, of which most differ, are drawn one by one.
     """
-    different, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
-    return rng.multinomial(len(values), counts / counts.sum(), size=RESAMPLES) @ different / len(values)
+    values = np.asarray(values, np.float64)
+    different, counts = np.unique(values, return_counts=True)
+    if len(different) <= _FEW:
+        return rng.multinomial(len(values), counts / counts.sum(), size=RESAMPLES) @ different / len(values)
+    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)])
 
 
 def average(name: str, values: np.ndarray) -> dict:
