@@ -133,9 +133,9 @@ def test_an_empty_answer_is_right_where_the_first_choice_is(tmp_path):
 
 def test_xlrs_reads_parquet_without_decoding(tmp_path, monkeypatch):
     several = "Land use classification/Overall Land use classification"
-    rows = [xlrs_row(i, image=[{"bytes": jpeg((200 + i, 100), (40 * i, 0, 0)), "path": "x"}]) for i in range(5)]
+    rows = [xlrs_row(i, image=[{"bytes": jpeg((200 + i, 100), (10 * i, 0, 0)), "path": "x"}]) for i in range(21)]
     rows[2] |= {"category": several, "answer": "AC"}
-    write_xlrs(tmp_path / "data", rows)
+    write_xlrs(tmp_path / "data", rows, row_group_size=10)  # which are read eight at a time
 
     def refuse(*_):
         raise AssertionError("decoded")
@@ -143,13 +143,13 @@ def test_xlrs_reads_parquet_without_decoding(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("zoomearth_jax.data_pipeline.images.embedded._unpacked", refuse)
         found = opened("xlrs-bench", tmp_path)
-    assert (len(found.items), found.total, found.faults) == (5, 5, [])
-    assert [item.question.image.frame.width for item in found.items] == [200, 201, 202, 203, 204]
+    assert (len(found.items), found.total, found.faults) == (21, 21, [])
+    assert [item.question.image.frame.width for item in found.items] == [200 + i for i in range(21)]
     assert "several" in found.items[2].question.asked
     assert "several" not in found.items[1].question.asked
-    for i in (4, 0, 3):  # any order, across groups of rows
+    for i in (20, 0, 19, 8, 10):  # any order, across groups of rows
         image = found.items[i].question.image
-        assert np.abs(image.window(whole(image), Frame(10, 5)).astype(int)[..., 0] - 40 * i).max() <= 3
+        assert np.abs(image.window(whole(image), Frame(10, 5)).astype(int)[..., 0] - 10 * i).max() <= 3
 
 
 def test_xlrs_bad_rows_and_bombs_are_named(tmp_path):
