@@ -38,6 +38,7 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.grpo import grpo
     from zoomearth_jax.verbs.plan import plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
+    from zoomearth_jax.verbs.score import ScoreConfig, score
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -50,6 +51,7 @@ def _verbs() -> dict:
         "grpo": (GRPOConfig, grpo),
         "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
+        "score": (ScoreConfig, score),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))
