@@ -36,6 +36,7 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.grpo import grpo
     from zoomearth_jax.verbs.plan import PlanConfig, plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
+    from zoomearth_jax.verbs.report import ReportConfig, report
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -48,6 +49,7 @@ def _verbs() -> dict:
         "grpo": (GRPOConfig, grpo),
         "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
+        "report": (ReportConfig, report),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))
