@@ -42,21 +42,21 @@ def bars(title: str, rows: Sequence[Bar]) -> dict[str, Any]:
     return {"form": "bars", "title": title, "rows": drawn, "width": WIDTH, "height": LINE * len(rows), "bar": BAR}
 
 
-def histogram(title: str, ious: Sequence[float | None]) -> dict[str, Any]:
+def histogram(title: str, ious: Sequence[float | None], kind: int = 0) -> dict[str, Any]:
     """Counts of IoUs in tenths, and before them of None (no box where one was due)."""
     known = [iou for iou in ious if iou is not None]
     counts = [len(ious) - len(known), *np.histogram(known, BINS, (0, 1))[0].tolist()]
     labels = ["no box", *(f"{i / BINS:.1f}" for i in range(BINS))]
-    step, top = WIDTH / len(counts), max([*counts, 1])
+    step, top = WIDTH / (len(counts) + 1), max([*counts, 1])  # a free place between the first column and the others
     columns = [
         {
             "label": label,
             "count": count,
-            "x": round(i * step + 2, 1),
+            "x": round((i + (i > 0)) * step + 2, 1),
             "width": round(step - 4, 1),
             "height": round((HIGH - 40) * count / top, 1),
             "none": i == 0,
         }
         for i, (label, count) in enumerate(zip(labels, counts, strict=True))
     ]
-    return {"form": "histogram", "title": title, "columns": columns, "width": WIDTH, "height": HIGH}
+    return {"form": "histogram", "title": title, "columns": columns, "width": WIDTH, "height": HIGH, "kind": kind}

@@ -54,16 +54,13 @@ class Evaluated(NamedTuple):
 
 def iou(a: Sequence[float] | None, b: Sequence[float] | None) -> float | None:
     """IoU of two boxes x1, y1, x2, y2 of one frame, 0 without a first; None without a second."""
-    if b is None:
-        return None
-    if a is None:
-        return 0.0
-    with np.errstate(all="ignore"):
-        (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = np.asarray(a, float), np.asarray(b, float)
-        inside = max(min(ax2, bx2) - max(ax1, bx1), 0.0) * max(min(ay2, by2) - max(ay1, by1), 0.0)
-        union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inside
-        share = inside / union if union > 0 else 0.0
-    return round(float(share), 4) if np.isfinite(share) else 0.0
+    if a is None or b is None:
+        return None if b is None else 0.0
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a, b
+    inside = max(min(ax2, bx2) - max(ax1, bx1), 0.0) * max(min(ay2, by2) - max(ay1, by1), 0.0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inside
+    share = inside / union if union > 0 else 0.0
+    return round(share, 4) if share == share else 0.0  # of sides that overflow
 
 
 def scored_rows(records: Sequence[Recorded], scores: Scored) -> dict[str, dict[str, Any]]:

@@ -4,13 +4,13 @@
 const byId = (id) => document.getElementById(id);
 const { names, compared, right_box: rightBox, block: blockSize } = JSON.parse(byId("data").textContent);
 const all = JSON.parse(byId("rows").textContent);
-const blocks = [...document.querySelectorAll("script.pictures")];
+const blocks = [...document.querySelectorAll("script.thumbnails")];
 const parsedBlocks = [];
 const PAGE = 48;
 const SVG = "http://www.w3.org/2000/svg";
 const filters = byId("filters"), grid = byId("grid"), view = byId("view");
 let list = all; // what the filters leave, in order
-let page = 0, current = 0; // current: place in the list of the card that has or had the focus
+let page = 0, current = 0, viewed = 0; // places in the list: of the card that has or had the focus, and of the larger view
 
 function pictureUrl(number) {
   const block = Math.floor(number / blockSize);
@@ -135,7 +135,8 @@ function card(episode, place) {
   const first = episode.runs[0];
   const open = element("button", { class: "open", type: "button", text: episode.question || episode.id, dir: "auto" });
   open.addEventListener("focus", () => (current = place));
-  const made = element("article", { class: `card ${verdict(first)}` }, element("h3", {}, open), meta(episode), pictures(episode, 160, 128));
+  const differ = compared && changed(episode, "any 1");
+  const made = element("article", { class: `card ${differ ? "differ" : verdict(first)}` }, element("h3", {}, open), meta(episode), pictures(episode, 160, 128));
   if (episode.fault) made.append(element("p", { class: "note", text: episode.fault, dir: "auto" }));
   if (compared) {
     episode.runs.forEach((run, i) => made.append(element("p", { class: "run-name", text: names[i] }), badges(episode, run)));
@@ -256,7 +257,7 @@ function pictures(episode, side, small) {
 // The larger view
 
 function show(place) {
-  current = place;
+  viewed = place;
   const episode = list[place];
   byId("view-title").textContent = episode.question || episode.id;
   byId("view-previous").disabled = place === 0;
@@ -300,11 +301,11 @@ filters.addEventListener("submit", (event) => event.preventDefault());
 byId("previous").addEventListener("click", () => turnPage(-1));
 byId("next").addEventListener("click", () => turnPage(1));
 byId("more").addEventListener("click", () => turnPage(1));
-byId("view-previous").addEventListener("click", () => show(current - 1));
-byId("view-next").addEventListener("click", () => show(current + 1));
+byId("view-previous").addEventListener("click", () => show(viewed - 1));
+byId("view-next").addEventListener("click", () => show(viewed + 1));
 byId("view-close").addEventListener("click", () => view.close());
 view.addEventListener("click", (event) => event.target === view && view.close());
-view.addEventListener("close", () => focusCard(current));
+view.addEventListener("close", () => focusCard(viewed));
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest?.("input, select, textarea, .wide")) return;
@@ -312,7 +313,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !view.open) {
     filters.elements.text.focus();
   } else if (by && view.open) {
-    if (list[current + by]) show(current + by);
+    if (list[viewed + by]) show(viewed + by);
   } else if (by) {
     focusCard(grid.contains(document.activeElement) ? current + by : current);
   } else {

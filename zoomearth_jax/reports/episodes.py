@@ -1,4 +1,4 @@
-"""The page of an evaluation, and of a comparison of two: figures, plots, settings, and every question with what was seen and said."""
+"""The page of an evaluation, and of a comparison of two: figures, plots, settings, every question with what was seen and said."""
 
 from __future__ import annotations
 
@@ -85,8 +85,6 @@ def write_comparison(path, a: Evaluated, b: Evaluated, names=("A", "B"), max_byt
     found = sorted(episodes(paired, whole=True), key=_agrees)
     summaries = {name: run.results.get("runs", {}).get(run.main, {}) for name, run in zip(names, (a, b), strict=True)}
     only = [len(run) - len(both) for run in rows]
-    summary = f"{len(both):,} questions that both have"
-    summary += f"; {only[0]:,} only in {names[0]}, {only[1]:,} only in {names[1]} left out" if any(only) else ""
     published = {**(b.results.get("published") or {}), **(a.results.get("published") or {})}
     _write(
         path,
@@ -96,9 +94,9 @@ def write_comparison(path, a: Evaluated, b: Evaluated, names=("A", "B"), max_byt
         title=f"{names[0]} and {names[1]}: {a.results.get('title') or a.results.get('benchmark') or 'evaluation'}",
         names=list(names),
         compared=True,
-        summary=summary,
+        summary=_counted_pairs(found, only, names),
         tables=[paired_table(*paired, names), *summary_tables(summaries, published)],
-        charts=_charts({}, dict(zip(names, paired, strict=True))),
+        charts=_charts({}, dict(zip(names, paired, strict=True)), compared=True),
         facts=_facts(a.results, b.results),
     )
 
@@ -133,6 +131,15 @@ def _agrees(episode: dict) -> bool:
     return verdicts[0] == verdicts[1]
 
 
+def _counted_pairs(found: Sequence[dict], only: Sequence[int], names: Sequence[str]) -> str:
+    """How many questions two runs share, and how many only one of them has right, in one line."""
+    right = [[run is not None and run["official"] == 1 for run in episode["runs"]] for episode in found]
+    wins = right.count([True, False]), right.count([False, True])
+    line = f"{len(found):,} questions that both have; {wins[0]:,} are right only in {names[0]}, {wins[1]:,} only in {names[1]}"
+    left = f"; left out: {only[0]:,} that only {names[0]} has, {only[1]:,} that only {names[1]} has"
+    return line + left if any(only) else line
+
+
 def paired_table(a: Mapping[str, dict], b: Mapping[str, dict], names: Sequence[str]) -> Table:
     """Means of both runs over the same questions, and the difference with its paired bootstrap interval of 95 %.
 
@@ -165,8 +172,8 @@ def bootstrap(values: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _charts(summary: Mapping[str, Any], runs: Mapping[str, Mapping[str, dict]]) -> list[dict]:
-    """The plots: bars of each table of the summary, accuracy of all runs by level, and IoUs of all runs."""
+def _charts(summary: Mapping[str, Any], runs: Mapping[str, Mapping[str, dict]], compared: bool = False) -> list[dict]:
+    """The plots: bars of each table of the summary, scores of all runs by level, and IoUs of the first, or of both compared."""
     charts = []
     for key, entries in summary.items():
         if key.startswith("by_") and isinstance(entries, Mapping):
@@ -182,11 +189,11 @@ def _charts(summary: Mapping[str, Any], runs: Mapping[str, Mapping[str, dict]]) 
                     mean = float(np.mean(scores))
                     drawn.append(Bar(f"{level}, {name}", mean, None, None, f"n = {len(scores):,}", kind % 4))
         charts.append(bars(f"Official score by level: {', '.join(runs)}", drawn))
-    for name, rows in read.items():
+    for kind, (name, rows) in enumerate(read.items() if compared else [next(iter(read.items()))]):
         due = [row["iou"] if row["box"] else None for row in rows if row["reference_box"]]
         if due:
-            title = "IoU of the predicted and the reference box" + (f", {name}" if len(runs) > 1 else "")
-            charts.append(histogram(title, due))
+            title = "IoU of the predicted and the reference box" + (f", {name}" if compared else "")
+            charts.append(histogram(title, due, kind))
     return charts
 
 

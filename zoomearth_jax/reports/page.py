@@ -1,4 +1,4 @@
-"""What self-contained pages share: the templates, data that lies in a page, and the policy that keeps a page from loading anything."""
+"""What self-contained pages share: templates, data that lies in a page, and the policy by which a page loads nothing."""
 
 from __future__ import annotations
 

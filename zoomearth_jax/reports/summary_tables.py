@@ -53,18 +53,25 @@ def summary_tables(runs: Mapping[str, Mapping[str, Any]], published: Mapping[str
 
 
 def _kind_table(kind: str, names: list, summaries: Mapping[str, Mapping], published: Mapping[str, Mapping]) -> Table:
-    metrics = {}  # of each run, those that its entries have
-    for run, summary in summaries.items():
-        entries = list((summary.get(kind) or {}).values())
-        metrics[run] = list(dict.fromkeys(m for entry in entries for m in (_metrics(entry))))
-    columns = [(run, metric) for run, found in metrics.items() for metric in found]
+    cells = {
+        run: {row: _metrics(entry) for row, entry in (summary.get(kind) or {}).items()}
+        for run, summary in summaries.items()
+    }
+    columns = [
+        (run, m) for run, own in cells.items() for m in dict.fromkeys(m for entry in own.values() for m in entry)
+    ]
+    first = next(iter(cells))
+    counts = [{row: entry.get("count") for row, entry in own.items()} for own in cells.values()]
+    if all(own == counts[0] for own in counts):  # stands once, at the end
+        columns = [c for c in columns if c[1] != "count"] + [(first, "count")] * ((first, "count") in columns)
     wanted = [name for row in names for name in (f"{kind}.{row}", row)]
     rows = []
     for row in names:
-        own = [_cell(_metrics((summaries[run].get(kind) or {}).get(row)).get(metric)) for run, metric in columns]
+        own = [_cell(cells[run].get(row, {}).get(metric)) for run, metric in columns]
         rows.append((str(row), [*own, *_published(published, (f"{kind}.{row}", row), wanted)]))
-    titles = [f"{run} {metric}".strip() if len(summaries) > 1 else metric or run for run, metric in columns]
-    return Table(_words(kind).capitalize(), [*titles, *_models(published, wanted)], rows)
+    alone = {metric for _, metric in columns if metric and [m for _, m in columns].count(metric) == 1}
+    titles = [metric if metric in alone else f"{run} {metric}".strip() for run, metric in columns]
+    return Table(_words(kind).replace("by", "By", 1), [*titles, *_models(published, wanted)], rows)
 
 
 def _is_table(key: str, value: Any) -> bool:
@@ -105,4 +112,5 @@ def _published(published: Mapping[str, Mapping], names: tuple, keys: list) -> li
 
 
 def _words(key: str) -> str:
-    return key.replace("_", " ")
+    words = {"iou": "IoU", "apo": "APO"}
+    return " ".join(words.get(word, word) for word in key.split("_"))

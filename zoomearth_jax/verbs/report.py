@@ -116,7 +116,15 @@ def read_records(path: Path) -> list[Record]:
 
 def _record(path: Path, number: int, line: str) -> Record:
     try:
-        return Record.from_json(json.loads(line))
+        record = Record.from_json(json.loads(line))
+        boxes = [
+            record.reference_box,
+            record.box,
+            *(turn.get(key) for turn in record.turns for key in ("box", "window")),
+        ]
+        if any(len([float(c) for c in box]) != 4 for box in boxes if box is not None):
+            raise ValueError("a box has four numbers")
+        return record
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} line {number}: not a record ({error}); delete the line") from None
 
@@ -131,6 +139,12 @@ def _check_comparable(config: ReportConfig, a: Evaluated, b: Evaluated) -> None:
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
-    """The folders' names, or their paths where the names are the same."""
+    """The folders' names, or their paths where the names are the same.
+
+    Raises:
+        UserError: they are the same folder.
+    """
+    if a.resolve() == b.resolve():
+        raise UserError(f"{a}: given twice; give two evaluations to compare")
     short = a.resolve().name, b.resolve().name
     return short if short[0] != short[1] else (str(a), str(b))
