@@ -38,11 +38,8 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.grpo import grpo
     from zoomearth_jax.verbs.plan import plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
-<<<<<<< HEAD
-    from zoomearth_jax.verbs.score import ScoreConfig, score
-=======
     from zoomearth_jax.verbs.report import ReportConfig, report
->>>>>>> report
+    from zoomearth_jax.verbs.score import ScoreConfig, score
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -55,11 +52,8 @@ def _verbs() -> dict:
         "grpo": (GRPOConfig, grpo),
         "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
-<<<<<<< HEAD
-        "score": (ScoreConfig, score),
-=======
         "report": (ReportConfig, report),
->>>>>>> report
+        "score": (ScoreConfig, score),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))
