@@ -11,12 +11,11 @@ import tyro
 
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.benchmarks import BENCHMARKS
+from zoomearth_jax.evaluation.benchmarks.benchmark import say_left_out, with_match
 from zoomearth_jax.evaluation.figures import scored
 from zoomearth_jax.evaluation.predictions import read_predictions
 from zoomearth_jax.evaluation.table import lines
 from zoomearth_jax.terminal.progress import say
-
-_SHOWN = 10  # faults that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,10 @@ def score(config: ScoreConfig) -> dict:
     if benchmark is None:
         name = read.records[0].benchmark
         raise UserError(f"{config.files[0]}: benchmark {name[:60]!r} is unknown; {suggestion(name, BENCHMARKS)}")
-    if config.match is not None:
-        if not hasattr(benchmark, "match"):
-            raise UserError(f"match: {benchmark.name} has a rule of its own; only free answers are matched")
-        benchmark = dataclasses.replace(benchmark, match=config.match)
-    _tell(read.faults, read.repeated)
+    benchmark = with_match(benchmark, config.match)
+    say_left_out(read.faults)
+    if read.repeated:
+        say(f"{read.repeated:,} rows are of questions that come again; the last one counts")
     without = read.without
     if config.without is not None:
         without = read_predictions([config.without], benchmark.name, fields).records
@@ -83,12 +81,3 @@ def score(config: ScoreConfig) -> dict:
         partial = total if total != summary["questions"] else None
         print("\n".join(lines(benchmark.title, {"scored": summary}, partial, benchmark.published)))
     return result
-
-
-def _tell(faults: list[str], repeated: int) -> None:
-    for fault in faults[:_SHOWN]:
-        say(f"{fault}; left out")
-    if len(faults) > _SHOWN:
-        say(f"{len(faults) - _SHOWN:,} more rows are left out")
-    if repeated:
-        say(f"{repeated:,} rows are of questions that come again; the last one counts")
