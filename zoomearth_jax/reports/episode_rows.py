@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -81,17 +82,27 @@ def scored_rows(records: Sequence[Recorded], scores: Scored) -> dict[str, dict[s
 
 
 def episodes(runs: Sequence[Mapping[str, dict[str, Any]]], whole: bool) -> list[dict[str, Any]]:
-    """The questions of the first run, each with what all runs made of it (None where a run lacks it).
+    """The questions of the first run, each with what all runs made of it (None where a run lacks it); `rank` is the place of
+    its id among all.
 
     Args:
         runs: `scored_rows` of each.
         whole: keep what was written in every run, not only in the first.
     """
     found = []
+    ranks = {id: rank for rank, id in enumerate(sorted(runs[0], key=_natural))}
     for id, first in runs[0].items():
         own = [_own(run.get(id), whole or i == 0) for i, run in enumerate(runs)]
-        found.append({key: first[key] for key in _SHARED if first[key] not in ("", None)} | {"id": id, "runs": own})
+        found.append(
+            {key: first[key] for key in _SHARED if first[key] not in ("", None)}
+            | {"id": id, "rank": ranks[id], "runs": own}
+        )
     return found
+
+
+def _natural(id: Any) -> str:
+    """An id with its numbers in 20 digits, so that q2 comes before q10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), str(id))
 
 
 def _own(row: dict[str, Any] | None, whole: bool) -> dict[str, Any] | None:

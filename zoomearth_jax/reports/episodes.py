@@ -25,7 +25,7 @@ from zoomearth_jax.reports.summary_tables import Table, summary_tables
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 
 MAX_BYTES = 64_000_000  # of a page
-_BLOCK = 128  # pictures of a script element, which the page reads when one of them is looked at
+_BLOCK = 32  # pictures of a script element, which the page reads when one of them is looked at
 _ROOM_FOR_THE_REST = 200_000  # bytes: tables, plots, style, script
 _FACTS = ("benchmark", "date", "seed", "commit", "hardware", "config_hash", "config", "versions", "counts")
 
