@@ -37,6 +37,7 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.plan import PlanConfig, plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.verbs.report import ReportConfig, report
+    from zoomearth_jax.verbs.score import ScoreConfig, score
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -50,6 +51,7 @@ def _verbs() -> dict:
         "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
         "report": (ReportConfig, report),
+        "score": (ScoreConfig, score),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))

@@ -100,6 +100,11 @@ def episodes(runs: Sequence[Mapping[str, dict[str, Any]]], whole: bool) -> list[
     return found
 
 
+def _shows(turn: Mapping[str, Any], key: str) -> bool:
+    """Whether a turn has a text, or a box or window that can be drawn."""
+    return key in turn and (key == "text" or (isinstance(turn[key], list | tuple) and len(turn[key]) == 4))
+
+
 def _natural(id: Any) -> str:
     """An id with its numbers in 20 digits, so that q2 comes before q10."""
     return re.sub(r"\d+", lambda number: number[0].zfill(20), str(id))
@@ -110,7 +115,7 @@ def _own(row: dict[str, Any] | None, whole: bool) -> dict[str, Any] | None:
         return None
     kept = {key: row[key] for key in _OWN if row[key] not in ("", None, False)}
     turns = row["turns"] or ({"text": row["output"]},)
-    kept["turns"] = [{key: turn[key] for key in _TURN if key in turn} for turn in turns] if whole else []
+    kept["turns"] = [{key: turn[key] for key in _TURN if _shows(turn, key)} for turn in turns] if whole else []
     return kept | {key: row[key] for key in ("official", "strict", "parsed", "iou", "zoomed")}
 
 

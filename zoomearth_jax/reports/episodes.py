@@ -21,7 +21,7 @@ from zoomearth_jax.reports.episode_rows import (
     scored_rows,
 )
 from zoomearth_jax.reports.page import json_block, part, policy, render
-from zoomearth_jax.reports.summary_tables import Table, summary_tables
+from zoomearth_jax.reports.summary_tables import Table, joined, summary_tables
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 
 MAX_BYTES = 64_000_000  # of a page
@@ -63,7 +63,7 @@ def write_report(
         compared=False,
         summary=_counted(results.get("counts", {}), len(found)),
         tables=summary_tables(summaries, results.get("published") or {}),
-        charts=_charts(summaries[run.main].get("summary", {}), rows),
+        charts=_charts(joined(summaries[run.main].get("summary") or {}), rows),
         facts=_facts(results),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+_TABLE = "by_"  # how the keys of tables begin
 _COSTS = {
     "seconds_per_sample": "seconds per question",
     "tokens_per_sample": "tokens per question",
@@ -28,9 +29,9 @@ def summary_tables(runs: Mapping[str, Mapping[str, Any]], published: Mapping[str
         published: model -> figures in percent, by the summary's keys; one of a table's row goes by "TABLE.ROW", such as
             "by_level.object", or by the row's name.
     """
-    summaries = {name: run.get("summary") or {} for name, run in runs.items()}
+    summaries = {name: joined(run.get("summary") or {}) for name, run in runs.items()}
     keys = list(dict.fromkeys(key for summary in summaries.values() for key in summary))
-    kinds = [key for key in keys if any(_is_table(key, summary.get(key)) for summary in summaries.values())]
+    kinds = [key for key in keys if key.startswith(_TABLE)]
     plain = [key for key in keys if key not in kinds]
     rows_of = {
         kind: list(dict.fromkeys(row for s in summaries.values() for row in s.get(kind) or {})) for kind in kinds
@@ -50,6 +51,23 @@ def summary_tables(runs: Mapping[str, Mapping[str, Any]], published: Mapping[str
             rows.append((label, [*("" if cost is None else f"{cost:,.3g}" for cost in costs), *blank]))
     tables = [Table("Results", [*runs, *_models(published, headline)], rows)] if rows else []
     return tables + [_kind_table(kind, rows_of[kind], summaries, published) for kind in kinds]
+
+
+def joined(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary whose averages stand with their intervals as value, low and high (they come with `_interval` beside them), and
+    which has no mappings other than these and tables."""
+    result: dict[str, Any] = {}
+    for key, value in summary.items():
+        if key.startswith(_TABLE) and isinstance(value, Mapping):
+            result[key] = {row: joined(entry) if isinstance(entry, Mapping) else entry for row, entry in value.items()}
+        elif isinstance(value, Mapping) and not _is_interval(value):
+            result |= {f"{key}_{name}": own for name, own in joined(value).items()}
+        elif isinstance(summary.get(f"{key}_interval"), list | tuple):
+            low, high = summary[f"{key}_interval"]
+            result[key] = {"value": value, "low": low, "high": high}
+        elif not key.endswith("_interval"):
+            result[key] = value
+    return result
 
 
 def _kind_table(kind: str, names: list, summaries: Mapping[str, Mapping], published: Mapping[str, Mapping]) -> Table:
@@ -72,10 +90,6 @@ def _kind_table(kind: str, names: list, summaries: Mapping[str, Mapping], publis
     alone = {metric for _, metric in columns if metric and [m for _, m in columns].count(metric) == 1}
     titles = [metric if metric in alone else f"{run} {metric}".strip() for run, metric in columns]
     return Table(_words(kind).replace("by", "By", 1), [*titles, *_models(published, wanted)], rows)
-
-
-def _is_table(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping) and not _is_interval(value)
 
 
 def _is_interval(value: Any) -> bool:

@@ -11,10 +11,11 @@ import tyro
 
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.benchmarks import BENCHMARKS
-from zoomearth_jax.evaluation.records import Record
+from zoomearth_jax.evaluation.predictions import read_predictions
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.reports.episode_rows import Evaluated
 from zoomearth_jax.reports.episodes import write_comparison, write_report
+from zoomearth_jax.terminal.progress import say
 
 MAIN = "shown"  # the way of showing crops whose records lie in the folder itself
 
@@ -62,7 +63,7 @@ def report(config: ReportConfig) -> Path:
 
 
 def read_evaluation(directory: Path) -> Evaluated:
-    """A folder that an evaluation wrote, its records scored anew.
+    """A folder that an evaluation wrote, its records scored anew; a row that can't be read is named and left out.
 
     Raises:
         UserError: it holds none, or what it holds can't be read.
@@ -75,7 +76,12 @@ def read_evaluation(directory: Path) -> Evaluated:
     folders = {crops: directory if crops == MAIN else directory / crops for crops in names}
     if MAIN not in folders and not (directory / names[0]).is_dir():  # the only way of showing crops
         folders[names[0]] = directory
-    records = {crops: read_records(folder / "records.jsonl") for crops, folder in folders.items()}
+    records = {}
+    for crops, folder in folders.items():
+        read = read_predictions([folder / "records.jsonl"], name)
+        records[crops] = read.records
+        for fault in read.faults:
+            say(f"{folder}: {fault}; left out")
     scores = {crops: BENCHMARKS[name].score([r for r in own if not r.fault]) for crops, own in records.items()}
     return Evaluated(results, records, scores, sorted(folders[names[0]].glob("thumbnails*.jsonl")))
 
@@ -92,41 +98,6 @@ def _results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict) or not isinstance(results.get("runs") or {}, dict):
         raise UserError(f"{path}: not the results of an evaluation; give a folder of `evaluate --out`")
     return results
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a file, of each question the last; a last line that was cut off is left out.
-
-    Raises:
-        UserError: it can't be read, or a line is no record.
-    """
-    found: dict[str, Record] = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.endswith("\n"):
-                    record = _record(path, number, line)
-                    found[record.id] = record
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
-    if not found:
-        raise UserError(f"{path}: no records in it; run `zoomearth evaluate` again")
-    return list(found.values())
-
-
-def _record(path: Path, number: int, line: str) -> Record:
-    try:
-        record = Record.from_json(json.loads(line))
-        boxes = [
-            record.reference_box,
-            record.box,
-            *(turn.get(key) for turn in record.turns for key in ("box", "window")),
-        ]
-        if any(len([float(c) for c in box]) != 4 for box in boxes if box is not None):
-            raise ValueError("a box has four numbers")
-        return record
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} line {number}: not a record ({error}); delete the line") from None
 
 
 def _check_comparable(config: ReportConfig, a: Evaluated, b: Evaluated) -> None:
