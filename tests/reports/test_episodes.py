@@ -192,7 +192,7 @@ def test_tables_of_any_summary():
             "global": {"official": 1.0, "count": 2},
         },
     }  # fmt: skip
-    published = {"Paper 3B": {"official": 46.9, "by_level.object": 44, "other": 1.5}}
+    published = {"Paper 3B": {"official": 46.9, "by_level.object": 44, "by_level.region": 45, "other": 1.5}}
     first, levels = summary_tables({"shown": {"summary": summary, "tokens_per_sample": 40.25}}, published)
     assert first.columns == ["shown", "Paper 3B"]
     assert first.rows == [
@@ -209,7 +209,11 @@ def test_tables_of_any_summary():
     assert levels == (
         "By level",
         ["official", "strict", "count", "Paper 3B"],
-        [("object", ["75.0 % [50.0, 100.0]", "50.0 %", "8", "44.00 %"]), ("global", ["100.0 %", "", "2", ""])],
+        [
+            ("object", ["75.0 % [50.0, 100.0]", "50.0 %", "8", "44.00 %"]),
+            ("global", ["100.0 %", "", "2", ""]),
+            ("region", ["", "", "", "45.00 %"]),
+        ],
     )
 
 

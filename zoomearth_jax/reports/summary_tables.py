@@ -33,9 +33,16 @@ def summary_tables(runs: Mapping[str, Mapping[str, Any]], published: Mapping[str
     keys = list(dict.fromkeys(key for summary in summaries.values() for key in summary))
     kinds = [key for key in keys if key.startswith(_TABLE)]
     plain = [key for key in keys if key not in kinds]
-    rows_of = {
-        kind: list(dict.fromkeys(row for s in summaries.values() for row in s.get(kind) or {})) for kind in kinds
-    }
+    rows_of = {}
+    for kind in kinds:
+        own = [row for summary in summaries.values() for row in summary.get(kind) or {}]
+        known = [
+            key.removeprefix(f"{kind}.")
+            for figures in published.values()
+            for key in figures
+            if key.startswith(f"{kind}.")
+        ]
+        rows_of[kind] = list(dict.fromkeys([*own, *known]))
     told = {f"{kind}.{row}": (f"{kind}.{row}", row) for kind in kinds for row in rows_of[kind]}
     known = set(plain) | {key for names in told.values() for key in names}
     others = [key for figures in published.values() for key in figures if key not in known]
