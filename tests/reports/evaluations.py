@@ -53,11 +53,12 @@ def many(count: int, path, seed: int = 0) -> Evaluated:
     """Many records with distinct thumbnails of noisy pictures, which are written to `path`."""
     random, file, records = np.random.default_rng(seed), Thumbnails(path), []
     words = ["road", "crosses", "field", "north", "river", "beside", "two", "white", "roofs", "and", "a", "pond"]
+    textures = [_texture(random, 504) for _ in range(40)]
     for number in range(count):
         answer, shift = ("yes", "no", "Yes", None)[random.integers(4)], random.choice([0.0, 100.0, 390.0, 4000.0, None])
         records.append(record(number, answer, shift, " ".join(random.choice(words, 40))))
-        pictures = [_texture(random, 336)] if shift is not None else []
-        file.add(f"q{number}", _texture(random, 504)[:378], pictures)
+        overview = np.roll(textures[number % 40], (number, number // 100), (0, 1))
+        file.add(f"q{number}", overview[:378], [] if shift is None else [overview[:336, :336]])
     masked = [record(i, "no", None) if i % 3 else r for i, r in enumerate(records)]
     return evaluated({"shown": records, "masked": masked}, [path])
 

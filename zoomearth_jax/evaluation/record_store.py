@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluation.records import RECORDS, Item, Record, read_records
+from zoomearth_jax.evaluation.records import Item, Record
 from zoomearth_jax.files import write_file
 from zoomearth_jax.runs.saved_steps import together
 from zoomearth_jax.runs.start import agreed
 from zoomearth_jax.terminal.progress import say
 
+RECORDS = "records.jsonl"
 PARTS = "records.part*.jsonl"  # of several processes, until they are merged
 
 
@@ -98,7 +99,7 @@ class RecordStore:
     def _read(self, paths: Sequence[Path]) -> list[Record]:
         records = []
         for path in paths:
-            for record in read_records(path) if path.exists() else ():
+            for record in _read_records(path) if path.exists() else ():
                 self._check(path, record)
                 records.append(record)
         return self._sorted(records)
@@ -139,6 +140,31 @@ def _append(path: Path, data: bytes) -> None:
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise
+
+
+def _read_records(path: Path) -> list[Record]:
+    """The records of a file, of each question the last; a last line that was cut off is left out.
+
+    Raises:
+        UserError: it can't be read, or a line is no record.
+    """
+    found: dict[str, Record] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith("\n"):
+                    record = _record(path, number, line)
+                    found[record.id] = record
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    return list(found.values())
+
+
+def _record(path: Path, number: int, line: str) -> Record:
+    try:
+        return Record.from_json(json.loads(line))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} line {number}: not a record ({error}); delete the line") from None
 
 
 def _line(record: Record) -> str:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, crop_window
 from zoomearth_jax.data_pipeline.questions.question import Question
-from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.records import turn_record
-
-RECORDS = "records.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,39 +151,6 @@ def unread(benchmark: str, config: str, item: Item, fault: str = "") -> Record:
         reference_box=None if question.box is None else _rounded(question.box),
         fault=fault,
     )
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a file, of each question the last; a last line that was cut off is left out.
-
-    Raises:
-        UserError: it can't be read, or a line is no record.
-    """
-    found: dict[str, Record] = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.endswith("\n"):
-                    record = _record(path, number, line)
-                    found[record.id] = record
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
-    return list(found.values())
-
-
-def _record(path: Path, number: int, line: str) -> Record:
-    try:
-        record = Record.from_json(json.loads(line))
-        boxes = [
-            record.reference_box,
-            record.box,
-            *(turn.get(key) for turn in record.turns for key in ("box", "window")),
-        ]
-        if any(len([float(c) for c in box]) != 4 for box in boxes if box is not None):
-            raise ValueError("a box has four numbers")
-        return record
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} line {number}: not a record ({error}); delete the line") from None
 
 
 def _rounded(box: Box) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -81,17 +82,32 @@ def scored_rows(records: Sequence[Recorded], scores: Scored) -> dict[str, dict[s
 
 
 def episodes(runs: Sequence[Mapping[str, dict[str, Any]]], whole: bool) -> list[dict[str, Any]]:
-    """The questions of the first run, each with what all runs made of it (None where a run lacks it).
+    """The questions of the first run, each with what all runs made of it (None where a run lacks it); `rank` is the place of
+    its id among all.
 
     Args:
         runs: `scored_rows` of each.
         whole: keep what was written in every run, not only in the first.
     """
     found = []
+    ranks = {id: rank for rank, id in enumerate(sorted(runs[0], key=_natural))}
     for id, first in runs[0].items():
         own = [_own(run.get(id), whole or i == 0) for i, run in enumerate(runs)]
-        found.append({key: first[key] for key in _SHARED if first[key] not in ("", None)} | {"id": id, "runs": own})
+        found.append(
+            {key: first[key] for key in _SHARED if first[key] not in ("", None)}
+            | {"id": id, "rank": ranks[id], "runs": own}
+        )
     return found
+
+
+def _shows(turn: Mapping[str, Any], key: str) -> bool:
+    """Whether a turn has a text, or a box or window that can be drawn."""
+    return key in turn and (key == "text" or (isinstance(turn[key], list | tuple) and len(turn[key]) == 4))
+
+
+def _natural(id: Any) -> str:
+    """An id with its numbers in 20 digits, so that q2 comes before q10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), str(id))
 
 
 def _own(row: dict[str, Any] | None, whole: bool) -> dict[str, Any] | None:
@@ -99,7 +115,7 @@ def _own(row: dict[str, Any] | None, whole: bool) -> dict[str, Any] | None:
         return None
     kept = {key: row[key] for key in _OWN if row[key] not in ("", None, False)}
     turns = row["turns"] or ({"text": row["output"]},)
-    kept["turns"] = [{key: turn[key] for key in _TURN if key in turn} for turn in turns] if whole else []
+    kept["turns"] = [{key: turn[key] for key in _TURN if _shows(turn, key)} for turn in turns] if whole else []
     return kept | {key: row[key] for key in ("official", "strict", "parsed", "iou", "zoomed")}
 
 

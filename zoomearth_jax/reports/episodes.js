@@ -6,7 +6,7 @@ const { names, compared, right_box: rightBox, block: blockSize } = JSON.parse(by
 const all = JSON.parse(byId("rows").textContent);
 const blocks = [...document.querySelectorAll("script.thumbnails")];
 const parsedBlocks = [];
-const PAGE = 48;
+const PAGE = 24; // cards; few, so that filters answer at once
 const SVG = "http://www.w3.org/2000/svg";
 const filters = byId("filters"), grid = byId("grid"), view = byId("view");
 let list = all; // what the filters leave, in order
@@ -15,7 +15,7 @@ let page = 0, current = 0, viewed = 0; // places in the list: of the card that h
 function pictureUrl(number) {
   const block = Math.floor(number / blockSize);
   parsedBlocks[block] ??= JSON.parse(blocks[block].textContent);
-  return "data:image/webp;base64," + parsedBlocks[block][number % blockSize];
+  return "data:image/jpeg;base64," + parsedBlocks[block][number % blockSize];
 }
 
 function element(name, values = {}, ...children) {
@@ -76,13 +76,8 @@ function accepts(chosen) {
   return (e) => active.every(([name, test]) => test(e, chosen[name])) && words.every((word) => searched(e).includes(word));
 }
 
-function rankIds() {
-  const compare = new Intl.Collator("en", { numeric: true }).compare;
-  [...all].sort((a, b) => compare(a.id, b.id)).forEach((episode, rank) => (episode.rank = rank));
-}
-
 const orders = {
-  id: (e) => (e.rank === undefined && rankIds(), e.rank),
+  id: (e) => e.rank,
   iou: (e) => e.runs[0]?.iou,
   tokens: (e) => e.runs[0]?.tokens ?? 0,
 };

@@ -21,11 +21,11 @@ from zoomearth_jax.reports.episode_rows import (
     scored_rows,
 )
 from zoomearth_jax.reports.page import json_block, part, policy, render
-from zoomearth_jax.reports.summary_tables import Table, summary_tables
+from zoomearth_jax.reports.summary_tables import Table, joined, summary_tables
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 
 MAX_BYTES = 64_000_000  # of a page
-_BLOCK = 128  # pictures of a script element, which the page reads when one of them is looked at
+_BLOCK = 32  # pictures of a script element, which the page reads when one of them is looked at
 _ROOM_FOR_THE_REST = 200_000  # bytes: tables, plots, style, script
 _FACTS = ("benchmark", "date", "seed", "commit", "hardware", "config_hash", "config", "versions", "counts")
 
@@ -63,7 +63,7 @@ def write_report(
         compared=False,
         summary=_counted(results.get("counts", {}), len(found)),
         tables=summary_tables(summaries, results.get("published") or {}),
-        charts=_charts(summaries[run.main].get("summary", {}), rows),
+        charts=_charts(joined(summaries[run.main].get("summary") or {}), rows),
         facts=_facts(results),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+_TABLE = "by_"  # how the keys of tables begin
 _COSTS = {
     "seconds_per_sample": "seconds per question",
     "tokens_per_sample": "tokens per question",
@@ -25,31 +26,46 @@ def summary_tables(runs: Mapping[str, Mapping[str, Any]], published: Mapping[str
 
     Args:
         runs: name -> an entry of `runs` in results.json: `summary`, and what a question costs.
-        published: model -> figures in percent, by the summary's keys; one of a table's row goes by "TABLE.ROW", such as
-            "by_level.object", or by the row's name.
+        published: model -> figures in percent, by the summary's keys; `by_level.global` is the row of a table.
     """
-    summaries = {name: run.get("summary") or {} for name, run in runs.items()}
+    summaries = {name: joined(run.get("summary") or {}) for name, run in runs.items()}
     keys = list(dict.fromkeys(key for summary in summaries.values() for key in summary))
-    kinds = [key for key in keys if any(_is_table(key, summary.get(key)) for summary in summaries.values())]
-    plain = [key for key in keys if key not in kinds]
-    rows_of = {
-        kind: list(dict.fromkeys(row for s in summaries.values() for row in s.get(kind) or {})) for kind in kinds
-    }
-    told = {f"{kind}.{row}": (f"{kind}.{row}", row) for kind in kinds for row in rows_of[kind]}
-    known = set(plain) | {key for names in told.values() for key in names}
-    others = [key for figures in published.values() for key in figures if key not in known]
-    headline = [key for key in dict.fromkeys([*plain, *others])]
+    kinds = [key for key in keys if key.startswith(_TABLE)]
+    known = list(dict.fromkeys(key for figures in published.values() for key in figures))
+    plain = [key for key in dict.fromkeys([*keys, *known]) if key.partition(".")[0] not in kinds]
+    models = _models(published, plain)
     rows = [
-        (_words(key), [*(_cell(s.get(key)) for s in summaries.values()), *_published(published, (key,), headline)])
-        for key in headline
+        (_words(key), [*(_cell(s.get(key)) for s in summaries.values()), *_published(published, models, key)])
+        for key in plain
     ]
     for key, label in _COSTS.items():
         costs = [run.get(key) for run in runs.values()]
         if any(cost is not None for cost in costs):
-            blank = [""] * len(_models(published, headline))
-            rows.append((label, [*("" if cost is None else f"{cost:,.3g}" for cost in costs), *blank]))
-    tables = [Table("Results", [*runs, *_models(published, headline)], rows)] if rows else []
-    return tables + [_kind_table(kind, rows_of[kind], summaries, published) for kind in kinds]
+            cells = ["" if cost is None else f"{cost:,.3g}" for cost in costs]
+            rows.append((label, [*cells, *([""] * len(models))]))
+    tables = [Table("Results", [*runs, *models], rows)] if rows else []
+    for kind in kinds:
+        more = [key.removeprefix(f"{kind}.") for key in known if key.startswith(f"{kind}.")]
+        names = dict.fromkeys([*(row for s in summaries.values() for row in s.get(kind) or {}), *more])
+        tables.append(_kind_table(kind, list(names), summaries, published))
+    return tables
+
+
+def joined(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary whose averages stand with their intervals as value, low and high (they come with `_interval` beside them), and
+    which has no mappings other than these and tables."""
+    result: dict[str, Any] = {}
+    for key, value in summary.items():
+        if key.startswith(_TABLE) and isinstance(value, Mapping):
+            result[key] = {row: joined(entry) if isinstance(entry, Mapping) else entry for row, entry in value.items()}
+        elif isinstance(value, Mapping) and not _is_interval(value):
+            result |= {f"{key}_{name}": own for name, own in joined(value).items()}
+        elif isinstance(summary.get(f"{key}_interval"), list | tuple):
+            low, high = summary[f"{key}_interval"]
+            result[key] = {"value": value, "low": low, "high": high}
+        elif not key.endswith("_interval"):
+            result[key] = value
+    return result
 
 
 def _kind_table(kind: str, names: list, summaries: Mapping[str, Mapping], published: Mapping[str, Mapping]) -> Table:
@@ -64,18 +80,14 @@ def _kind_table(kind: str, names: list, summaries: Mapping[str, Mapping], publis
     counts = [{row: entry.get("count") for row, entry in own.items()} for own in cells.values()]
     if all(own == counts[0] for own in counts):  # stands once, at the end
         columns = [c for c in columns if c[1] != "count"] + [(first, "count")] * ((first, "count") in columns)
-    wanted = [name for row in names for name in (f"{kind}.{row}", row)]
+    models = _models(published, [f"{kind}.{row}" for row in names])
     rows = []
     for row in names:
         own = [_cell(cells[run].get(row, {}).get(metric)) for run, metric in columns]
-        rows.append((str(row), [*own, *_published(published, (f"{kind}.{row}", row), wanted)]))
+        rows.append((str(row), [*own, *_published(published, models, f"{kind}.{row}")]))
     alone = {metric for _, metric in columns if metric and [m for _, m in columns].count(metric) == 1}
     titles = [metric if metric in alone else f"{run} {metric}".strip() for run, metric in columns]
-    return Table(_words(kind).replace("by", "By", 1), [*titles, *_models(published, wanted)], rows)
-
-
-def _is_table(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping) and not _is_interval(value)
+    return Table(_words(kind).replace("by", "By", 1), [*titles, *models], rows)
 
 
 def _is_interval(value: Any) -> bool:
@@ -105,10 +117,9 @@ def _models(published: Mapping[str, Mapping], keys: list) -> list[str]:
     return [model for model, figures in published.items() if any(key in figures for key in keys)]
 
 
-def _published(published: Mapping[str, Mapping], names: tuple, keys: list) -> list[str]:
-    """The cells of one row: of each model of `_models` its figure by the first name that it has."""
-    found = [[published[m][name] for name in names if name in published[m]] for m in _models(published, keys)]
-    return ["" if not figures else f"{figures[0]:.2f} %" for figures in found]
+def _published(published: Mapping[str, Mapping], models: list[str], key: str) -> list[str]:
+    """The cells of one row, of each model one."""
+    return [f"{published[model][key]:.2f} %" if key in published[model] else "" for model in models]
 
 
 def _words(key: str) -> str:

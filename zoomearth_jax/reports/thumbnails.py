@@ -17,7 +17,7 @@ from PIL import Image
 from zoomearth_jax.files import writing
 
 OVERVIEW_PX, PICTURE_PX = 160, 128  # longest sides
-QUALITY = 60  # of WebP
+QUALITY = 65  # of JPEG; WebP would save a fifth of the bytes in three times the time
 
 
 class Thumbnail(NamedTuple):
@@ -74,11 +74,11 @@ class Thumbnails:
 
 
 def encoded(picture: np.ndarray, side: int) -> bytes:
-    """A uint8 picture as WebP, its longer side shrunk to at most `side` px."""
+    """A uint8 picture as JPEG, its longer side shrunk to at most `side` px."""
     image = Image.fromarray(picture)
     image.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
     file = io.BytesIO()
-    image.save(file, format="WEBP", quality=QUALITY, method=2)
+    image.save(file, format="JPEG", quality=QUALITY)
     return file.getvalue()
 
 

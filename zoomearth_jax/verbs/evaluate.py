@@ -32,8 +32,8 @@ from zoomearth_jax.evaluation.benchmarks.official import distinct
 from zoomearth_jax.evaluation.benchmarks.questions import Questions
 from zoomearth_jax.evaluation.figures import scored
 from zoomearth_jax.evaluation.identity import config_hash, model_identity
-from zoomearth_jax.evaluation.record_store import PARTS, RecordStore
-from zoomearth_jax.evaluation.records import RECORDS, Record
+from zoomearth_jax.evaluation.record_store import PARTS, RECORDS, RecordStore
+from zoomearth_jax.evaluation.records import Record
 from zoomearth_jax.evaluation.runner import THUMBNAILS, Runner, guarded, run_summary
 from zoomearth_jax.evaluation.table import lines
 from zoomearth_jax.files import Lock, check_writable, write_file

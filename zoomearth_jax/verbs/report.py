@@ -11,10 +11,11 @@ import tyro
 
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.benchmarks import BENCHMARKS
-from zoomearth_jax.evaluation.records import RECORDS, read_records
+from zoomearth_jax.evaluation.predictions import read_predictions
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.reports.episode_rows import Evaluated
 from zoomearth_jax.reports.episodes import write_comparison, write_report
+from zoomearth_jax.terminal.progress import say
 
 MAIN = "shown"  # the way of showing crops whose records lie in the folder itself
 
@@ -62,7 +63,7 @@ def report(config: ReportConfig) -> Path:
 
 
 def read_evaluation(directory: Path) -> Evaluated:
-    """A folder that an evaluation wrote, its records scored anew.
+    """A folder that an evaluation wrote, its records scored anew; a row that can't be read is named and left out.
 
     Raises:
         UserError: it holds none, or what it holds can't be read.
@@ -75,10 +76,12 @@ def read_evaluation(directory: Path) -> Evaluated:
     folders = {crops: directory if crops == MAIN else directory / crops for crops in names}
     if MAIN not in folders and not (directory / names[0]).is_dir():  # the only way of showing crops
         folders[names[0]] = directory
-    records = {crops: read_records(folder / RECORDS) for crops, folder in folders.items()}
-    for crops, own in records.items():
-        if not own:
-            raise UserError(f"{folders[crops] / RECORDS}: no records in it; run `zoomearth evaluate` again")
+    records = {}
+    for crops, folder in folders.items():
+        read = read_predictions([folder / "records.jsonl"], name)
+        records[crops] = read.records
+        for fault in read.faults:
+            say(f"{folder}: {fault}; left out")
     scores = {crops: BENCHMARKS[name].score([r for r in own if not r.fault]) for crops, own in records.items()}
     return Evaluated(results, records, scores, sorted(folders[names[0]].glob("thumbnails*.jsonl")))
 
