@@ -84,10 +84,9 @@ class RecordStore:
         """Brings the records of all files into one, without half-written lines."""
         if self._folder is None:
             return
-        parts = sorted(self._folder.glob(PARTS))
-        records = self._read([self._folder / RECORDS, *parts])
-        if records:
-            write_file(self._folder / RECORDS, "".join(map(_line, records)))
+        whole, parts = self._folder / RECORDS, sorted(self._folder.glob(PARTS))
+        if whole.exists() or parts:
+            write_file(whole, "".join(map(_line, self._read([whole, *parts]))))
         for part in parts:
             part.unlink()
 
