@@ -220,6 +220,8 @@ def _run(args: list[str], interrupts: Interrupts | None) -> None:
 
 
 def _resume_hint(out) -> str:
+    if (out / "records.jsonl").exists():
+        return "; --resume goes on with the questions that are left"
     known = [place for place in (out / "checkpoints").iterdir() if place.name.isdigit()]
     return "; --resume goes on from the last checkpoint" if known else ""
 
