@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test parity slow beam lint setup nano goldens clean
+.PHONY: demo test parity slow browser beam lint setup nano goldens clean
 
 demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
 	$(BIN)/zoomearth demo
@@ -16,6 +16,9 @@ parity: .venv/parity    ## live comparison with HF transformers in torch
 
 slow: .venv/installed   ## proofs that take minutes: training on meshes and in several processes, killed and resumed
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow -rP tests
+
+browser: .venv/browser  ## the page of an evaluation in an installed Chromium, and how fast it answers
+	$(BIN)/python -m pytest -m 'slow or not slow' -rPs tests/reports/test_episodes_browser.py
 
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py
@@ -44,6 +47,10 @@ clean:
 
 .venv/parity: .venv/installed
 	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4' 'wandb>=0.31'
+	touch $@
+
+.venv/browser: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	touch $@
 
 .venv-beam/installed: setup.py pyproject.toml

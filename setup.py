@@ -38,6 +38,7 @@ EXTRAS = {
     "beam": ["apache-beam>=2.60"],
     "bench": ["torch>=2.9"],
     "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
+    "browser": ["playwright>=1.50"],  # drives an installed Chromium, whose page tests are skipped without it
     "test": TEST,
     "dev": [*TEST, "ruff>=0.12", "mypy>=2.0"],
 }
@@ -57,7 +58,9 @@ setup(
             "models/nano*/*",
             "rl/rewards/wordnet.npz",
             "rl/rewards/LICENSE.wordnet",
-            "reports/report.html.j2",
+            "reports/*.j2",
+            "reports/episodes.css",
+            "reports/episodes.js",
         ]
     },
     install_requires=CORE,

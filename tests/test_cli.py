@@ -45,7 +45,7 @@ def run(*args, cwd):
         (["sft", "--config", "bad.yaml"], "bad.yaml: unknown key 'stepz'; did you mean 'steps'?"),
         (["sft", "--config"], "give a YAML file"),
         (["evaluate", "--data", "empty"], "questions.jsonl: no such file"),
-        (["evaluate", "--questions", "0"], "must be positive"),
+        (["evaluate", "--limit", "0"], "must be positive"),
         (["grpo", "--model", "nano", "--group", "1"], "group must be at least 2"),
         (["sft", "--optimizer.lrr", "1"], "perhaps you meant --optimizer.lr"),
         (["sft", "--steps", "many"], "--steps"),

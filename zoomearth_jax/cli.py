@@ -38,6 +38,8 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.grpo import grpo
     from zoomearth_jax.verbs.plan import plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
+    from zoomearth_jax.verbs.report import ReportConfig, report
+    from zoomearth_jax.verbs.score import ScoreConfig, score
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -50,6 +52,8 @@ def _verbs() -> dict:
         "grpo": (GRPOConfig, grpo),
         "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
+        "report": (ReportConfig, report),
+        "score": (ScoreConfig, score),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))
@@ -216,6 +220,8 @@ def _run(args: list[str], interrupts: Interrupts | None) -> None:
 
 
 def _resume_hint(out) -> str:
+    if (out / "records.jsonl").exists():
+        return "; --resume goes on with the questions that are left"
     known = [place for place in (out / "checkpoints").iterdir() if place.name.isdigit()]
     return "; --resume goes on from the last checkpoint" if known else ""
 

@@ -108,8 +108,8 @@ def test_a_run_loads_merged(sft_run):
     for path in before:
         adapted = path[:2] == ("decoder", "layers") and path[-1] == "kernel"
         assert np.array_equal(before[path][...], after[path][...]) != adapted, path
-    results = evaluate(EvaluateConfig(model=str(sft_run.out), questions=8, batch_size=8, masked=False))
-    assert results["shown"]["questions"] == 8
+    results = evaluate(EvaluateConfig(model=str(sft_run.out), limit=8, batch_size=8, crops=("shown",)))
+    assert results["counts"]["scored"] == 8
 
 
 @pytest.mark.slow

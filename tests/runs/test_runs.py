@@ -162,13 +162,13 @@ def test_a_checkpoint_of_another_model_is_refused(sft_run, tmp_path):
 
 def test_evaluate_and_ask_load_a_run_and_read_files(grpo_run, folder, capsys):
     scenes = write_scenes(ScenesConfig(out=folder / "scenes", count=2, side=600))
-    results = evaluate(
-        EvaluateConfig(model=str(grpo_run.out), data=(str(scenes),), samples=folder / "s.jsonl", batch_size=8)
-    )
-    records = [json.loads(line) for line in (folder / "s.jsonl").read_text().splitlines()]
-    assert len(records) == results["shown"]["questions"] == len((scenes / "questions.jsonl").read_text().splitlines())
-    assert np.mean([r["correct"] for r in records]) == pytest.approx(results["shown"]["accuracy"])
-    assert set(results["shown"]["accuracy_by_level"]) == {"global", "object"}
+    out = folder / "evaluated"
+    results = evaluate(EvaluateConfig(model=str(grpo_run.out), data=(str(scenes),), out=out, batch_size=8))
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    summary = results["runs"]["shown"]["summary"]
+    assert len(records) == summary["questions"] == len((scenes / "questions.jsonl").read_text().splitlines())
+    assert np.mean([r["answer"] == r["reference"] for r in records]) == pytest.approx(summary["official"])
+    assert set(summary["by_level"]) == {"global", "object"}
     capsys.readouterr()
     image = next(scenes.glob("*.tif"))
     ask(AskConfig(image, "Which season is it?", model=str(grpo_run.out), save=folder / "a" / "out.png", json=True))

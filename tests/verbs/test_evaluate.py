@@ -3,7 +3,6 @@
 import json
 import shutil
 import types
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,11 @@ from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluation import record_store
 from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.rl.records import sample_record
-from zoomearth_jax.verbs.evaluate import EvaluateConfig, _open_questions, evaluate
+from zoomearth_jax.verbs import evaluate as verb
+from zoomearth_jax.verbs.evaluate import EvaluateConfig, _open, evaluate
 from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
 
 IMAGE, EPISODE = Frame(1000, 1000), EpisodeConfig(min_window_px=100)
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
 
 def run(data, **settings):
     """An evaluation sampled at T = 1, in batches of three."""
-    how = {"sampling": SamplingConfig(temperature=1.0), "masked": False, "batch_size": 3} | settings
+    how = {"sampling": SamplingConfig(temperature=1.0), "crops": ("shown",), "batch_size": 3} | settings
     return evaluate(EvaluateConfig(data=(str(data),), **how))
 
 
@@ -89,29 +90,41 @@ def truncated(folder, to, *numbers):
     return to
 
 
-def records(file):
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def records(out):
+    """The records of an evaluation without what differs from time to time."""
+    lines = (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
 
 def test_a_broken_image_is_named_counted_and_changes_nothing_else(folder, tmp_path, capsys):
-    (tmp_path / "s.jsonl").write_text("of an earlier evaluation\n" * 99)
     total = len(read_questions(folder))
-    whole = run(folder, samples=tmp_path / "s.jsonl")["shown"]
-    assert (whole["questions"], whole["of"], whole["unreadable"]) == (total, total, 0)
-    assert " of " not in capsys.readouterr().out
-    broken = truncated(folder, tmp_path / "broken", 1)
+    whole = run(folder, out=tmp_path / "whole")["counts"]
+    assert (whole["scored"], whole["total"], whole["unreadable"]) == (total, total, 0)
+    assert " of " not in capsys.readouterr().out.splitlines()[0]
+    broken = truncated(folder, tmp_path / "images", 1)
     name = sorted(broken.glob("*.png"))[1].name
-    results = run(broken, samples=tmp_path / "b.jsonl", masked=True)
+    results = run(broken, out=tmp_path / "broken", crops=("shown", "masked"))
     left = [q.image.path.name == name for q in read_questions(broken)]
-    for summary in results.values():
-        assert (summary["questions"], summary["of"]) == (total - sum(left), total)
-        assert summary["unreadable"] == sum(left) > 1
+    assert (results["counts"]["scored"], results["counts"]["total"]) == (total - sum(left), total)
+    for one in results["runs"].values():
+        assert (one["summary"]["questions"], one["summary"]["unreadable"]) == (total - sum(left), sum(left))
+        assert sum(left) > 1
     said = capsys.readouterr()
-    assert said.err.count(name) == said.err.count("\n") == 1
-    assert f"{total - sum(left)} of {total}" in said.out
+    assert said.err.count(f"{name}: broken image data") == said.err.count("left out")
+    assert f"questions: {total - sum(left)} of {total} questions, {sum(left)} unreadable" in said.out
     # every other question has the same seed: the same text at T = 1
-    kept = [record for record, gone in zip(records(tmp_path / "s.jsonl"), left, strict=True) if not gone]
-    assert records(tmp_path / "b.jsonl") == kept
+    kept = [record for record, gone in zip(records(tmp_path / "whole"), left, strict=True) if not gone]
+    assert [record for record in records(tmp_path / "broken") if not record["fault"]] == kept
+    assert "</html>" in (tmp_path / "broken" / "report.html").read_text()
+
+
+def test_images_that_were_mended_are_tried_again(folder, tmp_path):
+    broken = truncated(folder, tmp_path / "images", 1)
+    assert run(broken, out=tmp_path / "out")["counts"]["unreadable"] > 0
+    shutil.copytree(folder, broken, dirs_exist_ok=True)
+    assert run(broken, out=tmp_path / "out", resume=True)["counts"]["unreadable"] == 0
+    run(folder, out=tmp_path / "whole")
+    assert records(tmp_path / "out") == records(tmp_path / "whole")
 
 
 def test_strict_stops_at_a_broken_image_and_keeps_what_was_played(folder, tmp_path):
@@ -119,56 +132,129 @@ def test_strict_stops_at_a_broken_image_and_keeps_what_was_played(folder, tmp_pa
     questions = read_questions(broken)
     last = next(i for i, q in enumerate(questions) if q.image.path.name == sorted(broken.glob("*.png"))[2].name)
     with pytest.raises(UserError, match=r"\.png: broken image data"):
-        run(broken, strict=True, samples=tmp_path / "s.jsonl")
-    assert len(records(tmp_path / "s.jsonl")) == last // 3 * 3 > 0
+        run(broken, strict=True, out=tmp_path / "out")
+    assert len(records(tmp_path / "out")) == last // 3 * 3 > 0
 
 
 def test_only_broken_images_are_one_line(folder, tmp_path, capsys):
     broken = truncated(folder, tmp_path / "broken", *range(3))
-    assert main(["evaluate", "--data", str(broken), "--batch-size", "6"]) == 2
+    assert main(["evaluate", "--data", str(broken), "--batch-size", "3"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "none of the" in error
     assert "scene_0_0000.png" in error
 
 
+def test_rows_without_an_image_are_counted_and_strict_refuses_them(folder, tmp_path, capsys):
+    lacking = shutil.copytree(folder, tmp_path / "lacking")
+    sorted(lacking.glob("*.png"))[1].unlink()
+    total = len((lacking / "questions.jsonl").read_text().splitlines())
+    opened = _open(EvaluateConfig(data=(str(lacking),)))[1]
+    assert (len(opened.items) + len(opened.faults), opened.total) == (total, total)
+    assert capsys.readouterr().err.count("; left out\n") == len(opened.faults) > 0
+    with pytest.raises(UserError, match="without --strict they are left out"):
+        _open(EvaluateConfig(data=(str(lacking),), strict=True))
+
+
 def test_all_questions_of_a_folder_and_1024_scenes_by_default(folder):
     total = len(read_questions(folder))
-    for data, questions, want in (
+    for data, limit, want in (
         ((str(folder),), None, (total, total)),
-        (("scenes",), None, (1024, 1024)),
+        ((), None, (1024, 1024)),
         (("scenes",), 7, (7, 7)),
         (("scenes", str(folder)), None, (1024 + total, 1024 + total)),
         (("scenes", str(folder)), 2, (4, 2 + total)),
+        ((str(folder), str(folder)), 2, (4, 2 * total)),
     ):
-        asked, of = _open_questions(EvaluateConfig(data=data, questions=questions))
-        assert (len(asked), of) == want
+        _, opened, chosen = _open(EvaluateConfig(data=data, limit=limit))
+        assert (len(chosen), opened.total) == want
+        assert len({item.id for item in opened.items}) == len(opened.items)
 
 
-@pytest.mark.parametrize("place", ["folder", "file/s.jsonl", "/dev/full", "n" * 300, "/proc/s.jsonl"])
-def test_samples_are_tried_before_anything_runs(place, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--benchmark", "lrs-gr"], "did you mean 'lrs-gro'?"),
+        (["--benchmark", "mme-realworld-rs"], "give the official file or its folder by --data; MME_RealWorld.json and"),
+        (["--crops", "maskd"], "did you mean 'masked'?"),
+        (["--crops", "shown", "shown"], "names one twice"),
+        (["--shard", "0/4"], "write the part and the number of parts, such as 1/4"),
+        (["--shard", "5/4"], "such as 1/4"),
+        (["--limit", "2", "--shard", "3/4"], "has none of 2 questions"),
+        (["--resume"], "resume needs --out"),
+        (["--out", "new", "--resume", "--overwrite"], "choose one"),
+        (["--benchmark", "xlrs-bench", "--data", ".", "--match", "exact"], "has a rule of its own"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_make_no_sense_are_one_line(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
+    assert main(["evaluate", *args]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "n" * 300, "/proc/out", "/dev/full"])
+def test_the_folder_is_tried_before_anything_runs(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verb, "load_model", None)
     (tmp_path / "file").write_text("kept")
-    assert main(["evaluate", "--model", "nothing-there", "--samples", place]) == 2
+    assert main(["evaluate", "--out", place]) == 2
     error = capsys.readouterr().err
     assert place in error
-    assert "nothing-there" not in error
     assert error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_what_was_there_stays_until_the_first_batch(tmp_path, capsys):
-    (tmp_path / "old").write_text("kept")
+def test_what_was_there_stays_until_the_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "records.jsonl").write_text("kept")
     for name in ("old", "new"):
-        assert main(["evaluate", "--model", "nothing-there", "--samples", str(tmp_path / "a" / ".." / name)]) == 2
-    assert (tmp_path / "old").read_text() == "kept"
+        how = ["--layout.prompt-len", "17", "--overwrite"]
+        assert main(["evaluate", *how, "--out", str(tmp_path / name)]) == 2
+    assert (tmp_path / "old" / "records.jsonl").read_text() == "kept"
     assert not (tmp_path / "new").exists()
 
 
-def test_a_disk_that_fills_up_does_not_end_the_evaluation(folder, capsys, monkeypatch):
-    """Of a part of the folder, which says of how many."""
-    monkeypatch.setattr("zoomearth_jax.verbs.evaluate.check_writable", lambda path: None)
-    with pytest.raises(UserError, match="/dev/full: No space left on device; it holds 0 questions"):
-        run(folder, questions=3, samples=Path("/dev/full"), json=True)
-    summary = json.loads(capsys.readouterr().out)["shown"]
-    assert (summary["questions"], summary["of"]) == (3, len(read_questions(folder)))
+def test_two_evaluations_do_not_share_a_folder(tmp_path):
+    with verb.Lock(tmp_path, ""), pytest.raises(UserError, match="another evaluation is at work"):
+        run("scenes", out=tmp_path)
+
+
+def test_a_disk_that_fills_up_does_not_end_the_evaluation(folder, tmp_path, capsys, monkeypatch):
+    """Of a part of the folder, which says of how many. What could be written can be gone on with."""
+    append, counts = record_store._append, []
+
+    def full(path, data):
+        counts.append(len(data))
+        if len(counts) == 2:
+            raise OSError(28, "No space left on device")
+        append(path, data)
+
+    monkeypatch.setattr(record_store, "_append", full)
+    how = {"limit": 5, "out": tmp_path / "out", "json": True}
+    with pytest.raises(
+        UserError, match=r"records\.jsonl: No space left on device; it holds 3 questions, the rest is lost"
+    ):
+        run(folder, **how)
+    results = json.loads(capsys.readouterr().out)
+    assert (results["counts"]["scored"], results["counts"]["total"]) == (5, len(read_questions(folder)))
+    assert len(records(tmp_path / "out")) == 3
+    assert run(folder, resume=True, **how)["runs"]["shown"]["summary"] == results["runs"]["shown"]["summary"]
+
+
+def test_results_state_where_they_come_from(folder, tmp_path):
+    results = run(folder, limit=3, out=tmp_path)
+    known = "benchmark title config config_hash versions commit seed hardware date counts runs published"
+    assert " ".join(results) == known
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert results["config"]["sampling"]["temperature"] == 1.0
+    assert {"zoomearth-jax", "jax"} <= set(results["versions"])
+    assert set(results["hardware"]) == {"platform", "device", "devices", "cores"}
+    (one,) = results["runs"].values()
+    own = records(tmp_path)
+    assert one["tokens_per_sample"] == sum(record["tokens"] for record in own) / 3
+    assert one["visual_tokens_per_sample"] == sum(record["visual_tokens"] for record in own) / 3 > 0
+    assert one["seconds_per_sample"] > 0

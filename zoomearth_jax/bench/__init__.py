@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from zoomearth_jax.bench.evaluate import EvaluateBenchConfig, bench_evaluate
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.grpo import GRPOBenchConfig, bench_grpo
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
@@ -27,6 +28,7 @@ from zoomearth_jax.terminal.tables import table
 
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS: dict[str, tuple[type, Callable]] = {
+    "evaluate": (EvaluateBenchConfig, bench_evaluate),
     "full-size": (FullSizeConfig, bench_full_size),
     "grpo": (GRPOBenchConfig, bench_grpo),
     "loader": (LoaderConfig, bench_loader),

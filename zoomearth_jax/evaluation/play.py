@@ -1,9 +1,12 @@
-"""Plays all questions of a set in batches of one shape; images that can't be read are gone past."""
+"""Plays whole sets of questions through the one engine."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from zoomearth_jax.configs.sampling import SamplingConfig
@@ -11,10 +14,11 @@ from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.rl.episode import Episode
-from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, Trajectories
 from zoomearth_jax.runs.start import look_ahead
-from zoomearth_jax.terminal.progress import tracked
+from zoomearth_jax.terminal.progress import Progress
 from zoomearth_jax.tools.tool import Tool
 from zoomearth_jax.tools.zoom import MASK_LEVEL
 
@@ -42,6 +46,20 @@ def fault_of(question: Question) -> str:
     return getattr(question.image, "fault", "")
 
 
+class Batch(NamedTuple):
+    """A batch that was played.
+
+    Attributes:
+        places: those of its questions among all.
+        trajectories: first those of the questions, then of what fills the batch up.
+        seconds: since the batch before, or the beginning.
+    """
+
+    places: range
+    trajectories: Trajectories
+    seconds: float
+
+
 def play_batches(
     engine: RolloutEngine,
     params,
@@ -51,27 +69,40 @@ def play_batches(
     sampling: SamplingConfig,
     tool: Tool,
     batch_size: int,
-) -> Iterator[list[Episode] | list[None]]:
-    """Plays like `play`, one batch at a time. A batch where no image can be read isn't played: None in place of its episodes."""
-    batch_size = min(batch_size, len(questions))
-    starts = range(0, len(questions), batch_size)
-    batches = [list(questions[start : start + batch_size]) for start in starts]
-    counts = [len(batch) for batch in batches]
-    batches[-1] += batches[-1][:1] * (batch_size - len(batches[-1]))
-    looks = look_ahead(iter(batches), engine.look)
-    for start, batch, count in zip(tracked(starts, "evaluate"), batches, counts, strict=True):
-        look = next(looks)
-        if all(map(fault_of, batch)):
-            yield [None] * count
-            continue
-        seeds = range(start, start + batch_size)
-        played = engine(params, batch, key, sampling=sampling, seeds=seeds, tool=tool, look=look)
-        yield played.episodes[:count]
+    seeds: Sequence[int] | None = None,
+    label: str = "evaluate",
+) -> Iterator[Batch]:
+    """Plays questions in batches of one shape; the last one is filled up.
+
+    Of several processes each plays its own questions, all as many.
+
+    Args:
+        batch_size: questions of this process played at once, rounded up to a multiple of its devices that share rows.
+        seeds: a seed of each question, from which what is sampled for it follows; by default its place.
+        label: text before the progress.
+    """
+    seeds = range(len(questions)) if seeds is None else seeds
+    mesh = engine.mesh
+    devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"] // process_share(mesh)[1]
+    size = -(-min(batch_size, len(questions)) // devices) * devices
+    batches = [range(start, min(start + size, len(questions))) for start in range(0, len(questions), size)]
+    rows = [[*places, *[places[0]] * (size - len(places))] for places in batches]
+    looks = look_ahead(([questions[place] for place in row] for row in rows), engine.look)
+    began = time.perf_counter()
+    with Progress(label, len(questions), quiet=jax.process_index() > 0) as progress:
+        for places, row, look in zip(batches, rows, looks, strict=True):
+            batch, chosen = [questions[place] for place in row], [seeds[place] for place in row]
+            played = engine(params, batch, key, sampling=sampling, seeds=chosen, tool=tool, look=look)
+            ended = time.perf_counter()
+            yield Batch(places, played, ended - began)
+            began = ended
+            progress.update(len(places))
 
 
 def play(engine: RolloutEngine, params, questions: Sequence[Question], key, **how) -> list[Episode]:
-    """One episode of each question, in batches of one shape; the last is filled up and cut.
+    """One episode of each question, see `play_batches`.
 
     A question's place among all is its seed, so that samples depend neither on the batch size nor on other questions.
     """
-    return [episode for batch in play_batches(engine, params, questions, key, **how) for episode in batch if episode]
+    batches = play_batches(engine, params, questions, key, **how)
+    return [episode for batch in batches for episode in batch.trajectories.episodes[: len(batch.places)]]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from zoomearth_jax.files import write_file
+from zoomearth_jax.reports.page import render
 from zoomearth_jax.reports.pictures import COLORS, enlarged, with_boxes
 from zoomearth_jax.runs.metrics import read_metrics
 
@@ -82,6 +81,4 @@ def episode_card(record: dict, rewards: dict, overview: np.ndarray, pictures: Se
 
 def write_report(path: Path, **values) -> None:
     """Fills the template; everything the model wrote is escaped."""
-    source = (files("zoomearth_jax.reports") / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    write_file(path, environment.from_string(source).render(colors=COLORS, **values))
+    write_file(path, render("report.html.j2", colors=COLORS, **values))

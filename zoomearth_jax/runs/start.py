@@ -107,7 +107,7 @@ class Run:
         self.out, self._begun = Path(config.out), config.resume
         self._lock: Lock | None = None
         try:
-            _agreed(self._take)
+            agreed(self._take)
         except BaseException:
             self.__exit__()
             raise
@@ -152,7 +152,7 @@ class Run:
         if self._begun:
             return
         self._begun = True
-        _agreed(lambda: self._take(make=True))
+        agreed(lambda: self._take(make=True))
         if jax.process_index() == 0:
             self._write()
         together("wrote the run's settings")
@@ -172,7 +172,7 @@ class Run:
                 shutil.rmtree(staging, ignore_errors=True)
 
 
-def _agreed(check: Callable[[], None]) -> None:
+def agreed(check: Callable[[], None]) -> None:
     """Returns what the first process's check gives; where it refuses, all processes do.
 
     Raises:

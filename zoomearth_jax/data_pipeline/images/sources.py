@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +84,31 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
         raise UserError(f"image: {shape[1]} x {shape[0]} px; give one with pixels")
     picture = Image.fromarray(np.ascontiguousarray(pixels))  # a copy of RGB, but not of grey
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+class SideBySide:
+    """Several images as one, from left to right, upper borders on one line; grey below the lower ones."""
+
+    def __init__(self, images: Sequence[ImageSource]):
+        """Takes at least one image."""
+        self._images = tuple(images)
+        self.frame = Frame(sum(i.frame.width for i in images), max(i.frame.height for i in images))
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """See `ImageSource.window`; each image's part is resized by itself."""
+        x_scale, y_scale = size.width / (box.x2 - box.x1), size.height / (box.y2 - box.y1)
+        picture, left = np.full((size.height, size.width, 3), 127, np.uint8), 0
+        for image in self._images:
+            x1, x2 = max(box.x1, left), min(box.x2, left + image.frame.width)
+            y1, y2 = max(box.y1, 0), min(box.y2, image.frame.height)
+            begin, end, low = (
+                round(edge) for edge in ((x1 - box.x1) * x_scale, (x2 - box.x1) * x_scale, (y2 - box.y1) * y_scale)
+            )
+            if x1 < x2 and y1 < y2 and begin < end and low > 0:
+                part = Box(x1 - left, y1, x2 - left, y2, image.frame)
+                picture[:low, begin:end] = image.window(part, Frame(end - begin, low), exact)
+            left += image.frame.width
+        return picture
 
 
 class RawImage:

@@ -98,6 +98,19 @@ class Stream:
             raise BrokenImage(f"{self.path}: {what} ({said})") from None
 
 
+def frame_of(picture: bytes) -> Frame:
+    """The size of a picture in memory, of whatever form that libvips reads here; by its header alone.
+
+    Raises:
+        BrokenImage: it is none.
+    """
+    try:
+        header = pyvips.Image.new_from_buffer(picture, "", access="sequential")
+    except pyvips.Error as error:
+        raise BrokenImage(f"not a readable image ({(error.detail or error.message).splitlines()[0]})") from None
+    return Frame(header.width, header.height)
+
+
 def without_junk(path: Path) -> bytes | None:
     """A JPEG without the bytes between its segments that belong to none, which readers skip; None if it has no such bytes.
 

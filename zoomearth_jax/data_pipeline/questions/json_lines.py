@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from zoomearth_jax.errors import UserError
 
 MAX_LINE = 1 << 20  # characters; the longest row of LRS-GRO has some 5,000
+MAX_LIST = 1 << 28  # characters of a file that is one list; MME-RealWorld's has some 20 million
 _MARKS = {  # UTF-32's first: in little-endian order it begins like UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -54,6 +55,39 @@ def read_json_lines(file) -> Iterator[Line]:
         raise UserError(f"{file}: can't be read ({error.strerror or error})") from None
     except UnicodeError as error:
         raise UserError(f"{file}: broken text ({error}); save it as UTF-8") from None
+
+
+def read_json_rows(file) -> Iterator[Line]:
+    """The objects of a file of JSON lines, or of a file that is one JSON list of objects, numbered from 1.
+
+    Raises:
+        UserError: what is there is neither, or can't be read.
+    """
+    file = Path(file)
+    encoding = _encoding(file)
+    try:
+        with open(file, encoding=encoding, errors="surrogateescape") as text:
+            start = text.read(MAX_LINE).lstrip("\ufeff \t\r\n")
+            whole = start + text.read(MAX_LIST) if start.startswith("[") else ""
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{file}: can't be read ({error})") from None
+    return _list_rows(file, whole) if whole else read_json_lines(file)
+
+
+def _list_rows(file: Path, text: str) -> Iterator[Line]:
+    if len(text) >= MAX_LIST:
+        raise UserError(f"{file}: a list of over {MAX_LIST:,} characters; {_ONE_A_LINE}")
+    try:
+        values = _DECODER.decode(text.rstrip())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not a list of rows ({str(error)[:200]})") from None
+    for number, value in enumerate(values, 1):
+        try:
+            yield Line(number, parse_object(json.dumps(value)))
+        except ValueError as error:
+            yield Line(number, {}, str(error))
 
 
 def _encoding(file: Path) -> str:

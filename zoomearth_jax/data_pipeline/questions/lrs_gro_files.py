@@ -12,7 +12,8 @@ from zoomearth_jax.data_pipeline.questions.records import refuse
 from zoomearth_jax.errors import UserError
 
 WHERE_FROM = (
-    "LRS-GRO comes from the authors of ZoomEarth (arXiv 2511.12267), https://huggingface.co/datasets/HappyBug/LRS-GRO: put "
+    "LRS-GRO comes from the authors of ZoomEarth (arXiv 2511.12267), https://huggingface.co/datasets/HappyBug/LRS-GRO "
+    "(`hf download HappyBug/LRS-GRO --repo-type dataset --local-dir FOLDER`): put "
     "sft.jsonl, rl.jsonl and test.jsonl (or folders of these names as `datasets` saves them, or LRS-GRO.jsonl with all "
     "splits) into one folder, and the images into its subfolder images/, or `zoomearth tile` them into tiles/; "
     "`zoomearth data check FOLDER` then tells what is there"

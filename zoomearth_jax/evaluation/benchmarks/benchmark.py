@@ -10,7 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.records import Item, Record
+from zoomearth_jax.terminal.progress import say
+
+_SHOWN = 10  # faults that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +75,24 @@ class Benchmark(Protocol):
         """The benchmark's own figures: `official` and `strict` (its headline averages), tables by kind under `by_…` (each a mapping
         of name to {"official", "strict", "count"}), all as shares of 1."""
         ...
+
+
+def with_match(benchmark: Benchmark, match: str | None) -> Benchmark:
+    """The benchmark with another rule for free answers; None leaves its own.
+
+    Raises:
+        UserError: its rule can't be chosen.
+    """
+    if match is None:
+        return benchmark
+    if not hasattr(benchmark, "match"):
+        raise UserError(f"match: {benchmark.name} has a rule of its own; only free answers are matched")
+    return dataclasses.replace(benchmark, match=match)  # type: ignore[type-var]  # those with a rule to choose are dataclasses
+
+
+def say_left_out(faults: Sequence[str]) -> None:
+    """Names rows that are left out, the first ones each, the others by their number."""
+    for fault in faults[:_SHOWN]:
+        say(f"{fault}; left out")
+    if len(faults) > _SHOWN:
+        say(f"{len(faults) - _SHOWN:,} more rows are left out")

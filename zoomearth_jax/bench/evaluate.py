@@ -1,0 +1,168 @@
+"""`zoomearth bench evaluate`: episodes per second of the evaluation's runner, against one by one with re-prefill.
+
+One by one is how the models' own scripts evaluate: a question at a time, and after the first turn a new request with the prompt,
+that turn and the crop, all of which is computed again. Both run compiled programs of the same model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.data_pipeline.questions.mixture import SCENES
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.text.protocol import parse_answer
+from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluation.benchmarks.questions import Questions
+from zoomearth_jax.evaluation.record_store import RecordStore
+from zoomearth_jax.evaluation.records import Item, Record
+from zoomearth_jax.evaluation.runner import Runner
+from zoomearth_jax.models.family import Images
+from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, prefill, reread
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.tools.tool import Request, View
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateBenchConfig:
+    """Episodes per second of an evaluation, against one by one with the second turn computed anew.
+
+    Attributes:
+        model: as `load_model` takes it; one of two turns.
+        episodes: procedural questions that the runner plays.
+        one_by_one: the first so many of them are played one by one; the ratio is that of episodes per second.
+        batch_size: questions that the runner plays at once.
+        repeats: turns of both, of which the medians count.
+        json: print JSON.
+    """
+
+    model: str = "nano-grpo"
+    episodes: int = 2000
+    one_by_one: int = 200
+    batch_size: int = 256
+    repeats: int = 3
+    json: bool = False
+
+    def __post_init__(self):
+        if min(self.episodes, self.one_by_one, self.batch_size, self.repeats) < 1 or self.one_by_one > self.episodes:
+            raise UserError("bench evaluate: all counts must be positive, and one_by_one at most episodes")
+
+
+def bench_evaluate(config: EvaluateBenchConfig) -> list[dict]:
+    """One row: `episodes, one_by_one, episodes_per_s, one_by_one_per_s, ratio, same_answers` (a share of `one_by_one`).
+
+    The runner's time holds reading the images, records and thumbnails on the disk; that of one by one reading the images only.
+    """
+    model, rows = load_model(config.model)
+    if rows.layout.num_turns != 2:
+        raise UserError(
+            f"bench evaluate: {config.model} plays {rows.layout.num_turns} turns; take a model that plays two"
+        )
+    items = Questions(count=config.episodes).open(Path(SCENES), None, ImageConfig()).items
+    engine, params = RolloutEngine(model, rows), nnx.state(model, nnx.Param)
+    slow = _OneByOne(model, engine, params)
+    few = items[: config.one_by_one]
+    _run(engine, params, items[: config.batch_size], config.batch_size)  # compiles
+    slow.play([item.question for item in few])
+    seconds: dict[str, list[float]] = {"runner": [], "one_by_one": []}
+    for _ in range(config.repeats):
+        began = time.perf_counter()
+        records = _run(engine, params, items, config.batch_size)
+        ended = time.perf_counter()
+        answers = slow.play([item.question for item in few])
+        seconds["one_by_one"].append(time.perf_counter() - ended)
+        seconds["runner"].append(ended - began)
+    fast_per_s = config.episodes / statistics.median(seconds["runner"])
+    slow_per_s = config.one_by_one / statistics.median(seconds["one_by_one"])
+    same = [record.answer == answer for record, answer in zip(records, answers, strict=False)]
+    return [
+        {
+            "model": config.model,
+            "episodes": config.episodes,
+            "one_by_one": config.one_by_one,
+            "batch_size": config.batch_size,
+            "episodes_per_s": fast_per_s,
+            "one_by_one_per_s": slow_per_s,
+            "ratio": fast_per_s / slow_per_s,
+            "same_answers": float(np.mean(same)),
+        }
+    ]
+
+
+def _run(engine: RolloutEngine, params, items: Sequence[Item], batch_size: int) -> list[Record]:
+    """Plays all items as `zoomearth evaluate` does, into a folder that is then removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = RecordStore(Path(folder), items, Questions.name, "")
+        store.begin(overwrite=False)
+        runner = Runner(engine, params, Questions.name, items, range(len(items)), batch_size=batch_size)
+        return runner.run("shown", store, Path(folder))
+
+
+class _Segment(NamedTuple):
+    """A stretch of one row with a picture: ids and validity [1, T], and the picture."""
+
+    ids: Any
+    valid: Any
+    images: Images
+
+
+class _OneByOne:
+    """Plays a question at a time, greedily; the second turn begins with prompt, first turn and crop computed anew."""
+
+    def __init__(self, model, engine: RolloutEngine, params):
+        self._engine, self._graph, self._weights = engine, nnx.graphdef(model), engine.weights(params)
+        self._sizes, self._sampler = model.config, Sampler(engine.rows.tokens, 0.0)
+        self._first, self._second = jax.jit(self._first_turn), jax.jit(self._second_turn)
+        self._keys = jax.random.split(jax.random.key(0), 1)  # nothing is drawn
+
+    def _first_turn(self, weights, prompt: _Segment) -> Writing:
+        model, length = nnx.merge(self._graph, weights), self._engine.rows.layout.turn_lens[0]
+        _, hidden, cache, start = prefill(model, prompt.ids, prompt.valid, prompt.images, 1, length)
+        return self._write(model, hidden, cache, length, start)
+
+    def _second_turn(self, weights, prompt: _Segment, writing: Writing, own, crop: _Segment) -> Writing:
+        model, (first, length) = nnx.merge(self._graph, weights), self._engine.rows.layout.turn_lens
+        cache = prefill(model, prompt.ids, prompt.valid, prompt.images, 1, first)[2]
+        cache, next_B = reread(model, cache, writing, *own)
+        _, hidden, cache, next_B = append_pictures(model, cache, crop.ids, crop.valid, crop.images, next_B, length)
+        return self._write(model, hidden, cache, length, next_B)
+
+    def _write(self, model, hidden, cache, length: int, start_B) -> Writing:
+        writing = self._sampler.begin(model, hidden, cache, length, start_B, jnp.ones(1, bool), self._keys)
+        return self._sampler.go_on(model, cache, writing, length)[1]
+
+    def play(self, questions: Sequence[Question]) -> list[str | None]:
+        """The answers."""
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: Question) -> str | None:
+        engine, rows = self._engine, self._engine.rows
+        prompts = rows.prompts([question])
+        prompt = jax.device_put(_Segment(prompts.ids, prompts.valid, self._sizes.prepare(*prompts.views)))
+        writing = self._first(self._weights, prompt)
+        ids = _ids(writing)
+        request = engine.tool.request(rows.decode(ids), View(question, rows.box_frame(question.image.frame)))
+        if isinstance(request, Request) and request.wanted:
+            views = rows.views([engine.tool.run(question.image, request)], rows.layout.picture_side)
+            written, slots = rows.replies([[ids]], rows.views([None], rows.layout.picture_side)), rows.layout.turn(0)
+            own = written.ids[:, slots], written.valid[:, slots]
+            ids_BT, valid_BT = rows.picture_slots(views.grids)
+            crop = _Segment(ids_BT, valid_BT, self._sizes.prepare(*views))
+            ids = _ids(self._second(self._weights, prompt, writing, own, jax.device_put(crop)))
+        return parse_answer(rows.decode(ids))
+
+
+def _ids(writing: Writing) -> list[int]:
+    return np.asarray(writing.ids_BT)[0][np.asarray(writing.written_BT)[0]].tolist()
