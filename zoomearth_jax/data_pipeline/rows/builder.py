@@ -236,12 +236,17 @@ class RowBuilder:
         """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
         return self.prompts(questions), self.reference_replies(questions)
 
-    def picture_slots(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2]; empty where the grid is 0 x 0."""
+    def picture_slots(self, grids: np.ndarray, shown: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2].
+
+        Args:
+            shown: bool [B], the rows that go on; the others' slots are empty. Left out, those whose grid isn't 0 x 0.
+        """
         tokens = grids.prod(-1)[:, None]
+        going = tokens > 0 if shown is None else shown[:, None]
         slot, after = np.arange(self.layout.picture_len)[None], len(self.reopening_ids)
         ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
-        valid = (slot < tokens + 2 + after) & (tokens > 0)
+        valid = (slot < tokens + 2 + after) & going
         for place, token in enumerate(self.reopening_ids):
             ids = np.where(slot == tokens + 2 + place, token, ids)
         return np.where(valid, ids, self.pad_id).astype(np.int32), valid
@@ -263,7 +268,9 @@ class RowBuilder:
                 valid[row, slots] = ~np.isin(written, self.stop_ids)
         replies = Replies(ids, valid, target, pictures)
         for k in range(layout.num_pictures):
-            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(replies.grids[:, k])
+            grids = replies.grids[:, k]
+            shown = (grids.prod(-1) > 0) | [len(own) > k + 1 and len(own[k + 1]) > 0 for own in turns]
+            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(grids, shown)
         return replies
 
     def reference_replies(self, questions: Sequence[Question]) -> Replies:
