@@ -205,8 +205,9 @@ class LayoutConfig:
     Attributes:
         view_px: longest side of the overview as the model sees it.
         picture_px: longest side of a crop as the model sees it; 0 for view_px.
-        prompt_len: slots for the prompt with the overview's tokens.
-        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on.
+        prompt_len: slots for the prompt with the overview's tokens; by default as much room beside the overview as before.
+        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on; one for
+            a passive view without crops.
     """
 
     view_px: int | None = None
@@ -214,13 +215,20 @@ class LayoutConfig:
     prompt_len: int | None = None
     turn_lens: tuple[int, ...] | None = None
 
-    def of(self, episode: EpisodeConfig) -> EpisodeConfig:
+    def of(self, episode: EpisodeConfig, merged_px: int) -> EpisodeConfig:
         """The episode with these changes.
+
+        Args:
+            merged_px: side in px of the square that one visual token of the model covers.
 
         Raises:
             UserError: they don't go together.
         """
-        return dataclasses.replace(episode, **{k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        changes = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        if self.view_px is not None and self.prompt_len is None:
+            before, after = ((px // merged_px) ** 2 for px in (episode.view_px, self.view_px))
+            changes["prompt_len"] = episode.prompt_len + after - before
+        return dataclasses.replace(episode, **changes)
 
 
 def layout_flags(**slots: int | tuple[int, ...]) -> str:

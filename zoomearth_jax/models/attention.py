@@ -16,6 +16,7 @@ from zoomearth_jax.models.fused_attention import compile_platform, fused_attenti
 
 MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
 QUERY_BLOCK = 512  # scores above the diagonal, in whole blocks, are not computed
+WHOLE_QUERIES = 2048  # patches of 630 px: above them scores of all patches with all don't fit
 MIN_FUSED_LENGTH = 128  # a kernel's tile: windows of 64 patches, padded to it, would cost four times as much
 
 
@@ -148,6 +149,18 @@ def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
 
 
 def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
+    """Attention over all valid keys; of a large picture in blocks of queries, since scores grow with its fourth power."""
+    batch, length, heads, width = q_BTNH.shape
+    if length <= WHOLE_QUERIES:
+        return _xla_whole_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS)
+    blocks = jnp.pad(q_BTNH, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))
+    blocks = blocks.reshape(batch, -1, QUERY_BLOCK, heads, width).swapaxes(0, 1)
+    attend = jax.checkpoint(lambda block: _xla_whole_attention(block, k_BSNH, v_BSNH, valid_BS))
+    out = jax.lax.map(attend, blocks).swapaxes(0, 1)
+    return out.reshape(batch, -1, heads, width)[:, :length]
+
+
+def _xla_whole_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
     scores = jnp.einsum(
         "BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32
     )
