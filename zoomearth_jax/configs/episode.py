@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from zoomearth_jax.configs.io import from_dict, read_json
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.errors import UserError
 
 
@@ -29,6 +30,7 @@ class RowLayout:
         merged_px: side in px of the square that one visual token covers.
         picture_side: side in px of the canvas that holds any later picture; 0 for that of the overview.
         reopening_len: slots after a picture for what opens the next turn, where it is a message of its own.
+        prune: which visual tokens take slots.
     """
 
     prompt_len: int
@@ -37,6 +39,7 @@ class RowLayout:
     merged_px: int
     picture_side: int = 0
     reopening_len: int = 0
+    prune: PruneConfig = PruneConfig()
 
     def __post_init__(self):
         object.__setattr__(self, "picture_side", self.picture_side or self.view_side)
@@ -54,12 +57,12 @@ class RowLayout:
     @property
     def view_tokens(self) -> int:
         """Most visual tokens that an overview has (324 at 512 px)."""
-        return (self.view_side // self.merged_px) ** 2
+        return self.prune.kept((self.view_side // self.merged_px) ** 2)
 
     @property
     def picture_tokens(self) -> int:
         """Most visual tokens that a later picture has."""
-        return (self.picture_side // self.merged_px) ** 2
+        return self.prune.kept((self.picture_side // self.merged_px) ** 2)
 
     @property
     def picture_len(self) -> int:
@@ -155,12 +158,12 @@ class EpisodeConfig:
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
 
-    def layout(self, merged_px: int, reopening_len: int = 0) -> RowLayout:
+    def layout(self, merged_px: int, reopening_len: int = 0, prune: PruneConfig = PruneConfig()) -> RowLayout:
         """The slots of its rows.
 
         Args:
             merged_px: side in px of the square that one visual token of the model covers.
-            reopening_len: see `RowLayout`.
+            reopening_len, prune: see `RowLayout`.
 
         Raises:
             UserError: the prompt's slot has no room for a question beside the overview.
@@ -168,7 +171,7 @@ class EpisodeConfig:
         view_side, picture_side = (
             px // merged_px * merged_px for px in (self.view_px, self.picture_px or self.view_px)
         )
-        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, reopening_len)
+        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, reopening_len, prune)
         if self.prompt_len <= layout.view_tokens:
             raise UserError(
                 f"episode config: prompt_len ({self.prompt_len}) must exceed the {layout.view_tokens} tokens of an overview "

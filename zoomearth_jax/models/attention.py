@@ -74,6 +74,20 @@ def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
     return fused_attention(q_BTNH, k_BSNH, v_BSNH, samples_BT, one_sample(valid_BS), causal=False, backend=backend)
 
 
+def received_attention(q_BTNH, k_BSNH, valid_BS):
+    """The attention that each token receives, float32 [B, S]: mean over heads, summed over the valid queries (T = S).
+
+    No kernel gives it, so scores are computed here, in blocks of queries.
+    """
+
+    def one(block):
+        queries_BQNH, valid_BQ = block
+        return jnp.einsum("BNQS,BQ->BS", _masked_weights(queries_BQNH, k_BSNH, valid_BS), valid_BQ.astype(jnp.float32))
+
+    received_BS = jax.lax.map(one, (_query_blocks(q_BTNH), _query_blocks(valid_BS))).sum(0)
+    return received_BS / jnp.float32(q_BTNH.shape[2])
+
+
 def choose_backend(backend: str, platform: str, q_BTNH) -> str:
     """The backend that computes an attention: xla, cudnn or splash.
 
@@ -150,19 +164,28 @@ def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
 
 def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
     """Attention over all valid keys; of a large picture in blocks of queries, since scores grow with its fourth power."""
+
+    def attend(q_BQNH):
+        weights = _masked_weights(q_BQNH, k_BSNH, valid_BS).astype(v_BSNH.dtype)
+        return jnp.einsum("BNQS,BSNH->BQNH", weights, v_BSNH)
+
     batch, length, heads, width = q_BTNH.shape
     if length <= WHOLE_QUERIES:
-        return _xla_whole_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS)
-    blocks = jnp.pad(q_BTNH, ((0, 0), (0, -length % QUERY_BLOCK), (0, 0), (0, 0)))
-    blocks = blocks.reshape(batch, -1, QUERY_BLOCK, heads, width).swapaxes(0, 1)
-    attend = jax.checkpoint(lambda block: _xla_whole_attention(block, k_BSNH, v_BSNH, valid_BS))
-    out = jax.lax.map(attend, blocks).swapaxes(0, 1)
+        return attend(q_BTNH)
+    out = jax.lax.map(jax.checkpoint(attend), _query_blocks(q_BTNH)).swapaxes(0, 1)
     return out.reshape(batch, -1, heads, width)[:, :length]
 
 
-def _xla_whole_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
+def _query_blocks(x_BT):
+    """Blocks [blocks, B, QUERY_BLOCK, ...] of queries, the last one padded with zeros."""
+    batch, length, *rest = x_BT.shape
+    padded = jnp.pad(x_BT, ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * len(rest)))
+    return padded.reshape(batch, -1, QUERY_BLOCK, *rest).swapaxes(0, 1)
+
+
+def _masked_weights(q_BTNH, k_BSNH, valid_BS):
+    """Softmax over valid keys, float32 [B, N, T, S]."""
     scores = jnp.einsum(
         "BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32
     )
-    weights = jax.nn.softmax(jnp.where(valid_BS[:, None, None, :], scores, MASKED), axis=-1)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(v_BSNH.dtype), v_BSNH)
+    return jax.nn.softmax(jnp.where(valid_BS[:, None, None, :], scores, MASKED), axis=-1)

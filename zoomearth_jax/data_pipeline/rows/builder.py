@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoomearth_jax.configs.episode import QUESTION, EpisodeConfig, layout_flags
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -90,6 +91,7 @@ class RowBuilder:
         merged_px: int,
         generation: dict | None = None,
         processors: dict | None = None,
+        prune: PruneConfig = PruneConfig(),
     ):
         """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
 
@@ -98,10 +100,11 @@ class RowBuilder:
             generation: what `generation_config.json` holds, eos_token_id as a list. These end tokens stop a turn beside
                 <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
             processors: settings of HF's processor that were beside the model (`side_files.py`); kept to be saved again.
+            prune: which visual tokens the policy reads; no part of the episode, for evaluation only (see `pruned`).
         """
         generation = generation or {}
         self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
-        self.layout = episode.layout(merged_px)  # the chat template's own tokens are counted below
+        self.layout = episode.layout(merged_px, prune=prune)  # the chat template's own tokens are counted below
         names = (
             "<|im_start|>",
             "<|im_end|>",
@@ -128,7 +131,7 @@ class RowBuilder:
             raise UserError(f"{self.chat.name}: the chat template doesn't put an image between vision marks")
         self.head_ids, self.tail_ids = prompt[: image - 1], prompt[image + 2 :]
         self.reopening_ids = self._reopening_ids() if episode.picture_in == "new_message" else []
-        self.layout = episode.layout(merged_px, len(self.reopening_ids))
+        self.layout = episode.layout(merged_px, len(self.reopening_ids), prune)
 
     @property
     def tokens(self) -> TokenIds:
@@ -138,7 +141,20 @@ class RowBuilder:
     def replaced(self, **changes) -> RowBuilder:
         """The same with changes of its episode (see `EpisodeConfig`)."""
         episode = dataclasses.replace(self.episode, **changes)
-        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors)
+        return self._with(episode, self.layout.prune)
+
+    def pruned(self, prune: PruneConfig) -> RowBuilder:
+        """The same with visual tokens pruned. Those of the overview that are pruned leave the prompt's slot too."""
+        whole = (self.layout.view_side // self.layout.merged_px) ** 2
+        gone = self.layout.view_tokens - prune.kept(whole)
+        return self._with(dataclasses.replace(self.episode, prompt_len=self.episode.prompt_len - gone), prune)
+
+    def _with(self, episode: EpisodeConfig, prune: PruneConfig) -> RowBuilder:
+        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors, prune)
+
+    def _kept(self, grids: np.ndarray) -> np.ndarray:
+        """Visual tokens [B] that take slots, of pictures with merged grids [B, 2]."""
+        return np.array([self.layout.prune.kept(int(tokens)) for tokens in grids.prod(-1)], int)
 
     def prompt_ids(self, text: str, image_tokens: int) -> list[int]:
         """Ids of a prompt by the chat template: the system message if there is one, the overview and the text, and the
@@ -217,10 +233,11 @@ class RowBuilder:
         """
         overviews = overviews or [self.overview(q) for q in questions]
         views = self.views(overviews)
+        kept = self._kept(views.grids)
         ids = np.full((len(questions), self.layout.prompt_len), self.pad_id, np.int32)
         valid = np.zeros(ids.shape, bool)
         for row, question in enumerate(questions):
-            prompt = self.prompt_ids(self._asked(question), int(views.grids[row].prod()))
+            prompt = self.prompt_ids(self._asked(question), int(kept[row]))
             if len(prompt) > ids.shape[1]:
                 raise UserError(self._too_long(question, {None: len(prompt)}))
             ids[row, : len(prompt)] = prompt
@@ -242,7 +259,7 @@ class RowBuilder:
         Args:
             shown: bool [B], the rows that go on; the others' slots are empty. Left out, those whose grid isn't 0 x 0.
         """
-        tokens = grids.prod(-1)[:, None]
+        tokens = self._kept(grids)[:, None]
         going = tokens > 0 if shown is None else shown[:, None]
         slot, after = np.arange(self.layout.picture_len)[None], len(self.reopening_ids)
         ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
@@ -363,7 +380,7 @@ class RowBuilder:
         """The tokens that a slot (of turn k, or the prompt's) must hold for a text, where it doesn't; else 0. No tokenizer makes
         more tokens of plain ASCII than it has letters, so most texts are never tokenized."""
         room = self.layout.prompt_len if k is None else self.layout.turn_lens[k]
-        image = view.width * view.height // self.layout.merged_px**2
+        image = self.layout.prune.kept(view.width * view.height // self.layout.merged_px**2)
         around = len(self.head_ids) + len(self.tail_ids) + image + 2 if k is None else 1
         if text.isascii() and len(text) + around <= room:
             return 0
