@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from zoomearth_jax.configs.io import from_dict, read_json
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.errors import UserError
 
 
@@ -28,6 +29,7 @@ class RowLayout:
         view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
         merged_px: side in px of the square that one visual token covers.
         picture_side: side in px of the canvas that holds any later picture; 0 for that of the overview.
+        prune: which visual tokens take slots.
     """
 
     prompt_len: int
@@ -35,6 +37,7 @@ class RowLayout:
     view_side: int
     merged_px: int
     picture_side: int = 0
+    prune: PruneConfig = PruneConfig()
 
     def __post_init__(self):
         object.__setattr__(self, "picture_side", self.picture_side or self.view_side)
@@ -52,12 +55,12 @@ class RowLayout:
     @property
     def view_tokens(self) -> int:
         """Most visual tokens that an overview has (324 at 512 px)."""
-        return (self.view_side // self.merged_px) ** 2
+        return self.prune.kept((self.view_side // self.merged_px) ** 2)
 
     @property
     def picture_tokens(self) -> int:
         """Most visual tokens that a later picture has."""
-        return (self.picture_side // self.merged_px) ** 2
+        return self.prune.kept((self.picture_side // self.merged_px) ** 2)
 
     @property
     def picture_len(self) -> int:
@@ -150,11 +153,12 @@ class EpisodeConfig:
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
 
-    def layout(self, merged_px: int) -> RowLayout:
+    def layout(self, merged_px: int, prune: PruneConfig = PruneConfig()) -> RowLayout:
         """The slots of its rows.
 
         Args:
             merged_px: side in px of the square that one visual token of the model covers.
+            prune: see `RowLayout`.
 
         Raises:
             UserError: the prompt's slot has no room for a question beside the overview.
@@ -162,7 +166,7 @@ class EpisodeConfig:
         view_side, picture_side = (
             px // merged_px * merged_px for px in (self.view_px, self.picture_px or self.view_px)
         )
-        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side)
+        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, prune)
         if self.prompt_len <= layout.view_tokens:
             raise UserError(
                 f"episode config: prompt_len ({self.prompt_len}) must exceed the {layout.view_tokens} tokens of an overview "
@@ -200,8 +204,9 @@ class LayoutConfig:
     Attributes:
         view_px: longest side of the overview as the model sees it.
         picture_px: longest side of a crop as the model sees it; 0 for view_px.
-        prompt_len: slots for the prompt with the overview's tokens.
-        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on.
+        prompt_len: slots for the prompt with the overview's tokens; by default as much room beside the overview as before.
+        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on; one for
+            a passive view without crops.
     """
 
     view_px: int | None = None
@@ -209,13 +214,20 @@ class LayoutConfig:
     prompt_len: int | None = None
     turn_lens: tuple[int, ...] | None = None
 
-    def of(self, episode: EpisodeConfig) -> EpisodeConfig:
+    def of(self, episode: EpisodeConfig, merged_px: int) -> EpisodeConfig:
         """The episode with these changes.
+
+        Args:
+            merged_px: side in px of the square that one visual token of the model covers.
 
         Raises:
             UserError: they don't go together.
         """
-        return dataclasses.replace(episode, **{k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        changes = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        if self.view_px is not None and self.prompt_len is None:
+            before, after = ((px // merged_px) ** 2 for px in (episode.view_px, self.view_px))
+            changes["prompt_len"] = episode.prompt_len + after - before
+        return dataclasses.replace(episode, **changes)
 
 
 def layout_flags(**slots: int | tuple[int, ...]) -> str:

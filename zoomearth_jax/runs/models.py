@@ -62,9 +62,9 @@ def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuil
     saved = read_episode(directory)
     if saved is None:
         check_words(directory)
-    episode = layout.of(saved or preset("qwen2_5_vl_3b")[1])
-    generation = _read_generation(directory / "generation_config.json", len(tokenizer))
     merged_px = read_config(directory).merged_px
+    episode = layout.of(saved or preset("qwen2_5_vl_3b")[1], merged_px)
+    generation = _read_generation(directory / "generation_config.json", len(tokenizer))
     return RowBuilder(tokenizer, episode, merged_px, generation, read_processors(directory))
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoomearth_jax.configs.episode import CHAT_MARK, QUESTION, EpisodeConfig, layout_flags
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -90,6 +91,7 @@ class RowBuilder:
         merged_px: int,
         generation: dict | None = None,
         processors: dict | None = None,
+        prune: PruneConfig = PruneConfig(),
     ):
         """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
 
@@ -98,10 +100,11 @@ class RowBuilder:
             generation: what `generation_config.json` holds, eos_token_id as a list. These end tokens stop a turn beside
                 <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
             processors: settings of HF's processor that were beside the model (`side_files.py`); kept to be saved again.
+            prune: which visual tokens the policy reads; no part of the episode, for evaluation only (see `pruned`).
         """
         generation = generation or {}
         self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
-        self.layout = episode.layout(merged_px)
+        self.layout = episode.layout(merged_px, prune)
         names = (
             "<|im_start|>",
             "<|im_end|>",
@@ -137,7 +140,20 @@ class RowBuilder:
     def replaced(self, **changes) -> RowBuilder:
         """The same with changes of its episode (see `EpisodeConfig`)."""
         episode = dataclasses.replace(self.episode, **changes)
-        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors)
+        return self._with(episode, self.layout.prune)
+
+    def pruned(self, prune: PruneConfig) -> RowBuilder:
+        """The same with visual tokens pruned. Those of the overview that are pruned leave the prompt's slot too."""
+        whole = (self.layout.view_side // self.layout.merged_px) ** 2
+        gone = self.layout.view_tokens - prune.kept(whole)
+        return self._with(dataclasses.replace(self.episode, prompt_len=self.episode.prompt_len - gone), prune)
+
+    def _with(self, episode: EpisodeConfig, prune: PruneConfig) -> RowBuilder:
+        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors, prune)
+
+    def _kept(self, grids: np.ndarray) -> np.ndarray:
+        """Visual tokens [B] that take slots, of pictures with merged grids [B, 2]."""
+        return np.array([self.layout.prune.kept(int(tokens)) for tokens in grids.prod(-1)], int)
 
     def prompt_ids(self, text: str, image_tokens: int) -> list[int]:
         """Ids of a prompt by the chat template: the system message if there is one, the overview and the text, and the
@@ -213,10 +229,11 @@ class RowBuilder:
         """
         overviews = overviews or [self.overview(q) for q in questions]
         views = self.views(overviews)
+        kept = self._kept(views.grids)
         ids = np.full((len(questions), self.layout.prompt_len), self.pad_id, np.int32)
         valid = np.zeros(ids.shape, bool)
         for row, question in enumerate(questions):
-            prompt = self.question_ids(question.asked, int(views.grids[row].prod()))
+            prompt = self.question_ids(question.asked, int(kept[row]))
             if len(prompt) > ids.shape[1]:
                 raise UserError(self._too_long(question, {None: len(prompt)}))
             ids[row, : len(prompt)] = prompt
@@ -232,12 +249,17 @@ class RowBuilder:
         """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
         return self.prompts(questions), self.reference_replies(questions)
 
-    def picture_slots(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2]; empty where the grid is 0 x 0."""
-        tokens = grids.prod(-1)[:, None]
+    def picture_slots(self, grids: np.ndarray, shown: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2].
+
+        Args:
+            shown: bool [B], the rows that go on; the others' slots are empty. Left out, those whose grid isn't 0 x 0.
+        """
+        tokens = self._kept(grids)[:, None]
+        going = tokens > 0 if shown is None else shown[:, None]
         slot = np.arange(self.layout.picture_len)[None]
         ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
-        valid = (slot < tokens + 2) & (tokens > 0)
+        valid = (slot < tokens + 2) & going
         return np.where(valid, ids, self.pad_id).astype(np.int32), valid
 
     def replies(self, turns: Sequence[Sequence[Sequence[int]]], pictures: Views) -> Replies:
@@ -257,7 +279,9 @@ class RowBuilder:
                 valid[row, slots] = ~np.isin(written, self.stop_ids)
         replies = Replies(ids, valid, target, pictures)
         for k in range(layout.num_pictures):
-            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(replies.grids[:, k])
+            grids = replies.grids[:, k]
+            shown = (grids.prod(-1) > 0) | [len(own) > k + 1 and len(own[k + 1]) > 0 for own in turns]
+            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(grids, shown)
         return replies
 
     def reference_replies(self, questions: Sequence[Question]) -> Replies:
@@ -342,7 +366,7 @@ class RowBuilder:
         """The tokens that a slot (of turn k, or the prompt's) must hold for a text, where it doesn't; else 0. No tokenizer makes
         more tokens of plain ASCII than it has letters, so most texts are never tokenized."""
         room = self.layout.prompt_len if k is None else self.layout.turn_lens[k]
-        image = view.width * view.height // self.layout.merged_px**2
+        image = self.layout.prune.kept(view.width * view.height // self.layout.merged_px**2)
         around = 1
         if k is None:
             around = len(self.head_ids) + len(self.tail_ids) + len(self.episode.instruction) + image + 3
