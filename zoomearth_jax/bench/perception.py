@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.procedural import site_question
@@ -141,7 +142,7 @@ class _Bench:
     def __init__(self, config: PerceptionConfig):
         self.model, self.rows = load_model(POLICY)
         self.config, self.params = config, nnx.state(self.model, nnx.Param)
-        self._known: dict[tuple, dict] = {}
+        self._known: dict[RowLayout, dict] = {}
 
     def measured(self, way: _Way, side: int, rows: RowBuilder) -> dict:
         """Peak memory and median seconds of one question, the reading of its windows included."""
