@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.processes import ROOT
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig, ValidateConfig
@@ -82,6 +83,13 @@ def test_a_run_trains_as_it_does_without_validation(run, tmp_path):
     assert [row["step"] for row in validated if of_validation(row)] == [0, 2, 4]
     assert [of_training(row) for row in validated[1:]] == rows(plain.out)
     assert all(np.array_equal(a[...], b[...]) for a, b in zip(params(run.out), params(plain.out), strict=True))
+
+
+def test_the_metrics_are_documented(run):
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = {name for row in rows(run.out) for name in of_validation(row)}
+    assert "accuracy_by_level/object" in names
+    assert not [name for name in names if f"`validation/{name.split('/')[0]}" not in page]
 
 
 def test_step_0_is_what_an_evaluation_of_the_model_gives(run):
