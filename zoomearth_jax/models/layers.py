@@ -81,9 +81,9 @@ class SwiGLU(nnx.Module):
 class RMSNorm(nnx.RMSNorm):
     """Flax's norm, which multiplies states of the compute type by statistics and a scale in float32."""
 
-    def __call__(self, x):
+    def __call__(self, x, mask=None):
         with jax.numpy_dtype_promotion("standard"):
-            return super().__call__(x)
+            return super().__call__(x, mask=mask)
 
 
 def rms_norm(width: int, eps: float, *, compute: ComputeConfig, rngs: nnx.Rngs) -> RMSNorm:
