@@ -161,12 +161,14 @@ def folder(tmp_path):
 
 
 def validate(folder, engine, mesh, batch_size, **more):
-    wanted = ValidateConfig(data=(str(folder),), temperature=1.0, **more)
+    wanted = ValidateConfig(data=(str(folder),), temperature=3.0, **more)  # so high that the seeds show
     return Validation(SFTConfig(validate_every=1, validate=wanted), engine, mesh, batch_size)
 
 
 def test_two_processes_play_what_one_plays(folder, engine, nano_params, mesh, monkeypatch):
-    """Sampled, so that seeds matter; the last batch is filled up, and a question counts once."""
+    """Sampled, so that seeds matter; the last batch is filled up, and a question counts once. In place of its correctness
+    stands the length of what was written, which differs by seed."""
+    monkeypatch.setattr(module, "are_correct", lambda _, played, *__: np.array([len(e.turns[0].text) for e in played]))
     want = validate(folder, engine, mesh, 4)(nano_params, 0)
     tables = []
     for process in (0, 1):
