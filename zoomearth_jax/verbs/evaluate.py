@@ -306,7 +306,7 @@ def _results(config: EvaluateConfig, played: _Played) -> dict[str, Any]:
     return {
         "benchmark": played.benchmark.name,
         "title": played.benchmark.title,
-        "config": to_dict(config),
+        "config": json.loads(json.dumps(to_dict(config))),  # with JSON's lists
         "config_hash": played.hashes[first],
         "versions": versions(),
         "commit": commit(),
