@@ -220,6 +220,7 @@ def test_a_grown_policy_writes_the_same_tokens(tmp_path):
     np.testing.assert_allclose(played[0].logprobs, played[1].logprobs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_ways_of_evaluating_give_the_same_answers(capsys):
     counts = ["--episodes", "8", "--one-by-one", "4", "--batch-size", "8", "--repeats", "1"]
     assert main(["bench", "evaluate", *counts, "--json"]) == 0
