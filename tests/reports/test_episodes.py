@@ -293,6 +293,14 @@ def test_what_is_no_evaluation_is_one_line(break_it, told, saved, tmp_path, caps
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.parametrize("size", ["0", "inf", "nan"])
+def test_a_size_that_no_page_has_is_one_line(size, tmp_path, capsys):
+    assert main(["report", str(tmp_path), "--max-mb", size]) == 2
+    error = capsys.readouterr().err
+    assert "--max-mb" in error
+    assert error.count("\n") == 1
+
+
 def test_only_evaluations_of_the_same_questions_are_compared(saved, monkeypatch, capsys):
     a, b = saved("a", {"shown": [record(0)]}), saved("b", {"shown": [record(1)]})
     monkeypatch.setitem(BENCHMARKS, "other", Stub())
