@@ -37,6 +37,7 @@ EXTRAS = {
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],
     "bench": ["torch>=2.9"],
+    "lmms-eval": ["lmms-eval>=0.7.3"],  # brings torch
     "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
     "browser": ["playwright>=1.50"],  # drives an installed Chromium, whose page tests are skipped without it
     "test": TEST,
@@ -65,5 +66,8 @@ setup(
     },
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["zoomearth=zoomearth_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["zoomearth=zoomearth_jax.cli:main"],
+        "lmms_eval.models": ["zoomearth=zoomearth_jax.evaluation.lmms_eval_model:MANIFEST"],
+    },
 )

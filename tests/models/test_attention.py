@@ -95,6 +95,21 @@ def test_decoder_backends_equal_xla(backend, case):
         np.testing.assert_allclose(got_grad, want_grad, atol=TOLERANCE)
 
 
+def test_large_pictures_attend_in_blocks(monkeypatch):
+    """As all at once, in values and gradients, also where the last block isn't full; no array of all scores exists."""
+    arrays, weights = [normal(i, 2, 150, 4, 16) for i in range(3)], normal(3, 2, 150, 4, 16)
+    valid = validity("right", 2, 150)
+    want, want_grads = values_and_gradients(lambda *x: masked_attention(*x, valid, "xla"), arrays, weights)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 64)
+    monkeypatch.setattr(attention, "WHOLE_QUERIES", 128)
+    got, grads = values_and_gradients(lambda *x: masked_attention(*x, valid, "xla"), arrays, weights)
+    np.testing.assert_allclose(got, want, atol=TOLERANCE)
+    for grad, want_grad in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(grad, want_grad, atol=TOLERANCE)
+    assert "f32[2,4,64,150]" in (text := str(jax.make_jaxpr(lambda *x: masked_attention(*x, valid, "xla"))(*arrays)))
+    assert "f32[2,4,150,150]" not in text
+
+
 def test_packed_rows_attend_within_samples(backend, monkeypatch):
     """Each sample of a packed row is as it would be alone, in values and gradients; padding stays finite."""
     monkeypatch.setattr(attention, "QUERY_BLOCK", 64)

@@ -69,7 +69,12 @@ class TinyModel(nnx.Module):
         cells = images.pixels.reshape(count, side, 32, side, 32, 3).swapaxes(2, 3).reshape(count, side * side, CELL)
         return take_rows(self.vision(cells.astype(self.compute.dtype) / 255.0), images.layout)
 
-    def _inputs(self, ids, samples, features, start):
+    def scored_views(self, images):
+        """The norm of each token; there is no attention."""
+        features = self.encode_views(images)
+        return features, jnp.linalg.norm(features, axis=-1)
+
+    def _inputs(self, ids, samples, features, start, grids=None, kept=None):
         is_image, x = ids == self.config.image_token_id, self.decoder.lookup(ids)
         if features is not None:
             rank = (jnp.cumsum(is_image, axis=1) - 1).clip(0, features.shape[1] - 1)
@@ -77,11 +82,18 @@ class TinyModel(nnx.Module):
         start = jnp.zeros(len(ids), jnp.int32) if start is None else start
         valid = samples > 0
         places = jnp.where(valid, start[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
+        if kept is not None:  # positions of the whole picture
+            count, rank = (is_image & valid).sum(1), (jnp.cumsum(is_image, axis=1) - 1).clip(0, kept.shape[1] - 1)
+            gone = jnp.where(is_image, jnp.take_along_axis(kept, rank, axis=1) - rank, 0)
+            after = (jnp.cumsum(is_image, axis=1) == count[:, None]) & ~is_image & (count > 0)[:, None]
+            missing = grids.prod((1, 2)) - count
+            places = jnp.where(valid, places + gone + jnp.where(after, missing[:, None], 0), 0)
+            return x, jnp.stack([places] * 3), start + valid.sum(1) + missing
         return x, jnp.stack([places] * 3), start + valid.sum(1)
 
-    def segment(self, ids_BT, samples_BT, features_BMD=None, grids_BI2=None, start_B=None, past=None):
+    def segment(self, ids_BT, samples_BT, features_BMD=None, grids_BI2=None, start_B=None, past=None, kept_BM=None):
         """See `VisionLanguageModel`."""
-        x, positions, after = self._inputs(ids_BT, samples_BT, features_BMD, start_B)
+        x, positions, after = self._inputs(ids_BT, samples_BT, features_BMD, start_B, grids_BI2, kept_BM)
         hidden, cache = self.decoder(x, positions, samples_BT, past)
         return hidden, cache, after
 

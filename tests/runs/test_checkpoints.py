@@ -145,6 +145,17 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert saved_steps.numbers(tmp_path / "checkpoints") == {3: [1, 2, 3], 6: [2, 4, 6]}[steps[-1]]
 
 
+def test_scores_of_something_else_choose_nothing(tmp_path):
+    """As where a run goes on with validation that began without."""
+    with Checkpoints(tmp_path, keep=1, keep_best=1, best_by="reward_total") as checkpoints:
+        for step, score in {1: 9.0, 2: 8.0}.items():
+            checkpoints.save(step, state(step), score=score)
+    with Checkpoints(tmp_path, keep=1, keep_best=1, best_by="validation/accuracy") as checkpoints:
+        for step, score in {3: 0.2, 4: 0.1}.items():
+            checkpoints.save(step, state(step), score=score)
+    assert saved_steps.numbers(tmp_path / "checkpoints") == [3, 4]
+
+
 def test_a_write_that_fails_is_one_line(tmp_path, monkeypatch):
     def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand more")

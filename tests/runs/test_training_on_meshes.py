@@ -33,7 +33,7 @@ def train(out, verb, steps, devices, *args, processes=1):
     for process in started:
         _, err = process.communicate(timeout=500)
         assert process.returncode == 0, err[-3000:]
-    return np.array([row["loss"] for row in read_metrics(out / "metrics.jsonl")])
+    return np.array([row["loss"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row])
 
 
 def error(got, want):
@@ -62,6 +62,20 @@ def test_20_steps_on_1_2_4_and_8_devices_and_two_processes(verb, tmp_path):
     }
     print(verb, {mesh: f"{value:.1e}" for mesh, value in errors.items()})
     assert max(errors.values()) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_processes_validate_as_one_device(verb, tmp_path):
+    """The model before training, whose parameters don't depend on the mesh."""
+    asked = ["--validate-every", 2, "--validate.limit", 21]
+    train(tmp_path / "two", verb, 2, 2, *asked, "--model", "nano-grpo", "--mesh.fsdp", 2, processes=2)
+    train(tmp_path / "one", verb, 2, 1, *asked, "--model", "nano-grpo")
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert one[0]["step"] == 0
+    assert one[0]["validation/questions"] == 21
+    assert two[0] == one[0]
+    assert two[2].keys() >= one[0].keys()
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):

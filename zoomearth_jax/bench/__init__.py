@@ -17,6 +17,7 @@ from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.memory import MemoryConfig, bench_memory
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
+from zoomearth_jax.bench.perception import PerceptionConfig, bench_perception
 from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "memory": (MemoryConfig, bench_memory),
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
+    "perception": (PerceptionConfig, bench_perception),
     "plan": (PlanBenchConfig, bench_plan),
     "resume": (ResumeConfig, bench_resume),
     "rewards": (RewardsConfig, bench_rewards),

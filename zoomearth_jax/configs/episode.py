@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from zoomearth_jax.configs.io import from_dict, read_json
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.errors import UserError
 
 
@@ -28,7 +29,7 @@ class RowLayout:
         view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
         merged_px: side in px of the square that one visual token covers.
         picture_side: side in px of the canvas that holds any later picture; 0 for that of the overview.
-        reopening_len: slots after a picture for what opens the next turn, where it is a message of its own.
+        prune: which visual tokens take slots.
     """
 
     prompt_len: int
@@ -36,7 +37,7 @@ class RowLayout:
     view_side: int
     merged_px: int
     picture_side: int = 0
-    reopening_len: int = 0
+    prune: PruneConfig = PruneConfig()
 
     def __post_init__(self):
         object.__setattr__(self, "picture_side", self.picture_side or self.view_side)
@@ -54,17 +55,17 @@ class RowLayout:
     @property
     def view_tokens(self) -> int:
         """Most visual tokens that an overview has (324 at 512 px)."""
-        return (self.view_side // self.merged_px) ** 2
+        return self.prune.kept((self.view_side // self.merged_px) ** 2)
 
     @property
     def picture_tokens(self) -> int:
         """Most visual tokens that a later picture has."""
-        return (self.picture_side // self.merged_px) ** 2
+        return self.prune.kept((self.picture_side // self.merged_px) ** 2)
 
     @property
     def picture_len(self) -> int:
-        """Slots for a picture with its start and end tokens, and what opens the next turn."""
-        return self.picture_tokens + 2 + self.reopening_len
+        """Slots for a picture with its start and end tokens."""
+        return self.picture_tokens + 2
 
     @property
     def reply_len(self) -> int:
@@ -106,9 +107,7 @@ class EpisodeConfig:
         gate: when a turn is followed by a crop: if it names a box and is `unanswered`; or, as the released evaluation does, if
             it names a `box`, whatever else it says. Its text is then cut at `<answer>`, and its answer counts where no later
             turn gives one.
-        picture_in: where a crop stands: within the assistant's `message`, which goes on after it; or at its end, and the next
-            turn is a `new_message`, as the released client's two requests are rendered.
-        temperature: temperature of evaluation and of asking, unless another is given; 0 is greedy.
+        temperature, repetition_penalty: of evaluation and of asking, unless others are given (see `SamplingConfig`).
         min_window_px: a crop's shortest side in px of the original (paper: 512).
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
@@ -117,15 +116,16 @@ class EpisodeConfig:
         turn_lens: slots for what the policy writes in each turn, with its stop token. Their number is that of the turns: one
             more than the pictures that an episode may ask for.
         system: the system message; none if empty.
-        instruction: appended to every question; or, where it holds {question}, the text that the question is put into.
+        instruction: appended to every question; or, where it holds {question}, the text that the question is put into. Where it
+            spells the chat's own marks (<|im_start|>) too, it is the whole prompt as it stands, and no chat template is asked.
     """
 
     view_px: int = 512
     picture_px: int = 0
     box_px: int = 0
     gate: Literal["unanswered", "box"] = "unanswered"
-    picture_in: Literal["message", "new_message"] = "message"
     temperature: float = 0.0
+    repetition_penalty: float = 1.0
     min_window_px: int = 512
     crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
@@ -143,11 +143,9 @@ class EpisodeConfig:
                 raise UserError(f"episode config: {name} must be positive, or 0, not {getattr(self, name)}")
         if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
             raise UserError(f"episode config: temperature must be 0 or at least 1e-6, not {self.temperature}")
-        for name, known in (
-            ("crop", ("grow", "reference")),
-            ("gate", ("unanswered", "box")),
-            ("picture_in", ("message", "new_message")),
-        ):
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"episode config: repetition_penalty must be positive, not {self.repetition_penalty}")
+        for name, known in (("crop", ("grow", "reference")), ("gate", ("unanswered", "box"))):
             if getattr(self, name) not in known:
                 raise UserError(f"episode config: {name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
         if not self.turn_lens or min(self.turn_lens) <= 0:
@@ -155,12 +153,12 @@ class EpisodeConfig:
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
 
-    def layout(self, merged_px: int, reopening_len: int = 0) -> RowLayout:
+    def layout(self, merged_px: int, prune: PruneConfig = PruneConfig()) -> RowLayout:
         """The slots of its rows.
 
         Args:
             merged_px: side in px of the square that one visual token of the model covers.
-            reopening_len: see `RowLayout`.
+            prune: see `RowLayout`.
 
         Raises:
             UserError: the prompt's slot has no room for a question beside the overview.
@@ -168,7 +166,7 @@ class EpisodeConfig:
         view_side, picture_side = (
             px // merged_px * merged_px for px in (self.view_px, self.picture_px or self.view_px)
         )
-        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, reopening_len)
+        layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, prune)
         if self.prompt_len <= layout.view_tokens:
             raise UserError(
                 f"episode config: prompt_len ({self.prompt_len}) must exceed the {layout.view_tokens} tokens of an overview "
@@ -178,6 +176,7 @@ class EpisodeConfig:
 
 
 QUESTION = "{question}"  # its place in an instruction
+CHAT_MARK = "<|im_start|>"  # an instruction that spells it is a whole prompt
 EPISODE = "episode.json"  # beside a model's weights
 
 
@@ -205,8 +204,9 @@ class LayoutConfig:
     Attributes:
         view_px: longest side of the overview as the model sees it.
         picture_px: longest side of a crop as the model sees it; 0 for view_px.
-        prompt_len: slots for the prompt with the overview's tokens.
-        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on.
+        prompt_len: slots for the prompt with the overview's tokens; by default as much room beside the overview as before.
+        turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on; one for
+            a passive view without crops.
     """
 
     view_px: int | None = None
@@ -214,13 +214,20 @@ class LayoutConfig:
     prompt_len: int | None = None
     turn_lens: tuple[int, ...] | None = None
 
-    def of(self, episode: EpisodeConfig) -> EpisodeConfig:
+    def of(self, episode: EpisodeConfig, merged_px: int) -> EpisodeConfig:
         """The episode with these changes.
+
+        Args:
+            merged_px: side in px of the square that one visual token of the model covers.
 
         Raises:
             UserError: they don't go together.
         """
-        return dataclasses.replace(episode, **{k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        changes = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        if self.view_px is not None and self.prompt_len is None:
+            before, after = ((px // merged_px) ** 2 for px in (episode.view_px, self.view_px))
+            changes["prompt_len"] = episode.prompt_len + after - before
+        return dataclasses.replace(episode, **changes)
 
 
 def layout_flags(**slots: int | tuple[int, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.errors import UserError
 
 
@@ -13,7 +14,7 @@ class SamplingConfig:
     """Settings of sampling, with the meaning and the order that they have in HF's `generate`.
 
     Attributes:
-        temperature: logits are divided by it; 0 is greedy. Left out, the one that the model's episode names, 0 of most.
+        temperature: logits are divided by it; 0 is greedy. Left out, the model's episode names it and the penalty (see `of`).
         top_k: draw from this many likeliest tokens; 0 is off.
         top_p: draw from the fewest likeliest tokens that hold this much probability; 1 is off.
         repetition_penalty: makes tokens that the row already holds less likely where it is above 1; 1 is off.
@@ -33,6 +34,13 @@ class SamplingConfig:
         ):
             if not ok:
                 raise UserError(f"sampling config: {message}")
+
+    def of(self, episode: EpisodeConfig) -> SamplingConfig:
+        """These settings; without a temperature, with that of an episode, and with its penalty where none is given."""
+        if self.temperature is not None:
+            return self
+        penalty = episode.repetition_penalty if self.repetition_penalty == 1 else self.repetition_penalty
+        return dataclasses.replace(self, temperature=episode.temperature, repetition_penalty=penalty)
 
     @property
     def filters(self) -> SamplingConfig:

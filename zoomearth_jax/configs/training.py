@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -17,7 +18,40 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.optimizer import OptimizerConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidateConfig:
+    """Settings of validation while training.
+
+    Attributes:
+        data: `scenes`, folders with questions.jsonl and images, or several of them; of those with splits, `test`.
+        limit: questions of each of `data`: of a folder at most so many, spread evenly over it.
+        global_share: share of procedural questions that need no crop.
+        match: when an answer is correct: `exact`, `wordnet` or `typed`, as in `evaluate`.
+        temperature: temperature of sampling; 0 is greedy. Left out, the one that the model's episode names, 0 of most.
+        batch_size: questions played at once, over all devices; 0 for as many as a training step has samples (SFT), or a part of
+            a rollout has episodes (GRPO), whose compiled programs then play these too.
+        seed: seed of the procedural questions and of sampling. `evaluate` has another one by default, so that a run is not judged
+            by the questions that chose its best checkpoint.
+        before_training: validate before the first step too, as step 0.
+    """
+
+    data: tuple[str, ...] = ("scenes",)
+    limit: int = 256
+    global_share: float = 0.15
+    match: Literal["exact", "wordnet", "typed"] = "exact"
+    temperature: float | None = None
+    batch_size: int = 0
+    seed: int = 100
+    before_training: bool = True
+
+    def __post_init__(self):
+        if self.limit < 1 or self.batch_size < 0:
+            raise UserError("validate config: limit must be positive, batch_size a number of questions or 0")
+        SamplingConfig(self.temperature)  # refuses one that can't be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +78,10 @@ class TrainingConfig:
         profile: write an XProf trace of three steps after warm-up to OUT/profile.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         keep: checkpoints to keep, the last ones.
-        keep_best: checkpoints to keep beside them, those of the steps with the lowest losses or the highest mean rewards.
+        keep_best: checkpoints to keep beside them, the best: those of the steps with the lowest losses (SFT) or the highest mean
+            rewards (GRPO), or with `validate_every` those with the highest validation/accuracy.
+        validate_every: steps between validations, the last step included; 0 for none.
+        validate: what validation plays, and how.
         seed: random seed of the data's order, and of samples.
         strict: end at the first image that can't be read, instead of naming it and going on with the next question.
         resume: go on from the last checkpoint in `out`.
@@ -52,6 +89,7 @@ class TrainingConfig:
     """
 
     verb: ClassVar[str] = "training"
+    trains_for: ClassVar[str] = "loss"
 
     model: str = "nano"
     out: Path = Path("runs/training")
@@ -73,6 +111,8 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep: int = 2
     keep_best: int = 0
+    validate_every: int = 0
+    validate: ValidateConfig = ValidateConfig()
     seed: int = 0
     strict: bool = False
     resume: bool = False
@@ -83,6 +123,19 @@ class TrainingConfig:
             self.refuse("checkpoint_every and keep must be positive, keep_best not negative")
         if self.accumulate < 1:
             self.refuse("accumulate must be positive")
+        if self.validate_every < 0:
+            self.refuse("validate_every must be a number of steps, or 0 for no validation")
+        if self.keep_best and self.validate_every and self.checkpoint_every % self.validate_every:
+            self.refuse("keep_best goes by the validation: checkpoint_every must be a multiple of validate_every")
+
+    @property
+    def best_by(self) -> str:
+        """The metric that `keep_best` goes by."""
+        return "validation/accuracy" if self.validate_every else self.trains_for
+
+    def score(self, metrics: Mapping[str, float]) -> float | None:
+        """The score of a step with these metrics for `keep_best`, higher is better; None where it was not validated."""
+        return -metrics["loss"] if self.best_by == "loss" else metrics.get(self.best_by)
 
     def refuse(self, why: str) -> None:
         """Ends with one line about these settings.
@@ -140,6 +193,7 @@ class GRPOConfig(TrainingConfig):
     """
 
     verb: ClassVar[str] = "grpo"
+    trains_for: ClassVar[str] = "reward_total"
 
     model: str = "runs/sft"
     out: Path = Path("runs/grpo")

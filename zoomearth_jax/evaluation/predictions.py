@@ -122,8 +122,8 @@ def _read(
         record = _own(row)
         return None if benchmark not in (None, record.benchmark) else (record, None)
     if "filtered_resps" in row or "resps" in row:
-        record = _lmms(row, place, benchmark or _task(file))
-        return record and (record, None)
+        logged = _lmms(row, place, benchmark or _task(file))
+        return None if logged is None else (logged, None)
     return _plain(row, place, benchmark, fields)
 
 
@@ -149,7 +149,8 @@ def _task(file: Path) -> str:
 
 def _lmms(row: Mapping, place: str, benchmark: str) -> Record | None:
     """A line of lmms-eval's `…_samples_TASK.jsonl`. It has no document; category and answer are in what the task scored."""
-    doc = row.get("doc") if isinstance(row.get("doc"), dict) else {}
+    given = row.get("doc")
+    doc = given if isinstance(given, dict) else {}
     scored = next((v for v in row.values() if isinstance(v, dict) and {"pred_answer", "answer"} <= v.keys()), {})
     output = row.get("filtered_resps") or row.get("resps")
     while isinstance(output, list) and output:
@@ -201,7 +202,10 @@ def _plain(
         reference=_must("reference", values["reference"], fields),
         choices=tuple(map(str, values["choices"])) if isinstance(values["choices"], list) else (),
         reference_box=_box(values["reference_box"], 1),
-        **said | {"level": said["level"] or "global"},
+        image=said["image"],
+        question=said["question"],
+        level=said["level"] or "global",
+        category=said["category"],
     )
     return _released(record, row) if released else (_answered(record, row, values, fields), None)
 

@@ -94,7 +94,9 @@ def chosen(answer: str, choices: Sequence[str]) -> str | None:
         if normalize(choice) == given:
             return choice
     found = re.fullmatch(r"\(?([A-Za-z])(?:[).:]+\s*(.*))?", answer.strip(), re.DOTALL)
-    place = ord(found[1].upper()) - ord("A") if found else len(choices)
+    if found is None:
+        return None
+    place = ord(found[1].upper()) - ord("A")
     if place < len(choices) and (not found[2] or normalize(found[2]) == normalize(choices[place])):
         return choices[place]
     return None

@@ -62,7 +62,7 @@ def lines(
             result.append(line(f"  {name} ({row['count']:,})", f"{table}.{name}", cells))
     for name, run in runs.items():
         result += [_crops(f" of {name}" if len(runs) > 1 else "", run["crops"])] if "crops" in run else []
-    if known:
+    if published:
         result.append(f"published: {next(iter(published))}")
     return result + [
         f"published, {model}: {', '.join(f'{_words(key)} {value:.2f}' for key, value in values.items())}"

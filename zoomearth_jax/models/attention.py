@@ -16,6 +16,7 @@ from zoomearth_jax.models.fused_attention import compile_platform, fused_attenti
 
 MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
 QUERY_BLOCK = 512  # scores above the diagonal, in whole blocks, are not computed
+WHOLE_QUERIES = 2048  # patches of 630 px: above them scores of all patches with all don't fit
 MIN_FUSED_LENGTH = 128  # a kernel's tile: windows of 64 patches, padded to it, would cost four times as much
 
 
@@ -71,6 +72,20 @@ def masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS, backend: str = "auto"):
         return _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS)
     samples_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
     return fused_attention(q_BTNH, k_BSNH, v_BSNH, samples_BT, one_sample(valid_BS), causal=False, backend=backend)
+
+
+def received_attention(q_BTNH, k_BSNH, valid_BS):
+    """The attention that each token receives, float32 [B, S]: mean over heads, summed over the valid queries (T = S).
+
+    No kernel gives it, so scores are computed here, in blocks of queries.
+    """
+
+    def one(block):
+        queries_BQNH, valid_BQ = block
+        return jnp.einsum("BNQS,BQ->BS", _masked_weights(queries_BQNH, k_BSNH, valid_BS), valid_BQ.astype(jnp.float32))
+
+    received_BS = jax.lax.map(one, (_query_blocks(q_BTNH), _query_blocks(valid_BS))).sum(0)
+    return received_BS / jnp.float32(q_BTNH.shape[2])
 
 
 def choose_backend(backend: str, platform: str, q_BTNH) -> str:
@@ -148,8 +163,29 @@ def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):
 
 
 def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
+    """Attention over all valid keys; of a large picture in blocks of queries, since scores grow with its fourth power."""
+
+    def attend(q_BQNH):
+        weights = _masked_weights(q_BQNH, k_BSNH, valid_BS).astype(v_BSNH.dtype)
+        return jnp.einsum("BNQS,BSNH->BQNH", weights, v_BSNH)
+
+    batch, length, heads, width = q_BTNH.shape
+    if length <= WHOLE_QUERIES:
+        return attend(q_BTNH)
+    out = jax.lax.map(jax.checkpoint(attend), _query_blocks(q_BTNH)).swapaxes(0, 1)
+    return out.reshape(batch, -1, heads, width)[:, :length]
+
+
+def _query_blocks(x_BT):
+    """Blocks [blocks, B, QUERY_BLOCK, ...] of queries, the last one padded with zeros."""
+    batch, length, *rest = x_BT.shape
+    padded = jnp.pad(x_BT, ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * len(rest)))
+    return padded.reshape(batch, -1, QUERY_BLOCK, *rest).swapaxes(0, 1)
+
+
+def _masked_weights(q_BTNH, k_BSNH, valid_BS):
+    """Softmax over valid keys, float32 [B, N, T, S]."""
     scores = jnp.einsum(
         "BTNH,BSNH->BNTS", q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSNH, preferred_element_type=jnp.float32
     )
-    weights = jax.nn.softmax(jnp.where(valid_BS[:, None, None, :], scores, MASKED), axis=-1)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(v_BSNH.dtype), v_BSNH)
+    return jax.nn.softmax(jnp.where(valid_BS[:, None, None, :], scores, MASKED), axis=-1)

@@ -101,8 +101,20 @@ class VisionLanguageModel(Protocol):
         """Visual tokens [I, M, D] in raster order; those past a picture's own are anything."""
         ...
 
+    def scored_views(self, images: Images) -> tuple[jax.Array, jax.Array]:
+        """What `encode_views` gives, and float32 scores [I, M] by which tokens are pruned: the attention that each receives from
+        its picture, or what else the family has that tells how much it matters."""
+        ...
+
     def segment(
-        self, ids_BT, samples_BT, features_BMD=None, grids_BI2=None, start_B=None, past: KVCache | None = None
+        self,
+        ids_BT,
+        samples_BT,
+        features_BMD=None,
+        grids_BI2=None,
+        start_B=None,
+        past: KVCache | None = None,
+        kept_BM=None,
     ) -> tuple[jax.Array, KVCache, jax.Array]:
         """Hidden states [B, T, D] of a segment of each row after its cached past, the segment's own cache, and the position [B]
         after it. The arguments are those of `Qwen2_5_VL.segment`."""

@@ -78,9 +78,17 @@ class SwiGLU(nnx.Module):
         return self.down_proj(constrain(hidden_BTF, "batch", None, "mlp"))
 
 
-def rms_norm(width: int, eps: float, *, compute: ComputeConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+class RMSNorm(nnx.RMSNorm):
+    """Flax's norm, which multiplies states of the compute type by statistics and a scale in float32."""
+
+    def __call__(self, x, mask=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, mask=mask)
+
+
+def rms_norm(width: int, eps: float, *, compute: ComputeConfig, rngs: nnx.Rngs) -> RMSNorm:
     """Root-mean-square norm, statistics in float32."""
-    return nnx.RMSNorm(width, epsilon=eps, scale_metadata={"axes": (None,)}, rngs=rngs, **compute.dtypes)
+    return RMSNorm(width, epsilon=eps, scale_metadata={"axes": (None,)}, rngs=rngs, **compute.dtypes)
 
 
 def stack(make_layer: Callable[[nnx.Rngs], _Layer], num_layers: int, rngs: nnx.Rngs) -> _Layer:

@@ -57,7 +57,7 @@ def text_angles(positions_3BT, head_dim: int, theta: float, mrope_section: tuple
     return jnp.moveaxis(positions_3BT, 0, -1).astype(jnp.float32)[..., axis_of_frequency] * frequencies
 
 
-def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None):
+def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None, kept_BM=None):
     """Multimodal positions of a segment of a row, contiguous over its valid tokens.
 
     Text tokens advance by one. An image of h x w merged tokens spans rows and columns from the current position and
@@ -68,6 +68,8 @@ def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None):
         valid_BT: bool, tokens that exist; the others get position 0 and advance nothing.
         grids_BI2: merged (h, w) of each row's images in order, (0, 0) where there are fewer.
         start_B: position of the segment's first token; 0 where the segment opens the row.
+        kept_BM: of one picture without some of its tokens: the number of each placeholder's in the raster of its whole grid,
+            whose positions they keep. None: pictures are whole.
 
     Returns:
         positions [3, B, T] int32, and next_B [B] int32, the position after the segment.
@@ -77,8 +79,9 @@ def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None):
         start_B = jnp.zeros((batch,), jnp.int32)
     is_image_BT = is_image_BT & valid_BT
     grids_BI2 = grids_BI2.astype(jnp.int32)
-    ends_BI = jnp.cumsum(grids_BI2[..., 0] * grids_BI2[..., 1], axis=1)
     image_rank_BT = jnp.cumsum(is_image_BT, axis=1)  # placeholders up to and including this token
+    counts_BI = grids_BI2[..., 0] * grids_BI2[..., 1] if kept_BM is None else image_rank_BT[:, -1:]
+    ends_BI = jnp.cumsum(counts_BI, axis=1)
     text_BT = (valid_BT & ~is_image_BT).astype(jnp.int32)
     text_before_BT = jnp.cumsum(text_BT, axis=1) - text_BT
     placeholders_before_BT = image_rank_BT - is_image_BT.astype(jnp.int32)
@@ -90,8 +93,9 @@ def mrope_positions(is_image_BT, valid_BT, grids_BI2, start_B=None):
 
     image_BT = ended_BTI.sum(-1).clip(0, grids_BI2.shape[1] - 1)
     width_BT = jnp.take_along_axis(grids_BI2[..., 1], image_BT, axis=1)
-    first_BT = jnp.take_along_axis(ends_BI - grids_BI2[..., 0] * grids_BI2[..., 1], image_BT, axis=1)
-    offset_BT = placeholders_before_BT - first_BT
+    offset_BT = placeholders_before_BT - jnp.take_along_axis(ends_BI - counts_BI, image_BT, axis=1)
+    if kept_BM is not None:
+        offset_BT = jnp.take_along_axis(kept_BM, offset_BT.clip(0, kept_BM.shape[1] - 1), axis=1)
     row_BT, column_BT = jnp.divmod(offset_BT, jnp.maximum(width_BT, 1))
     zero_BT = jnp.zeros_like(base_BT)
     offsets_3BT = jnp.stack([zero_BT, jnp.where(is_image_BT, row_BT, 0), jnp.where(is_image_BT, column_BT, 0)])

@@ -78,7 +78,7 @@ def _tried(candidate: Candidate, report: dict, fits: bool, seconds: float | None
 def candidates(config: PlanConfig, devices, known: Chip) -> list[Candidate]:
     """All settings that divide the work, those first that look fastest."""
     model, episode = preset(config.preset)
-    layout = config.layout.of(episode).layout(model.merged_px)
+    layout = config.layout.of(episode, model.merged_px).layout(model.merged_px)
     chips, slices = len(devices), num_slices(devices)
     parameters = count_parameters(model)
     flops = max(step_flops(name, config, model, layout) for name in ("sft", "grpo"))

@@ -66,7 +66,7 @@ def report_of(config: PlanConfig, devices, known: Chip) -> dict:
 
 def _training(config: PlanConfig, devices) -> Training:
     model, episode = preset(config.preset)
-    episode = config.layout.of(episode)
+    episode = config.layout.of(episode, model.merged_px)
     sizes = config.mesh or MeshConfig().shape(len(devices), count_parameters(model), num_slices(devices))
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise UserError(f"--mesh {' '.join(map(str, sizes))}: that is not the {len(devices)} devices of the topology")

@@ -18,18 +18,38 @@ _TURN = ("text", "box", "window")
 class Recorded(Protocol):
     """A record of an evaluation (`zoomearth_jax.evaluation.records.Record`)."""
 
-    id: str
-    fault: str
+    @property
+    def id(self) -> str:
+        """Identifier within the benchmark."""
+        ...
 
-    def to_json(self) -> dict[str, Any]: ...
+    @property
+    def fault(self) -> str:
+        """Why the image can't be read."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        ...
 
 
 class Scored(Protocol):
     """Scores [N] of the records without a fault (`zoomearth_jax.evaluation.benchmarks.benchmark.Scores`)."""
 
-    official: np.ndarray
-    strict: np.ndarray
-    parsed: np.ndarray
+    @property
+    def official(self) -> np.ndarray:
+        """Scores by the benchmark's rule, 0 to 1."""
+        ...
+
+    @property
+    def strict(self) -> np.ndarray:
+        """Scores by the strict rule, 0 or 1."""
+        ...
+
+    @property
+    def parsed(self) -> np.ndarray:
+        """Whether the official rule found an answer."""
+        ...
 
 
 class Evaluated(NamedTuple):
@@ -154,7 +174,8 @@ def _targets(
     episode: dict[str, Any], thumbnails: Sequence[tuple[Mapping, Mapping]]
 ) -> tuple[list[tuple], dict[str, str]]:
     """Which picture (by its digest) goes where in an episode, under which name; and these pictures."""
-    found, data = [], {}
+    found: list[tuple] = []
+    data: dict[str, str] = {}
     for run, (thumbs, pictures) in zip(episode["runs"], thumbnails, strict=False):
         if thumbnail := thumbs.get(episode["id"]):
             shown = [turn for turn in (run["turns"] if run else ()) if "window" in turn]

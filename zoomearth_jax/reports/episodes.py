@@ -95,7 +95,7 @@ def write_comparison(path, a: Evaluated, b: Evaluated, names=("A", "B"), max_byt
         names=list(names),
         compared=True,
         summary=_counted_pairs(found, only, names),
-        tables=[paired_table(*paired, names), *summary_tables(summaries, published)],
+        tables=[paired_table(paired[0], paired[1], names), *summary_tables(summaries, published)],
         charts=_charts({}, dict(zip(names, paired, strict=True)), compared=True),
         facts=_facts(a.results, b.results),
     )

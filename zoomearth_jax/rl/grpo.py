@@ -51,6 +51,7 @@ class GRPO:
     Attributes:
         state: parameters and optimizer state; replaced by `update`, or from a checkpoint.
         reference: parameters of the reference policy; None where no KL is asked for.
+        engine: plays the policy.
         freezes_vision, adapted: whether the vision encoder is frozen, and whether adapters train.
     """
 
@@ -62,7 +63,7 @@ class GRPO:
             rows = rows.replaced(crop=config.rollout.crop)
         self._config, self._mesh, self._sizes, self.rows = config, mesh, model.config, rows
         optimizer = config.optimizer.build(config.steps * config.optimizer_steps)
-        self._engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)
+        self.engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)
         graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
         self.reference = reference_policy(self.state, config.compute.dtype) if objective.kl_weight else None
         self.freezes_vision, self.adapted = "vision" not in self.state.trainable, has_lora(model)
@@ -84,13 +85,13 @@ class GRPO:
 
     def send(self, prompts: Prompts) -> list[SentPrompts]:
         """A step's prompts on the devices, in the parts that it is played in."""
-        return send_parts(self._engine, prompts, self._config.rollout.batches)
+        return send_parts(self.engine, prompts, self._config.rollout.batches)
 
     def play(self, questions: Sequence[Question], looks: Sequence[SentPrompts], step: int) -> Played:
         """Plays and scores the questions of a step; what is drawn follows from the seed and the step's number."""
         config = self._config
         episodes, rewards = play_scored(
-            self._engine,
+            self.engine,
             self.state.params,
             questions,
             looks,

@@ -62,21 +62,24 @@ class Checkpoints:
     `run`, which says what the step is of (see `saved_steps`). All processes must make one, and call its methods together.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, keep_best: int = 0, run: Mapping | None = None):
+    def __init__(
+        self, directory: Path, keep: int = 2, keep_best: int = 0, run: Mapping | None = None, best_by: str = ""
+    ):
         """Takes `directory`/checkpoints, which need not exist; the first `save` makes it.
 
         Args:
             keep: steps to keep, the last ones.
             keep_best: steps to keep beside them, those with the highest scores.
             run: what to write into each step: plain data. Its `start` must be that of the step restored.
+            best_by: what the scores are; steps with scores of something else count as without.
         """
         self.directory = Path(directory).absolute() / "checkpoints"
         self._run = dict(run or {})
-        self._kept = keep, keep_best
+        self._kept, self._best_by = (keep, keep_best), best_by
 
     @functools.cached_property
     def _keep(self) -> _Keep:
-        return _Keep(self.directory, *self._kept)
+        return _Keep(self.directory, *self._kept, self._best_by)
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -123,6 +126,7 @@ class Checkpoints:
         record = {
             "step": step,
             "score": None if score is None else float(score),
+            "score_of": self._best_by,
             "versions": {name: importlib.metadata.version(name) for name in ("zoomearth_jax", "jax")},
             "devices": jax.device_count(),
             "processes": jax.process_count(),
@@ -187,10 +191,10 @@ class Checkpoints:
 class _Keep:
     """Orbax's policy on what stays: the last steps, and those with the highest scores."""
 
-    def __init__(self, directory: Path, last: int, best: int):
+    def __init__(self, directory: Path, last: int, best: int, best_by: str):
         """Reads the scores of the steps that are there, if they matter."""
         self._last, self._best = last, best
-        self.scores = {step: _score(directory / str(step)) for step in saved_steps.numbers(directory) if best}
+        self.scores = {step: _score(directory / str(step), best_by) for step in saved_steps.numbers(directory) if best}
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Whether each checkpoint stays."""
@@ -200,11 +204,12 @@ class _Keep:
         return [info.step in kept for info in checkpoints]
 
 
-def _score(folder: Path) -> float | None:
+def _score(folder: Path, best_by: str) -> float | None:
     try:
-        return saved_steps.read_record(folder)["score"]
+        record = saved_steps.read_record(folder)
     except saved_steps.Unreadable:
         return None
+    return record["score"] if record.get("score_of") == best_by else None
 
 
 def _items(state: TrainState) -> saved_steps.Items:

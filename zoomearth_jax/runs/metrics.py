@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 import jax
@@ -35,12 +36,14 @@ class MetricsLog:
         start: int = 0,
         shown: tuple[str, ...] = ("loss",),
         sinks: Callable[[], Sequence[Sink]] = tuple,
+        before: Mapping[str, float] = MappingProxyType({}),
     ):
-        """`start` is the last step already done; `shown` are the metrics beside the progress; `sinks` opens those."""
+        """`start` is the last step already done; `shown` are the metrics beside the progress; `sinks` opens those; `before` are
+        metrics of step 0, which are written with the first step's."""
         self.path = Path(directory) / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self._progress = Progress(label, total, start=start, quiet=not self._writes)
-        self._start, self._shown, self._open_sinks = start, shown, sinks
+        self._start, self._shown, self._open_sinks, self._before = start, shown, sinks, before
         self._file: TextIO | None = None
         self._sinks: Sequence[Sink] = ()
         self._last = time.perf_counter()
@@ -61,7 +64,19 @@ class MetricsLog:
         with writing(self.path):
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._sinks = self._open_sinks()
+        if self._before:
+            self._write_row(self._file, 0, self._before)
         return self._file
+
+    def _write_row(self, file: TextIO, step: int, values: Mapping, alarms: Sequence[str] = ()) -> dict[str, float]:
+        """Writes a row to the file and the sinks; returns the scalars that are finite."""
+        row = {"schema": SCHEMA, "step": step, **{name: _number(value) for name, value in values.items()}}
+        with writing(self.path):
+            file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
+        scalars = {name: value for name in values if (value := row[name]) is not None}
+        for sink in self._sinks:
+            sink.write(step, scalars)
+        return scalars
 
     def write(self, step: int, metrics: Mapping, alarms: Sequence[str] = ()) -> None:
         """Logs scalars of step number `step` (1 is the first), with the seconds since the last call as `perf/seconds`.
@@ -73,13 +88,7 @@ class MetricsLog:
         self._last = now
         if not self._writes:
             return
-        file = self._file or self._open()
-        row = {"schema": SCHEMA, "step": step, **{name: _number(value) for name, value in values.items()}}
-        with writing(self.path):
-            file.write(json.dumps(row | ({"alarms": list(alarms)} if alarms else {}), allow_nan=False) + "\n")
-        scalars = {name: value for name in values if (value := row[name]) is not None}
-        for sink in self._sinks:
-            sink.write(step, scalars)
+        scalars = self._write_row(self._file or self._open(), step, values, alarms)
         notes = {name: f"{scalars[name]:.3f}" for name in self._shown if name in scalars}
         self._progress.update(step - self._progress.done, notes)
 

@@ -62,9 +62,9 @@ def load_rows(directory: Path, layout: LayoutConfig = LayoutConfig()) -> RowBuil
     saved = read_episode(directory)
     if saved is None:
         check_words(directory)
-    episode = layout.of(saved or preset("qwen2_5_vl_3b")[1])
-    generation = _read_generation(directory / "generation_config.json", len(tokenizer))
     merged_px = read_config(directory).merged_px
+    episode = layout.of(saved or preset("qwen2_5_vl_3b")[1], merged_px)
+    generation = _read_generation(directory / "generation_config.json", len(tokenizer))
     return RowBuilder(tokenizer, episode, merged_px, generation, read_processors(directory))
 
 
@@ -94,23 +94,28 @@ def check_words(directory: Path) -> None:
 
 def released_episode(words: str, directory: Path) -> EpisodeConfig:
     """The episode of the authors' ZoomEarth with its words, as its release evaluates: overviews and crops of 512 px, boxes in px of
-    the image at a longest side of 512, a crop whenever a box is named, T = 0.01, and a prompt slot that holds the words.
+    the image at a longest side of 512, a crop whenever a box is named, T = 0.01 with the checkpoint's own repetition penalty,
+    and slots that hold the words.
 
     Args:
         directory: the checkpoint, for its tokenizer and chat template.
     """
+    penalty = read_json(Path(directory) / "generation_config.json", {}).get("repetition_penalty", 1.0)
+    if not isinstance(penalty, int | float):
+        raise UserError(f"{directory}/generation_config.json: repetition_penalty must be a number, not {penalty!r}")
     episode = dataclasses.replace(
         preset("qwen2_5_vl_3b")[1],
         instruction=words,
         box_px=512,
         gate="box",
-        picture_in="new_message",
         crop="reference",
         temperature=0.01,
+        repetition_penalty=penalty,
         prompt_len=4096,
+        turn_lens=(1024, 1024),
     )
     rows = RowBuilder(load_tokenizer(directory), episode, read_config(directory).merged_px)
-    taken = rows.prompt_tokens("")
+    taken = len(rows.question_ids("", rows.layout.view_tokens))
     return dataclasses.replace(episode, prompt_len=-(-(taken + QUESTION_ROOM) // 64) * 64)
 
 

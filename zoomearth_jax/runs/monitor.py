@@ -144,13 +144,13 @@ class Monitor:
                 jax.profiler.stop_trace()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds up the seconds of a part of the step, and notes what compiles in it."""
+    def phase(self, name: str, may_compile: bool = False) -> Iterator[None]:
+        """Adds up the seconds of a part of the step, and notes what compiles in it though nothing should."""
         began, known = time.perf_counter(), len(self._compilations.names)
         with jax.profiler.TraceAnnotation(name):
             yield
         self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - began
-        self._compiled += self._compilations.names[known:]
+        self._compiled += [] if may_compile else self._compilations.names[known:]
 
     def log(
         self,
@@ -218,6 +218,7 @@ def open_monitor(
     mesh: Mesh,
     shown: tuple[str, ...] = ("loss",),
     shapes_vary: bool = False,
+    before: Mapping[str, float] = MappingProxyType({}),
 ) -> Monitor:
     """The monitor of a training run's settings `out`, `steps`, `log` and `profile`; see `Monitor` and `MetricsLog`."""
 
@@ -226,7 +227,7 @@ def open_monitor(
 
     known = chip(mesh.devices.flat[0].device_kind)
     return Monitor(
-        MetricsLog(config.out, total=config.steps, label=label, start=start, shown=shown, sinks=sinks),
+        MetricsLog(config.out, total=config.steps, label=label, start=start, shown=shown, sinks=sinks, before=before),
         config.out,
         start=start,
         total=config.steps,

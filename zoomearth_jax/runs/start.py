@@ -44,6 +44,8 @@ FREE_SETTINGS = (
     "checkpoint_every",
     "keep",
     "keep_best",
+    "validate_every",
+    "validate",
 )  # may change on resuming
 OLD = ("checkpoints", "panels", "profile", "replay")  # of a run that is started anew
 CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes

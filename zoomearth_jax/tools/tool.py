@@ -36,11 +36,13 @@ class View(NamedTuple):
         question: the question with its image.
         frame: the overview's frame, in whose px boxes are written.
         earlier: the requests of earlier turns, all of which were served.
+        seed: the row's, from which all that a tool draws must follow.
     """
 
     question: Question
     frame: Frame
     earlier: tuple[Request, ...] = ()
+    seed: int = 0
 
 
 class Tool(Protocol):
@@ -51,7 +53,8 @@ class Tool(Protocol):
         ...
 
     def run(self, image: ImageSource, request: Request) -> np.ndarray:
-        """The picture, uint8 [h, w, 3], sides in multiples of a visual token and at most those of the view's canvas.
+        """The picture, uint8 [h, w, 3], sides in multiples of a visual token and at most those of the view's canvas. An empty one,
+        [0, 0, 3], gives the row its next turn without a picture: the marks around one stand with nothing between them.
 
         Raises:
             UserError: the image can't be read.

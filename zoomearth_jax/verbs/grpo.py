@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.training import GRPOConfig
+from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import grpo_flops, rollout_flops, row_counts
 from zoomearth_jax.reports.panel import write_panel
@@ -50,17 +51,19 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
 
     parts = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, check=rows.check_prompts, **parts)
+    validation = Validation(config, training.engine, mesh, config.prompts * config.group // config.rollout.batches)
     about = about_run(config, loader.digests, training.reference)
     with (
         StopSignal() as stop,
         Run(config, model, rows, loader) as run,
         loader,
-        Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints,
+        Checkpoints(config.out, config.keep, config.keep_best, about, config.best_by) as checkpoints,
     ):
         if config.resume:
             training.state = checkpoints.restore(training.state)
         done = start = int(training.state.step) // per_rollout
-        with open_monitor(config, "grpo", start, mesh, SHOWN, config.compact > 0) as monitor:
+        before = validation.before_training(training.state.params, start)
+        with open_monitor(config, "grpo", start, mesh, SHOWN, config.compact > 0, before) as monitor:
             for step, looks in monitor.steps(look_ahead(loader.batches(start, config.steps), training.send)):
                 if stop.requested():
                     break
@@ -78,6 +81,9 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 monitor.stop_if_broken(done, metrics, batch, training.state)
                 metrics |= {"lr": lr[done * per_rollout - 1]} | rollout_metrics(table, config.group)
                 metrics["broken_images"] = broken_images(loader, step, mesh)
+                if validation.due(done):
+                    with monitor.phase("validation", may_compile=True):
+                        metrics |= validation(training.state.params, done)
                 counts = row_counts(played.episodes.prompts, played.episodes.replies)
                 monitor.log(done, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and done % config.panel_every == 0 and jax.process_index() == 0:
@@ -85,7 +91,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     picture = write_panel(config.out / "panels", done, played.questions, played.episodes, scores)
                     monitor.picture(done, picture)
                 if done % config.checkpoint_every == 0 or done == config.steps:
-                    checkpoints.save(done, training.state, score=metrics["reward_total"])
+                    checkpoints.save(done, training.state, score=config.score(metrics))
         if done < config.steps:
             run.begin()
             checkpoints.save(done, training.state)

@@ -69,7 +69,7 @@ def read_evaluation(directory: Path) -> Evaluated:
         UserError: it holds none, or what it holds can't be read.
     """
     results = _results(directory / "results.json")
-    name = results.get("benchmark")
+    name = str(results.get("benchmark"))
     if name not in BENCHMARKS:
         raise UserError(f"{directory / 'results.json'}: unknown benchmark {name!r}; {suggestion(name, BENCHMARKS)}")
     names = sorted(results.get("runs") or {MAIN: {}}, key=lambda crops: crops != MAIN)

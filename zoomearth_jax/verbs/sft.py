@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from zoomearth_jax.configs.training import SFTConfig
 from zoomearth_jax.data_pipeline.rows.packing import pack
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import row_counts, sft_flops
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import shard_batch
 from zoomearth_jax.rl.batches import packed_batch, row_batch
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
 from zoomearth_jax.runs.checkpoints import Checkpoints, about_run
@@ -39,6 +41,7 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
         raise UserError("sft config: packed rows are for one process; leave pack_len out")
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
+    engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
     optimizer = config.optimizer.build(config.steps)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
     train_step = make_sft_step(graph, optimizer, rows.layout, config.accumulate)
@@ -55,17 +58,19 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     loader = open_loader(
         config, "sft", rows.supervised, config.batch_size, config.questions, mesh, check=rows.check_supervised
     )
+    validation = Validation(config, engine, mesh, config.batch_size)
     about = about_run(config, loader.digests)
     with (
         StopSignal() as stop,
         Run(config, model, rows, loader) as run,
         loader,
-        Checkpoints(config.out, config.keep, config.keep_best, about) as checkpoints,
+        Checkpoints(config.out, config.keep, config.keep_best, about, config.best_by) as checkpoints,
     ):
         if config.resume:
             state = checkpoints.restore(state)
         done = start = int(state.step)
-        with open_monitor(config, "sft", start, mesh, shapes_vary=config.pack_len > 0) as monitor:
+        before = validation.before_training(state.params, start)
+        with open_monitor(config, "sft", start, mesh, shapes_vary=config.pack_len > 0, before=before) as monitor:
             batches = look_ahead(loader.batches(start, config.steps), prepare)
             for step, (batch, counts) in monitor.steps(batches):
                 if stop.requested():
@@ -77,10 +82,13 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
                 monitor.stop_if_broken(step + 1, metrics, batch, state)
                 metrics["broken_images"] = broken_images(loader, step, mesh)
                 flops = sft_flops(model.config, counts, freeze_vision=frozen, lora=adapted)
-                monitor.log(step + 1, metrics, counts, flops)
                 done = step + 1
+                if validation.due(done):
+                    with monitor.phase("validation", may_compile=True):
+                        metrics |= validation(state.params, done)
+                monitor.log(done, metrics, counts, flops)
                 if done % config.checkpoint_every == 0 or done == config.steps:
-                    checkpoints.save(done, state, score=-metrics["loss"])
+                    checkpoints.save(done, state, score=config.score(metrics))
         if done < config.steps:
             run.begin()
             checkpoints.save(done, state)

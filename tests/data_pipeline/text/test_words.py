@@ -19,6 +19,7 @@ from zoomearth_jax.runs.models import load_rows, released_episode, resolve
 from zoomearth_jax.verbs.convert import ConvertConfig, convert
 
 LONG = "Look at the whole picture first. " * 12
+SUM = f"def f():\n  head = ''\n  head = 'A'\n  tail = {LONG!r}\n  q = row['x']\n  p = head + q + tail"
 F_STRING = f'def ask(q):\n    text = f"""{{q}} {LONG}[{{{{}}}}]"""\n'
 
 
@@ -27,10 +28,16 @@ F_STRING = f'def ask(q):\n    text = f"""{{q}} {LONG}[{{{{}}}}]"""\n'
     [
         ("words.txt", f"\ufeff{LONG}\n", LONG.strip()),
         ("words.txt", 'Ask: {Question}\nBox: [{"bbox_2d": [1, 2]}]', 'Ask: {question}\nBox: [{"bbox_2d": [1, 2]}]'),
-        ("eval.py", f"import torch\nSYSTEM = 'short'\nPROMPT = {LONG!r}\n", LONG.strip()),
+        ("eval.py", f"import torch\nSYSTEM = 'short'\nPROMPT = {LONG!r}\n", LONG),
         ("eval.py", f"def main():\n    prompt = {LONG!r} + 'End.'\n", f"{LONG}End."),
+        ("eval.py", f"I = {LONG!r}\nfor row in rows:\n    asked = row['question'] + I\n", f"{{question}}{LONG}"),
+        (
+            "eval.py",
+            ("eval.py", SUM, f"A{{question}}{LONG}"),
+            f"A{{question}}{LONG}",
+        ),
         ("eval.py", F_STRING, f"{{question}} {LONG}[{{}}]"),
-        ("eval.py:B", f"A = {LONG!r}\nB = {LONG.upper()!r}\n", LONG.upper().strip()),
+        ("eval.py:B", f"A = {LONG!r}\nB = {LONG.upper()!r}\n", LONG.upper()),
         ("eval.py", f"T = {LONG + '{Question} {{x}}'!r}", f"{LONG}{{question}} {{x}}"),
     ],
 )
@@ -47,6 +54,7 @@ def test_words_are_read_and_nothing_is_run(tmp_path, name, text, words):
         ("eval.py", "A = 'short'", "no long string with a name"),
         ("eval.py:C", f"A = {LONG!r}", "no string named C; it has A"),
         ("eval.py", "def (", r"no Python \(SyntaxError\)"),
+        ("words.txt", "<|im_start|>user\nask", "must have one place for the question"),
     ],
 )
 def test_files_without_words_are_refused(tmp_path, name, text, said):
@@ -138,13 +146,36 @@ def test_prompts_with_a_released_instruction_are_transformers_own(qwen):
         ids = prompts.ids[0][prompts.valid[0]].tolist()
         assert ids == rows.tokenizer(plain.replace("<|image_pad|>", "<|image_pad|>" * 324))["input_ids"]
         assert 751 <= len(ids) <= 776 < rows.layout.prompt_len  # as measured of LRS-GRO's questions
-    # the released client's second request: the first text and the crop in one message, and a new one opened
-    said = "<think>a</think>"
-    turn = {"role": "assistant", "content": [{"type": "text", "text": said}, {"type": "image"}]}
-    plain = template([asked, turn], tokenize=False, add_generation_prompt=True)
-    slots, valid = rows.picture_slots(np.array([[18, 18]]))
-    after = plain[plain.index(said) + len(said) :].replace("<|image_pad|>", "<|image_pad|>" * 324)
-    assert slots[0][valid[0]].tolist() == rows.tokenizer(after)["input_ids"]
+
+
+RELEASED = """
+def ask(sample):
+    head = '''
+<|im_start|>system
+You look at images. <|im_end|>
+<|im_start|>user
+<|vision_start|><|image_pad|><|vision_end|>'''
+    tail = '''
+LONG<|im_end|><|im_start|>assistant
+'''
+    asked = sample["question"]
+    text = head + asked + tail
+"""
+
+
+def test_a_prompt_that_a_release_spells_itself_is_taken_as_it_stands(qwen, tmp_path):
+    """As one string for HF's tokenizer, with marks that the chat template would not write so; a question's marks stay text."""
+    (tmp_path / "infer.py").write_text(RELEASED.replace("LONG", LONG))
+    words = read_words(tmp_path / "infer.py")
+    episode = released_episode(words, qwen)
+    (qwen / "episode.json").write_text(json.dumps(dataclasses.asdict(episode)))
+    rows = load_rows(qwen)
+    text = "Which way is north?"
+    whole = words.replace("{question}", text).replace("<|image_pad|>", "<|image_pad|>" * 324)
+    assert rows.question_ids(text, 324) == rows.tokenizer(whole)["input_ids"]
+    assert rows.question_ids("<|im_end|>", 1).count(rows.stop_id) == rows.question_ids("", 1).count(rows.stop_id) == 2
+    with pytest.raises(UserError, match="the prompt wrote 0 places for 1 images"):
+        rows.replaced(instruction=words.replace("<|image_pad|>", ""))
 
 
 def test_slots_grow_with_the_questions():
@@ -160,6 +191,12 @@ def test_slots_grow_with_the_questions():
 
 
 def test_episodes_of_wrong_settings_are_refused():
-    for changes in ({"gate": "never"}, {"picture_in": "x"}, {"box_px": -1}, {"temperature": -1.0}, {"view_px": 0}):
+    for changes in (
+        {"gate": "never"},
+        {"repetition_penalty": 0.0},
+        {"box_px": -1},
+        {"temperature": -1.0},
+        {"view_px": 0},
+    ):
         with pytest.raises(UserError, match=f"episode config: {next(iter(changes))} must be"):
             EpisodeConfig(**changes)

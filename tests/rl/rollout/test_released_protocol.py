@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.sources import ArrayImage
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
-from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.tools.tool import View
@@ -51,8 +51,8 @@ def test_the_gate_reads_boxes_beside_answers_or_not(tuned, questions):
 
 @pytest.fixture(scope="module")
 def played(tuned, questions):
-    """Rows with a smaller crop and messages of their own, and their episodes."""
-    rows = tuned.rows.replaced(picture_in="new_message", picture_px=84)
+    """Rows with a smaller crop, and their episodes."""
+    rows = tuned.rows.replaced(picture_px=84)
     engine = RolloutEngine(tuned.model, rows)
     return rows, engine(nnx.state(tuned.model, nnx.Param), questions, KEY, sampling=T1)
 
@@ -63,37 +63,6 @@ def test_crops_have_a_canvas_of_their_own(played):
     assert episodes.replies.pictures.pixels.shape[1:] == (84, 84, 3)
     assert episodes.picture_features.shape[1] == 9 < episodes.overview_features.shape[1]
     assert any(e.zoomed for e in episodes.episodes)
-
-
-def test_a_message_of_its_own_is_what_the_template_renders(tuned, played):
-    """Log-probabilities of both turns from one forward pass over the rendered conversation, without slots."""
-    rows, episodes = played
-    config = tuned.model.config
-    for i in [i for i, e in enumerate(episodes.episodes) if e.zoomed][:2]:
-        e, replies = episodes.episodes[i], episodes.replies
-        ids = episodes.prompts.ids[i][episodes.prompts.valid[i]].tolist()
-        predicting, targets = [], []
-        for k, turn in enumerate(e.turns):
-            slots = rows.layout.turn(k)
-            for token in replies.ids[i, slots][replies.target[i, slots]].tolist():
-                predicting.append(len(ids) - 1)
-                targets.append(token)
-                if token not in rows.stop_ids:
-                    ids.append(token)
-            if turn.picture is not None:
-                area = turn.picture.shape[0] * turn.picture.shape[1] // 28**2
-                opened = rows.chat.special["<|im_start|>"]
-                line = rows.encode("\n")
-                ids += [rows.look_id, *[rows.image_id] * area, rows.seen_id]
-                ids += [rows.stop_id, *line, opened, *rows.encode("assistant\n")]
-        pictures = [episodes.overviews[i], *e.pictures]
-        pixels = np.concatenate([np.asarray(pixel_values(p, config.vision)) for p in pictures])
-        grids = np.array([[1, p.shape[0] // 14, p.shape[1] // 14] for p in pictures])
-        logits = np.array(tuned.model(np.array([ids]), pixels, grids)[0])
-        logits[:, list(rows.banned_ids)] = -np.inf
-        want = np.asarray(jax.nn.log_softmax(logits))[predicting, targets]
-        written = replies.target[i, rows.layout.written()]
-        np.testing.assert_allclose(episodes.logprobs[i][written], want, atol=2e-5)
 
 
 class Scripted:
@@ -141,3 +110,10 @@ def test_the_episodes_temperature_is_the_default(tuned, questions):
     assert [e.texts for e in by_model.episodes] == [e.texts for e in given.episodes]
     greedy = RolloutEngine(tuned.model, rows)(params, questions, KEY, sampling=SamplingConfig(temperature=0.0))
     assert [e.texts for e in greedy.episodes] != [e.texts for e in given.episodes]
+
+
+def test_the_episodes_penalty_goes_with_its_temperature():
+    episode = EpisodeConfig(temperature=0.01, repetition_penalty=1.05)
+    assert SamplingConfig().of(episode) == SamplingConfig(0.01, repetition_penalty=1.05)
+    assert SamplingConfig(repetition_penalty=1.2).of(episode) == SamplingConfig(0.01, repetition_penalty=1.2)
+    assert SamplingConfig(temperature=1.0).of(episode) == SamplingConfig(temperature=1.0)

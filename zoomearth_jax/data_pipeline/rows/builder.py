@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoomearth_jax.configs.episode import QUESTION, EpisodeConfig, layout_flags
+from zoomearth_jax.configs.episode import CHAT_MARK, QUESTION, EpisodeConfig, layout_flags
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -90,6 +91,7 @@ class RowBuilder:
         merged_px: int,
         generation: dict | None = None,
         processors: dict | None = None,
+        prune: PruneConfig = PruneConfig(),
     ):
         """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
 
@@ -98,10 +100,11 @@ class RowBuilder:
             generation: what `generation_config.json` holds, eos_token_id as a list. These end tokens stop a turn beside
                 <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
             processors: settings of HF's processor that were beside the model (`side_files.py`); kept to be saved again.
+            prune: which visual tokens the policy reads; no part of the episode, for evaluation only (see `pruned`).
         """
         generation = generation or {}
         self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
-        self.layout = episode.layout(merged_px)  # the chat template's own tokens are counted below
+        self.layout = episode.layout(merged_px, prune)
         names = (
             "<|im_start|>",
             "<|im_end|>",
@@ -127,8 +130,7 @@ class RowBuilder:
         if prompt[image - 1 : image + 2] != [self.look_id, self.image_id, self.seen_id]:
             raise UserError(f"{self.chat.name}: the chat template doesn't put an image between vision marks")
         self.head_ids, self.tail_ids = prompt[: image - 1], prompt[image + 2 :]
-        self.reopening_ids = self._reopening_ids() if episode.picture_in == "new_message" else []
-        self.layout = episode.layout(merged_px, len(self.reopening_ids))
+        self.question_ids("", 1)
 
     @property
     def tokens(self) -> TokenIds:
@@ -138,7 +140,20 @@ class RowBuilder:
     def replaced(self, **changes) -> RowBuilder:
         """The same with changes of its episode (see `EpisodeConfig`)."""
         episode = dataclasses.replace(self.episode, **changes)
-        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors)
+        return self._with(episode, self.layout.prune)
+
+    def pruned(self, prune: PruneConfig) -> RowBuilder:
+        """The same with visual tokens pruned. Those of the overview that are pruned leave the prompt's slot too."""
+        whole = (self.layout.view_side // self.layout.merged_px) ** 2
+        gone = self.layout.view_tokens - prune.kept(whole)
+        return self._with(dataclasses.replace(self.episode, prompt_len=self.episode.prompt_len - gone), prune)
+
+    def _with(self, episode: EpisodeConfig, prune: PruneConfig) -> RowBuilder:
+        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors, prune)
+
+    def _kept(self, grids: np.ndarray) -> np.ndarray:
+        """Visual tokens [B] that take slots, of pictures with merged grids [B, 2]."""
+        return np.array([self.layout.prune.kept(int(tokens)) for tokens in grids.prod(-1)], int)
 
     def prompt_ids(self, text: str, image_tokens: int) -> list[int]:
         """Ids of a prompt by the chat template: the system message if there is one, the overview and the text, and the
@@ -147,27 +162,24 @@ class RowBuilder:
         messages = [{"role": "system", "content": system}] if system else []
         return self.chat.ids([*messages, {"role": "user", "content": blocks}], [image_tokens])
 
-    def prompt_tokens(self, text: str) -> int:
-        """Tokens of a prompt for a square image with this question, the instruction with it."""
-        return len(self.prompt_ids(self._instructed(text), self.layout.view_tokens))
+    def question_ids(self, asked: str, image_tokens: int) -> list[int]:
+        """Ids of the prompt that asks a question, with the episode's instruction: by the chat template, or where the instruction
+        spells the chat's marks itself as it stands."""
+        instruction = self.episode.instruction
+        if CHAT_MARK in instruction:
+            return self.chat.spelled_ids(instruction, QUESTION, asked, [image_tokens])
+        text = instruction.replace(QUESTION, asked) if QUESTION in instruction else f"{asked} {instruction}".strip()
+        return self.prompt_ids(text, image_tokens)
 
     def widened(self, questions: Sequence[Question]) -> RowBuilder:
         """These rows, or where their prompt slot is too short for the questions the same with one that holds them all, in steps of
         64 tokens."""
-        longest = max((self._excess(None, self._asked(q), self._view(q)) for q in questions), default=0)
+        longest = max((self._excess(None, q.asked, self._view(q)) for q in questions), default=0)
         return self.replaced(prompt_len=-(-longest // 64) * 64) if longest else self
 
     def _view(self, question: Question) -> Frame:
         frame = question.image.frame
         return view_size(frame.width, frame.height, self.episode.view_px, self.layout.merged_px)
-
-    def _reopening_ids(self) -> list[int]:
-        """What the chat template writes between a message of the assistant that ends with a picture and the next one."""
-        picture = [{"type": "image"}, {"type": "text", "text": ""}]
-        answered = [{"role": "user", "content": picture}, {"role": "assistant", "content": [{"type": "image"}]}]
-        ids = self.chat.ids(answered, [1, 1])
-        last = len(ids) - ids[::-1].index(self.seen_id)
-        return ids[last:]
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; special tokens spelled out in it stay plain text."""
@@ -217,10 +229,11 @@ class RowBuilder:
         """
         overviews = overviews or [self.overview(q) for q in questions]
         views = self.views(overviews)
+        kept = self._kept(views.grids)
         ids = np.full((len(questions), self.layout.prompt_len), self.pad_id, np.int32)
         valid = np.zeros(ids.shape, bool)
         for row, question in enumerate(questions):
-            prompt = self.prompt_ids(self._asked(question), int(views.grids[row].prod()))
+            prompt = self.question_ids(question.asked, int(kept[row]))
             if len(prompt) > ids.shape[1]:
                 raise UserError(self._too_long(question, {None: len(prompt)}))
             ids[row, : len(prompt)] = prompt
@@ -236,14 +249,17 @@ class RowBuilder:
         """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
         return self.prompts(questions), self.reference_replies(questions)
 
-    def picture_slots(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2]; empty where the grid is 0 x 0."""
-        tokens = grids.prod(-1)[:, None]
-        slot, after = np.arange(self.layout.picture_len)[None], len(self.reopening_ids)
+    def picture_slots(self, grids: np.ndarray, shown: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and valid [B, picture_len] of pictures with merged grids [B, 2].
+
+        Args:
+            shown: bool [B], the rows that go on; the others' slots are empty. Left out, those whose grid isn't 0 x 0.
+        """
+        tokens = self._kept(grids)[:, None]
+        going = tokens > 0 if shown is None else shown[:, None]
+        slot = np.arange(self.layout.picture_len)[None]
         ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
-        valid = (slot < tokens + 2 + after) & (tokens > 0)
-        for place, token in enumerate(self.reopening_ids):
-            ids = np.where(slot == tokens + 2 + place, token, ids)
+        valid = (slot < tokens + 2) & going
         return np.where(valid, ids, self.pad_id).astype(np.int32), valid
 
     def replies(self, turns: Sequence[Sequence[Sequence[int]]], pictures: Views) -> Replies:
@@ -263,7 +279,9 @@ class RowBuilder:
                 valid[row, slots] = ~np.isin(written, self.stop_ids)
         replies = Replies(ids, valid, target, pictures)
         for k in range(layout.num_pictures):
-            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(replies.grids[:, k])
+            grids = replies.grids[:, k]
+            shown = (grids.prod(-1) > 0) | [len(own) > k + 1 and len(own[k + 1]) > 0 for own in turns]
+            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(grids, shown)
         return replies
 
     def reference_replies(self, questions: Sequence[Question]) -> Replies:
@@ -290,14 +308,6 @@ class RowBuilder:
         if len(ids) > self.layout.turn_lens[k]:
             raise UserError(self._too_long(question, {k: len(ids)}))
         return ids
-
-    def _asked(self, question: Question) -> str:
-        return self._instructed(question.asked)
-
-    def _instructed(self, asked: str) -> str:
-        """What is asked with the episode's instruction."""
-        instruction = self.episode.instruction
-        return instruction.replace(QUESTION, asked) if QUESTION in instruction else f"{asked} {instruction}".strip()
 
     def _too_many(self, question: Question) -> str:
         """The message about a question whose reference takes more turns than there are."""
@@ -341,7 +351,7 @@ class RowBuilder:
         worst, count = None, 0
         for question in questions:
             view, frame = self._view(question), self.box_frame(question.image.frame)
-            texts = {None: self._asked(question)} | dict(enumerate(replies(question, frame)))
+            texts = {None: question.asked} | dict(enumerate(replies(question, frame)))
             over = {k: n for k, text in texts.items() if (n := self._excess(k, text, view))}
             count += bool(over)
             for k, tokens in over.items():
@@ -356,11 +366,13 @@ class RowBuilder:
         """The tokens that a slot (of turn k, or the prompt's) must hold for a text, where it doesn't; else 0. No tokenizer makes
         more tokens of plain ASCII than it has letters, so most texts are never tokenized."""
         room = self.layout.prompt_len if k is None else self.layout.turn_lens[k]
-        image = view.width * view.height // self.layout.merged_px**2
-        around = len(self.head_ids) + len(self.tail_ids) + image + 2 if k is None else 1
+        image = self.layout.prune.kept(view.width * view.height // self.layout.merged_px**2)
+        around = 1
+        if k is None:
+            around = len(self.head_ids) + len(self.tail_ids) + len(self.episode.instruction) + image + 3
         if text.isascii() and len(text) + around <= room:
             return 0
-        tokens = len(self.prompt_ids(text, image)) if k is None else len(self.encode(text)) + 1
+        tokens = len(self.question_ids(text, image)) if k is None else len(self.encode(text)) + 1
         return tokens if tokens > room else 0
 
 

@@ -85,10 +85,25 @@ class Chat:
         marked, texts, blocks = _mark(messages)
         if blocks != len(image_tokens):
             raise UserError(f"messages: {blocks} image blocks, but {len(image_tokens)} images; give one for each block")
-        ids = self._tokenize(self._render(marked, generate), texts)
-        image_id = self.special[IMAGE_TOKEN]
-        if ids.count(image_id) != blocks:
-            raise UserError(f"{self.name}: the chat template wrote {ids.count(image_id)} places for {blocks} images")
+        return self._placed(self._tokenize(self._render(marked, generate), texts), image_tokens, "the chat template")
+
+    def spelled_ids(self, prompt: str, place: str, text: str, image_tokens: Sequence[int]) -> list[int]:
+        """Ids of a whole prompt that spells its special tokens itself.
+
+        Args:
+            place: what stands in the prompt where `text` goes, which stays plain text whatever it spells.
+            image_tokens: see `ids`.
+
+        Raises:
+            UserError: the prompt hasn't as many places for images.
+        """
+        return self._placed(self._tokenize(prompt.replace(place, "\ufdd00\ufdd1"), [text]), image_tokens, "the prompt")
+
+    def _placed(self, ids: list[int], image_tokens: Sequence[int], who: str) -> list[int]:
+        """The ids with as many placeholders as each image has tokens."""
+        image_id, images = self.special[IMAGE_TOKEN], len(image_tokens)
+        if ids.count(image_id) != images:
+            raise UserError(f"{self.name}: {who} wrote {ids.count(image_id)} places for {images} images")
         tokens = iter(image_tokens)
         return [i for one in ids for i in ([one] * next(tokens) if one == image_id else [one])]
 

@@ -50,10 +50,25 @@ class Scores(NamedTuple):
 class Benchmark(Protocol):
     """A benchmark: a module of this folder exports one, and `BENCHMARKS` names it."""
 
-    name: str
-    title: str
-    where: str  # how one gets the official files
-    published: dict[str, dict[str, float]]  # model -> the figures of papers, by the summary's keys, in percent
+    @property
+    def name(self) -> str:
+        """Name on the command line."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """How one gets the official files."""
+        ...
+
+    @property
+    def published(self) -> dict[str, dict[str, float]]:
+        """Figures of papers in percent: model -> the summary's keys."""
+        ...
 
     def open(self, data: Path, images: Path | None, config: ImageConfig) -> Opened:
         """Reads the official file or folder.

@@ -85,4 +85,7 @@ def _item(place: str, row: Mapping, images: NamedImages) -> Item:
 
 def _box(corners: Sequence[float], frame: Frame) -> Box | None:
     """The part of a box inside the image; None without any, since the official score needs no box."""
-    return clamped(Box(*map(float, corners), frame)) if corners else None
+    if not corners:
+        return None
+    x1, y1, x2, y2 = map(float, corners)
+    return clamped(Box(x1, y1, x2, y2, frame))

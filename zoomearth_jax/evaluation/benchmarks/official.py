@@ -101,22 +101,21 @@ class NamedImages:
             RowFault: it isn't there, or can't be read.
         """
         parts = Path(name).parts
-        found = None
         for start in range(len(parts)):
             found = self._images["/".join(parts[start:])]
             if not isinstance(found, tuple):
                 return found
-            if found[0] != "image is missing":
-                break
-        said = f": {found[2]}" if found and found[0] != "image is missing" else f" in {self._folder}"
-        raise RowFault(f"image {name[:200]!r} {'is missing' if said.startswith(' in') else 'is refused'}{said}")
+            kind, _, detail = found
+            if kind != "image is missing":
+                raise RowFault(f"image {name[:200]!r} is refused: {detail}")
+        raise RowFault(f"image {name[:200]!r} is missing in {self._folder}")
 
 
 def choice_letters(choices: Sequence[str]) -> str:
     """The letters of choices: those that they begin with, "(A) …" or "A. …"; else by their places."""
-    begins = [re.match(r"\s*\(?([A-Z])[).:]", choice) for choice in choices]
-    if all(begins):
-        return "".join(found[1] for found in begins)
+    begins = [found[1] for choice in choices if (found := re.match(r"\s*\(?([A-Z])[).:]", choice))]
+    if len(begins) == len(choices):
+        return "".join(begins)
     return "ABCDEFGHIJ"[: len(choices)]
 
 

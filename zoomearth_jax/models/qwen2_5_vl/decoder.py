@@ -167,4 +167,4 @@ class Decoder(nnx.Module):
         tied = self.config.tie_embeddings
         kernel_DV = self.embed.embedding[...].T if tied else self.lm_head.kernel[...]
         logits = jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return logits if tied or self.lm_head.lora is None else logits + self.lm_head.lora(hidden)
+        return logits if tied or self.lm_head.lora is None else logits + self.lm_head.lora(hidden).astype(logits.dtype)

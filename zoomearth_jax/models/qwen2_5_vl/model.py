@@ -99,6 +99,11 @@ class Qwen2_5_VL(nnx.Module):
         layout = images.layout
         return self.vision(patchify(images.pixels, layout.positions_IP2, self.config.vision), layout)
 
+    def scored_views(self, images: Images):
+        """The same, and the attention [I, M] that each token receives (see `VisionEncoder.scored`)."""
+        layout = images.layout
+        return self.vision.scored(patchify(images.pixels, layout.positions_IP2, self.config.vision), layout)
+
     def logits(self, hidden_BTD):
         """float32 logits [..., V] of hidden states."""
         return self.decoder.logits(hidden_BTD)
@@ -128,6 +133,7 @@ class Qwen2_5_VL(nnx.Module):
         grids_BI2=None,
         start_B=None,
         past: KVCache | None = None,
+        kept_BM=None,
     ):
         """Runs one segment of each row after the cached segments before it.
 
@@ -138,11 +144,12 @@ class Qwen2_5_VL(nnx.Module):
             features_BMD: visual tokens of the segment's images, and their merged grids_BI2; None without images.
             start_B: position of the segment's first token; 0 by default.
             past: cache of all earlier slots.
+            kept_BM: numbers of the visual tokens in their whole picture, where it was pruned (see `mrope_positions`).
 
         Returns:
             hidden [B, T, D], the segment's own KVCache, and next_B, the position after the segment.
         """
-        x_BTD, positions_3BT, next_B = self._inputs(start_B, ids_BT, samples_BT, features_BMD, grids_BI2)
+        x_BTD, positions_3BT, next_B = self._inputs(start_B, ids_BT, samples_BT, features_BMD, grids_BI2, kept_BM)
         hidden_BTD, cache = self.decoder(x_BTD, positions_3BT, samples_BT, past)
         return hidden_BTD, cache, next_B
 
@@ -160,12 +167,12 @@ class Qwen2_5_VL(nnx.Module):
         x_BTD, positions_3BT, _ = self._inputs(start_B, *reply)
         return self.decoder.grouped(x_AUD, positions_3AU, prompt[1], x_BTD, positions_3BT, reply[1], places)
 
-    def _inputs(self, start_B, ids_BT, samples_BT, features_BMD, grids_BI2):
+    def _inputs(self, start_B, ids_BT, samples_BT, features_BMD, grids_BI2, kept_BM=None):
         """Embeddings with images, positions, and the position after them."""
         if grids_BI2 is None:
             grids_BI2 = jnp.zeros((ids_BT.shape[0], 1, 2), jnp.int32)
         is_image_BT = ids_BT == self.config.image_token_id
-        positions_3BT, next_B = mrope_positions(is_image_BT, samples_BT > 0, grids_BI2, start_B)
+        positions_3BT, next_B = mrope_positions(is_image_BT, samples_BT > 0, grids_BI2, start_B, kept_BM)
         return self.embed(ids_BT, features_BMD), positions_3BT, next_B
 
 

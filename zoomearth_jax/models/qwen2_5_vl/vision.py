@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
-from zoomearth_jax.models.attention import masked_attention
+from zoomearth_jax.models.attention import masked_attention, received_attention
 from zoomearth_jax.models.layers import Linear, SwiGLU, gelu, rms_norm, scan_layers, stack, take_rows
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.patches import VisionLayout
@@ -83,12 +83,21 @@ class VisionBlock(nnx.Module):
         x_IPD = x_IPD + self.attend(self.norm1(x_IPD), angles_IPH, layout, is_full)
         return x_IPD + self.mlp(self.norm2(x_IPD))
 
+    def received(self, x_IPD, angles_IPH, layout: VisionLayout):
+        """The attention that each patch receives from all of its image, float32 [I, P]."""
+        q, k, _ = self._projected(self.norm1(x_IPD), angles_IPH)
+        return received_attention(q, k, layout.valid_IP)
+
+    def _projected(self, x_IPD, angles_IPH):
+        """Rotated queries and keys, and values, [I, P, heads, H] each."""
+        qkv = self.qkv(x_IPD).reshape(*x_IPD.shape[:2], 3, self.num_heads, -1)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        return apply_rope(q, angles_IPH), apply_rope(k, angles_IPH), v
+
     def attend(self, x_IPD, angles_IPH, layout, is_full):
         """Attention of normed patches, over the whole image where is_full (may be traced), else inside windows."""
         images, patches, width = x_IPD.shape
-        qkv = self.qkv(x_IPD).reshape(images, patches, 3, self.num_heads, -1)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        q, k = apply_rope(q, angles_IPH), apply_rope(k, angles_IPH)
+        q, k, v = self._projected(x_IPD, angles_IPH)
 
         def full(q, k, v):
             return masked_attention(q, k, v, layout.valid_IP, self.attention)
@@ -129,16 +138,33 @@ class VisionEncoder(nnx.Module):
         Returns:
             [I, M, D]: merged tokens in raster order, one per 2 x 2 patches; those past an image's own are undefined.
         """
+        return self._encode(patches_IPC, layout, scored=False)[0]
+
+    def scored(self, patches_IPC, layout: VisionLayout):
+        """The same, and the attention that each merged token receives in the last block over the whole image: the mean over its
+        patches and the heads, summed over all patches that attend; float32 [I, M]."""
+        x_IMD, received_LIP = self._encode(patches_IPC, layout, scored=True)
+        received_IMA = received_LIP.sum(0).reshape(*x_IMD.shape[:2], -1)
+        return x_IMD, take_rows(received_IMA.mean(-1), layout.merged_IM)
+
+    def _encode(self, patches_IPC, layout: VisionLayout, scored: bool):
+        """Merged tokens, and where they are `scored` the attention [L, I, P] that patches receive: 0 in all blocks but one."""
         config = self.config
         x_IPD = self.patch_embed(patches_IPC)
         angles = vision_angles(layout.positions_IP2, config.width // config.num_heads)
         is_full_L = np.isin(np.arange(config.depth), config.full_attention_blocks)
+        is_scored_L = np.arange(config.depth) == max(np.flatnonzero(is_full_L), default=config.depth - 1)
 
-        def step(block, x, is_full):
-            return block(x, angles, layout, is_full), None
+        def step(block, x, kinds):
+            is_full, is_scored = kinds
+            received = None
+            if scored:
+                nothing = jnp.zeros(x.shape[:2], jnp.float32)
+                received = jax.lax.cond(is_scored, lambda: block.received(x, angles, layout), lambda: nothing)
+            return block(x, angles, layout, is_full), received
 
-        x_IPD, _ = scan_layers(self.blocks, step, x_IPD, is_full_L, self.remat)
+        x_IPD, received_LIP = scan_layers(self.blocks, step, x_IPD, (is_full_L, is_scored_L), self.remat)
         x_IPD = self.merger_norm(x_IPD)
         x_IMD = x_IPD.reshape(x_IPD.shape[0], -1, self.merger_in.in_features)
         x_IMD = self.merger_out(gelu(self.merger_in(x_IMD)))
-        return take_rows(x_IMD, layout.merged_IM)
+        return take_rows(x_IMD, layout.merged_IM), received_LIP

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import Images, VisionLanguageModel
+from zoomearth_jax.models.pruning import pruned_views
 from zoomearth_jax.models.sharding import constrain, row_shards
 from zoomearth_jax.rl.policy import last_valid, repeat_cache, repeat_rows
 from zoomearth_jax.rl.rollout.sampling import mark_seen, sample
@@ -64,35 +66,62 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
     return KVCache(k, v, jnp.pad(cache.samples_BS, ((0, 0), (0, slots))))
 
 
-def prefill(model: VisionLanguageModel, ids, valid, images: Images, group: int, slots: int):
+def _read_views(model: VisionLanguageModel, ids, valid, images: Images, prune: PruneConfig):
+    """Visual tokens [B, M, D] of the pictures of slots, and which of the pictures' they are: None for all."""
+    if prune.kind == "none":
+        return model.encode_views(images), None
+    return pruned_views(model, images, prune, ((ids == model.config.image_token_id) & valid).sum(1))
+
+
+def prefill(
+    model: VisionLanguageModel,
+    ids,
+    valid,
+    images: Images,
+    group: int,
+    slots: int,
+    prune: PruneConfig = PruneConfig(),
+):
     """Encodes the overviews of A prompts, runs each prompt once and broadcasts its cache to its G samples.
 
     Args:
         ids, valid: prompt slots [A, prompt_len].
         slots: empty ones to append to the cache.
+        prune: that of the slots' layout.
 
     Returns:
         visual tokens [A, M, D]; of each sample [A x G]: the state that predicts its first token, its cache, and that
         token's position.
     """
-    features = model.encode_views(images)
-    hidden, cache, next_A = model.segment(ids, one_sample(valid), features, images.grids)
+    features, kept = _read_views(model, ids, valid, images, prune)
+    hidden, cache, next_A = model.segment(ids, one_sample(valid), features, images.grids, kept_BM=kept)
     hidden = repeat_rows(last_valid(hidden, valid), group)
     return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_A, group)
 
 
-def append_pictures(model: VisionLanguageModel, cache: KVCache, ids, valid, images: Images, start_B, slots: int):
+def append_pictures(
+    model: VisionLanguageModel,
+    cache: KVCache,
+    ids,
+    valid,
+    images: Images,
+    start_B,
+    slots: int,
+    prune: PruneConfig = PruneConfig(),
+):
     """Encodes pictures and appends them to their rows' caches, with `slots` empty slots after them.
 
     Args:
         ids, valid: picture slots [B, picture_len]; rows without a picture have no valid token.
         start_B: position of the picture's first token.
+        prune: that of the slots' layout.
 
     Returns:
         visual tokens [B, M, D], the state that predicts the next token, the cache, and that token's position.
     """
-    features, offset = model.encode_views(images), cache.k.shape[3]
-    hidden, own, next_B = model.segment(ids, one_sample(valid), features, images.grids, start_B, cache)
+    features, kept = _read_views(model, ids, valid, images, prune)
+    offset = cache.k.shape[3]
+    hidden, own, next_B = model.segment(ids, one_sample(valid), features, images.grids, start_B, cache, kept)
     cache = _append(grow_cache(cache, ids.shape[1] + slots), own, offset)
     return features, last_valid(hidden, valid), cache, next_B
 

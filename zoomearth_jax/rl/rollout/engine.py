@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.images.boxes import Frame
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, RowBuilder, interleaved
 from zoomearth_jax.data_pipeline.text.protocol import parse_answer
@@ -68,9 +67,10 @@ class Trajectories:
 class _Turns:
     """What the rows of this process have done so far. Tools run in threads from the moment that a row ends its turn."""
 
-    def __init__(self, engine: RolloutEngine, asked: Sequence[Question], views: Sequence[Frame], tool: Tool):
-        """Takes B rows, each with its question and the frame of its overview."""
-        self._engine, self._asked, self._views, self._tool = engine, asked, views, tool
+    def __init__(self, engine: RolloutEngine, asked: Sequence[Question], seeds: Sequence[int], tool: Tool):
+        """Takes B rows, each with its question and its seed."""
+        self._engine, self._asked, self._seeds, self._tool = engine, asked, seeds, tool
+        self._frames = [engine.rows.box_frame(question.image.frame) for question in asked]
         self._first = process_share(engine.mesh)[0] * len(asked)
         self._done: list[list[Turn]] = [[] for _ in asked]
         self._stopped = [True] * len(asked)
@@ -95,7 +95,7 @@ class _Turns:
         text, request, picture = rows.decode(ids), None, None
         if not last:
             earlier = tuple(turn.request for turn in self._done[place] if turn.request)
-            request = self._tool.request(text, View(question, self._views[place], earlier))
+            request = self._tool.request(text, View(question, self._frames[place], earlier, self._seeds[place]))
             if isinstance(request, Request) and request.wanted:
                 picture = self._engine.readers.submit(self._tool.run, question.image, request)
         self._stopped[place] &= bool(ids) and ids[-1] in rows.stop_ids
@@ -107,7 +107,8 @@ class _Turns:
         pictures: list[np.ndarray | None] = [None] * len(self._asked)
         for place, (turn, picture) in self._ended.items():
             pictures[place] = None if picture is None else picture.result()
-            self._done[place].append(dataclasses.replace(turn, picture=pictures[place]))
+            seen = picture.result() if picture and picture.result().size else None
+            self._done[place].append(dataclasses.replace(turn, picture=seen))
         self._ended = {}
         self.active = np.array([picture is not None for picture in pictures])
         return pictures
@@ -211,10 +212,10 @@ class RolloutEngine:
             first = process_share(self.mesh)[0] * len(questions) * group
             seeds = range(first, first + len(questions) * group)
         keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self.mesh), turns=layout.num_turns)
-        temperature = rows.episode.temperature if sampling.temperature is None else sampling.temperature
-        weights, how = self.weights(params), {"temperature": temperature, "filters": sampling.filters}
+        sampling = sampling.of(rows.episode)
+        weights, how = self.weights(params), {"temperature": sampling.temperature, "filters": sampling.filters}
         asked = [q for q in questions for _ in range(group)]
-        turns = _Turns(self, asked, [rows.box_frame(q.image.frame) for q in asked], tool or self.tool)
+        turns = _Turns(self, asked, seeds, tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
         views, features = [], []
@@ -231,7 +232,7 @@ class RolloutEngine:
             if not _anywhere(bool(turns.active.any())):
                 break
             views.append(rows.views(pictures, layout.picture_side))
-            picture = *rows.picture_slots(views[k].grids), self._sizes.prepare(*views[k]), turns.active
+            picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k]), turns.active
             own = None if own is None else shard_batch(own, self.mesh)
             seen, cache, writing = self.programs.next_turn(
                 weights,
@@ -308,7 +309,10 @@ class RolloutEngine:
         ids, valid = np.full((len(read), length), rows.pad_id, np.int32), np.zeros((len(read), length), bool)
         for place, text in enumerate(turns.texts()):
             if turns.active[place]:
-                read[place] = rows.encode(text.split("<answer>")[0])[:length]
+                said = (
+                    text.strip() if rows.episode.gate == "box" else text
+                )  # the released evaluation's texts have no outer blanks
+                read[place] = rows.encode(said.split("<answer>")[0])[:length]
             ids[place, : len(read[place])] = read[place]
             valid[place, : len(read[place])] = ~np.isin(read[place], rows.stop_ids)
         return read, (ids, valid)

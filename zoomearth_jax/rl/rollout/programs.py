@@ -62,7 +62,7 @@ class RolloutPrograms:
         """Returns (visual tokens of the overviews, cache, the turn's first tokens) of `group` samples of each prompt."""
         model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
         length = self._layout.turn_lens[0]
-        features, hidden, cache, start = prefill(model, ids, valid, images, group, length)
+        features, hidden, cache, start = prefill(model, ids, valid, images, group, length, self._layout.prune)
         seen = None
         if filters.repetition_penalty != 1:
             nothing = jnp.zeros((len(ids), model.config.vocab_size), bool)
@@ -100,7 +100,9 @@ class RolloutPrograms:
         """
         model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
         cache, next_B = close(model, cache, written) if own is None else reread(model, cache, written, *own)
-        features, hidden, cache, next_B = append_pictures(model, cache, ids, valid, images, next_B, length)
+        features, hidden, cache, next_B = append_pictures(
+            model, cache, ids, valid, images, next_B, length, self._layout.prune
+        )
         seen = mark_seen(written.seen_BV, ids, valid)
         writing = sampler.begin(model, hidden, cache, length, next_B, active, keys, seen)
         return features, *sampler.go_on(model, cache, writing, self._visit)
