@@ -103,7 +103,8 @@ class Runner:
         """The records of a batch's questions, which come first in it."""
         played, records = batch.trajectories, []
         tokens = played.replies.target.sum(axis=1)
-        overviews, pictures = played.prompts.views.grids.prod(axis=-1), played.replies.grids.prod(axis=-1).sum(axis=-1)
+        image_id = self.engine.rows.image_id
+        overviews, pictures = ((ids == image_id).sum(axis=1) for ids in (played.prompts.ids, played.replies.ids))
         seconds = round(batch.seconds / len(batch.places), 6)
         for row, item in enumerate(items):
             fault = fault_of(item.question)
@@ -168,7 +169,7 @@ class _Pictures:
         for item, overview, episode in zip(items, played.overviews, played.episodes, strict=False):
             try:
                 if self._file is not None and not fault_of(item.question):
-                    self._file.add(item.id, overview, episode.pictures)
+                    self._file.add(item.id, overview, [picture for picture in episode.pictures if picture.size])
             except UserError as error:
                 say(f"{error}; questions from here on have no thumbnails")
                 self._file = None
