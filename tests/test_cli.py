@@ -131,3 +131,10 @@ def test_light_verbs_need_no_jax():
     code = "import sys; from zoomearth_jax import cli; cli._light_verbs(); print({'jax', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert cli._resume_hint(tmp_path) == ""
+    (tmp_path / "records.jsonl").touch()
+    assert cli._resume_hint(tmp_path) == "; --resume goes on with the questions that are left"

@@ -70,6 +70,14 @@ def _quiet() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax prints errors that it also raises
 
 
+def _calm_threads() -> None:
+    """Lets each of NumPy's matrix products take one thread; to be called before NumPy is imported. Small products in many threads
+    otherwise take eight times as much of the processor, which XLA needs."""
+    import os
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def _cache_programs() -> None:
     """Turns XLA's compilation cache on, where there is a place for it."""
     import os
@@ -203,6 +211,8 @@ def _run(args: list[str], interrupts: Interrupts | None) -> None:
         print(__version__)
         return
     _quiet()
+    if args[:1] != ["scenes"]:  # whose products are large
+        _calm_threads()
     verbs = _light_verbs() if args[:1] else {}
     if not verbs.keys() & set(args[:1]):
         verbs = _verbs()

@@ -218,3 +218,14 @@ def test_a_grown_policy_writes_the_same_tokens(tmp_path):
     assert model.config.text.width == 192
     np.testing.assert_array_equal(played[0].replies.ids, played[1].replies.ids)
     np.testing.assert_allclose(played[0].logprobs, played[1].logprobs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_both_ways_of_evaluating_give_the_same_answers(capsys):
+    counts = ["--episodes", "8", "--one-by-one", "4", "--batch-size", "8", "--repeats", "1"]
+    assert main(["bench", "evaluate", *counts, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["same_answers"] == 1
+    assert row["ratio"] == row["episodes_per_s"] / row["one_by_one_per_s"] > 0
+    assert main(["bench", "evaluate", "--episodes", "2", "--one-by-one", "3"]) == 2
+    assert "at most episodes" in capsys.readouterr().err

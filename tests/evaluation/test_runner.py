@@ -151,6 +151,20 @@ def test_one_view_and_no_tool(tmp_path):
     assert {record["visual_tokens"] for record in found} == {36}
 
 
+def test_without_crops_and_with_fewer_tokens(tmp_path):
+    """`none` tells how many answers crops fix; pruned tokens are not counted."""
+    prune = ["--prune.kind", "attention", "--prune.keep", "4"]
+    how = ["--limit", "3", "--batch-size", "3", "--out", str(tmp_path)]
+    assert main(["evaluate", *how, "--crops", "none", "shown", *prune]) == 0
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert runs["shown"]["summary"]["crops"]["questions"] == 3
+    assert "crops" not in runs["none"]["summary"]
+    for record in records(tmp_path):
+        assert record["visual_tokens"] == 4 * len(record["turns"])
+    assert {record["visual_tokens"] for record in records(tmp_path / "none")} == {4}
+    assert main(["evaluate", *how, "--crops", "none", "shown", "--resume"]) == 2
+
+
 def test_a_model_is_known_by_its_content(tmp_path):
     model = shutil.copytree(resolve("nano"), tmp_path / "moved")
     assert model_identity(model) == model_identity(resolve("nano")) != model_identity(resolve("nano-grpo"))

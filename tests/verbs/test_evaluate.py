@@ -7,6 +7,7 @@ import types
 import pytest
 
 from tests.episodes import made_episode
+from tests.evaluation.official_files import mme_row, write_mme
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
@@ -145,15 +146,22 @@ def test_only_broken_images_are_one_line(folder, tmp_path, capsys):
     assert "scene_0_0000.png" in error
 
 
-def test_rows_without_an_image_are_counted_and_strict_refuses_them(folder, tmp_path, capsys):
-    lacking = shutil.copytree(folder, tmp_path / "lacking")
-    sorted(lacking.glob("*.png"))[1].unlink()
-    total = len((lacking / "questions.jsonl").read_text().splitlines())
-    opened = _open(EvaluateConfig(data=(str(lacking),)))[1]
-    assert (len(opened.items) + len(opened.faults), opened.total) == (total, total)
-    assert capsys.readouterr().err.count("; left out\n") == len(opened.faults) > 0
-    with pytest.raises(UserError, match="without --strict they are left out"):
-        _open(EvaluateConfig(data=(str(lacking),), strict=True))
+def test_a_benchmark_is_played_into_its_folder_and_refused_rows_are_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [mme_row(0), mme_row(1, **{"Ground truth": "F"}), mme_row(2, Image="nowhere.png"), mme_row(3)]
+    write_mme(tmp_path / "MME", rows)
+    args = ["evaluate", "--benchmark", "mme-realworld-rs", "--data", "MME"]
+    assert main([*args, "--strict"]) == 2
+    assert "2 rows can't be asked" in capsys.readouterr().err
+    assert main(args) == 0
+    said = capsys.readouterr()
+    assert said.err.count("; left out\n") == 2
+    assert "MME-RealWorld, Remote Sensing: 2 of 4 questions" in said.out
+    out = tmp_path / "runs" / "eval-mme-realworld-rs"
+    results = json.loads((out / "results.json").read_text())
+    assert results["counts"] == {"total": 4, "scored": 2, "limit": None, "unreadable": 0, "refused_rows": 2}
+    assert list(results["runs"]) == ["shown"]
+    assert [record["id"][-4:] for record in records(out)] == ["0000", "0003"]
 
 
 def test_all_questions_of_a_folder_and_1024_scenes_by_default(folder):

@@ -1,7 +1,8 @@
 """`zoomearth bench evaluate`: episodes per second of the evaluation's runner, against one by one with re-prefill.
 
-One by one is how the models' own scripts evaluate: a question at a time, and after the first turn a new request with the prompt,
-that turn and the crop, all of which is computed again. Both run compiled programs of the same model.
+One by one is how the models' own scripts evaluate: a question at a time, a call of the model for each token, and after the first
+turn a new request with the prompt, that turn and the crop, all of which is computed again. Both run compiled programs of the same
+model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from zoomearth_jax.evaluation.benchmarks.questions import Questions
 from zoomearth_jax.evaluation.record_store import RecordStore
 from zoomearth_jax.evaluation.records import Item, Record
 from zoomearth_jax.evaluation.runner import Runner
+from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.family import Images
 from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
@@ -61,9 +63,10 @@ class EvaluateBenchConfig:
 
 
 def bench_evaluate(config: EvaluateBenchConfig) -> list[dict]:
-    """One row: `episodes, one_by_one, episodes_per_s, one_by_one_per_s, ratio, same_answers` (a share of `one_by_one`).
+    """One row: `episodes, one_by_one, episodes_per_s, one_by_one_per_s, ratio`, and `same_answers`, a share of `one_by_one`.
 
-    The runner's time holds reading the images, records and thumbnails on the disk; that of one by one reading the images only.
+    `one_loop_per_s` and `one_loop_ratio` are those of one by one with each turn in one compiled loop. The runner's time holds
+    reading the images, and records and thumbnails on the disk; that of one by one reading the images only.
     """
     model, rows = load_model(config.model)
     if rows.layout.num_turns != 2:
@@ -72,33 +75,26 @@ def bench_evaluate(config: EvaluateBenchConfig) -> list[dict]:
         )
     items = Questions(count=config.episodes).open(Path(SCENES), None, ImageConfig()).items
     engine, params = RolloutEngine(model, rows), nnx.state(model, nnx.Param)
-    slow = _OneByOne(model, engine, params)
-    few = items[: config.one_by_one]
+    slow = {"one_by_one": _OneByOne(model, engine, params, 1), "one_loop": _OneByOne(model, engine, params)}
+    few = [item.question for item in items[: config.one_by_one]]
     _run(engine, params, items[: config.batch_size], config.batch_size)  # compiles
-    slow.play([item.question for item in few])
-    seconds: dict[str, list[float]] = {"runner": [], "one_by_one": []}
+    answers = {name: way.play(few) for name, way in slow.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ("episodes", *slow)}
     for _ in range(config.repeats):
         began = time.perf_counter()
         records = _run(engine, params, items, config.batch_size)
-        ended = time.perf_counter()
-        answers = slow.play([item.question for item in few])
-        seconds["one_by_one"].append(time.perf_counter() - ended)
-        seconds["runner"].append(ended - began)
-    fast_per_s = config.episodes / statistics.median(seconds["runner"])
-    slow_per_s = config.one_by_one / statistics.median(seconds["one_by_one"])
-    same = [record.answer == answer for record, answer in zip(records, answers, strict=False)]
-    return [
-        {
-            "model": config.model,
-            "episodes": config.episodes,
-            "one_by_one": config.one_by_one,
-            "batch_size": config.batch_size,
-            "episodes_per_s": fast_per_s,
-            "one_by_one_per_s": slow_per_s,
-            "ratio": fast_per_s / slow_per_s,
-            "same_answers": float(np.mean(same)),
-        }
-    ]
+        seconds["episodes"].append((time.perf_counter() - began) / len(items))
+        for name, way in slow.items():
+            began = time.perf_counter()
+            way.play(few)
+            seconds[name].append((time.perf_counter() - began) / len(few))
+    per_s = {name: 1 / statistics.median(times) for name, times in seconds.items()}
+    same = [record.answer == answer for way in answers.values() for record, answer in zip(records, way, strict=False)]
+    settings = {key: getattr(config, key) for key in ("model", "episodes", "one_by_one", "batch_size")}
+    ratios = {f"{name}_ratio": per_s["episodes"] / per_s[name] for name in slow}
+    rates = {f"{name}_per_s": rate for name, rate in per_s.items()}
+    rates |= {"ratio": ratios["one_by_one_ratio"], "one_loop_ratio": ratios["one_loop_ratio"]}
+    return [settings | rates | {"same_answers": float(np.mean(same))}]
 
 
 def _run(engine: RolloutEngine, params, items: Sequence[Item], batch_size: int) -> list[Record]:
@@ -121,27 +117,43 @@ class _Segment(NamedTuple):
 class _OneByOne:
     """Plays a question at a time, greedily; the second turn begins with prompt, first turn and crop computed anew."""
 
-    def __init__(self, model, engine: RolloutEngine, params):
+    def __init__(self, model, engine: RolloutEngine, params, tokens: int = 0):
+        """Takes the model with its engine and parameters.
+
+        Args:
+            tokens: so many per call; 0 for the whole turn.
+        """
+        self._tokens = tokens or max(engine.rows.layout.turn_lens)
         self._engine, self._graph, self._weights = engine, nnx.graphdef(model), engine.weights(params)
         self._sizes, self._sampler = model.config, Sampler(engine.rows.tokens, 0.0)
         self._first, self._second = jax.jit(self._first_turn), jax.jit(self._second_turn)
+        self._more = jax.jit(self._go_on, donate_argnames="cache")
         self._keys = jax.random.split(jax.random.key(0), 1)  # nothing is drawn
 
-    def _first_turn(self, weights, prompt: _Segment) -> Writing:
+    def _first_turn(self, weights, prompt: _Segment) -> tuple[KVCache, Writing]:
         model, length = nnx.merge(self._graph, weights), self._engine.rows.layout.turn_lens[0]
         _, hidden, cache, start = prefill(model, prompt.ids, prompt.valid, prompt.images, 1, length)
         return self._write(model, hidden, cache, length, start)
 
-    def _second_turn(self, weights, prompt: _Segment, writing: Writing, own, crop: _Segment) -> Writing:
+    def _second_turn(self, weights, prompt: _Segment, writing: Writing, own, crop: _Segment):
         model, (first, length) = nnx.merge(self._graph, weights), self._engine.rows.layout.turn_lens
         cache = prefill(model, prompt.ids, prompt.valid, prompt.images, 1, first)[2]
         cache, next_B = reread(model, cache, writing, *own)
         _, hidden, cache, next_B = append_pictures(model, cache, crop.ids, crop.valid, crop.images, next_B, length)
         return self._write(model, hidden, cache, length, next_B)
 
-    def _write(self, model, hidden, cache, length: int, start_B) -> Writing:
+    def _write(self, model, hidden, cache, length: int, start_B) -> tuple[KVCache, Writing]:
         writing = self._sampler.begin(model, hidden, cache, length, start_B, jnp.ones(1, bool), self._keys)
-        return self._sampler.go_on(model, cache, writing, length)[1]
+        return self._sampler.go_on(model, cache, writing, self._tokens)
+
+    def _go_on(self, weights, cache: KVCache, writing: Writing) -> tuple[KVCache, Writing]:
+        return self._sampler.go_on(nnx.merge(self._graph, weights), cache, writing, self._tokens)
+
+    def _finish(self, cache: KVCache, writing: Writing) -> tuple[Writing, list[int]]:
+        """The whole turn, and its ids."""
+        while int(writing.step) < writing.ids_BT.shape[1] and int(writing.most_alive):
+            cache, writing = self._more(self._weights, cache, writing)
+        return writing, np.asarray(writing.ids_BT)[0][np.asarray(writing.written_BT)[0]].tolist()
 
     def play(self, questions: Sequence[Question]) -> list[str | None]:
         """The answers."""
@@ -151,8 +163,7 @@ class _OneByOne:
         engine, rows = self._engine, self._engine.rows
         prompts = rows.prompts([question])
         prompt = jax.device_put(_Segment(prompts.ids, prompts.valid, self._sizes.prepare(*prompts.views)))
-        writing = self._first(self._weights, prompt)
-        ids = _ids(writing)
+        writing, ids = self._finish(*self._first(self._weights, prompt))
         request = engine.tool.request(rows.decode(ids), View(question, rows.box_frame(question.image.frame)))
         if isinstance(request, Request) and request.wanted:
             views = rows.views([engine.tool.run(question.image, request)], rows.layout.picture_side)
@@ -160,9 +171,5 @@ class _OneByOne:
             own = written.ids[:, slots], written.valid[:, slots]
             ids_BT, valid_BT = rows.picture_slots(views.grids)
             crop = _Segment(ids_BT, valid_BT, self._sizes.prepare(*views))
-            ids = _ids(self._second(self._weights, prompt, writing, own, jax.device_put(crop)))
+            _, ids = self._finish(*self._second(self._weights, prompt, writing, own, jax.device_put(crop)))
         return parse_answer(rows.decode(ids))
-
-
-def _ids(writing: Writing) -> list[int]:
-    return np.asarray(writing.ids_BT)[0][np.asarray(writing.written_BT)[0]].tolist()

@@ -92,7 +92,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data, in the order of the fields."""
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Runner:
         return store.end()
 
     def _play(self, places: list[int], count: int, crops: str, store: RecordStore, thumbnails: Path | None) -> None:
-        """Plays questions; only the first `count` are recorded."""
+        """Plays questions; only the first `count` are recorded. A thread keeps a batch while the next one plays."""
         faults, pictures = _Faults(), _Pictures(thumbnails)
         batches = play_batches(
             self.engine,
@@ -82,17 +83,28 @@ class Runner:
             seeds=places,
             label=f"evaluate, crops {crops}",
         )
-        for batch in batches:
+
+        def keep(batch: Batch) -> None:
             items = [self.items[places[place]] for place in batch.places if place < count]
             faults.see([item.question for item in items])
             pictures.add(items, batch)
             store.append(self._records(items, batch, store))
 
+        with ThreadPoolExecutor(1, thread_name_prefix="keeper") as keeper:
+            kept: Future | None = None
+            for batch in batches:
+                if kept:
+                    kept.result()
+                kept = keeper.submit(keep, batch)
+        if kept:
+            kept.result()
+
     def _records(self, items: Sequence[Item], batch: Batch, store: RecordStore) -> list[Record]:
         """The records of a batch's questions, which come first in it."""
         played, records = batch.trajectories, []
         tokens = played.replies.target.sum(axis=1)
-        overviews, pictures = played.prompts.views.grids.prod(axis=-1), played.replies.grids.prod(axis=-1).sum(axis=-1)
+        image_id = self.engine.rows.image_id
+        overviews, pictures = ((ids == image_id).sum(axis=1) for ids in (played.prompts.ids, played.replies.ids))
         seconds = round(batch.seconds / len(batch.places), 6)
         for row, item in enumerate(items):
             fault = fault_of(item.question)
@@ -157,7 +169,7 @@ class _Pictures:
         for item, overview, episode in zip(items, played.overviews, played.episodes, strict=False):
             try:
                 if self._file is not None and not fault_of(item.question):
-                    self._file.add(item.id, overview, episode.pictures)
+                    self._file.add(item.id, overview, [picture for picture in episode.pictures if picture.size])
             except UserError as error:
                 say(f"{error}; questions from here on have no thumbnails")
                 self._file = None

@@ -80,8 +80,7 @@ def iou(a: Sequence[float] | None, b: Sequence[float] | None) -> float | None:
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a, b
     inside = max(min(ax2, bx2) - max(ax1, bx1), 0.0) * max(min(ay2, by2) - max(ay1, by1), 0.0)
     union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inside
-    share = inside / union if union > 0 else 0.0
-    return round(share, 4) if share == share else 0.0  # of sides that overflow
+    return round(inside / union, 4) if union > 0 else 0.0  # also where sides overflow and union is no number
 
 
 def scored_rows(records: Sequence[Recorded], scores: Scored) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.io import to_dict
 from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.mixture import SCENES
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
@@ -62,7 +63,8 @@ class EvaluateConfig:
         limit: at most how many questions, of several folders of each; or how many procedural ones. Left out, all, and 1,024.
         shard: a part of the questions, such as `1/4`, for a machine of its own with an `--out` of its own; `zoomearth score`
             takes the records of all parts together.
-        crops: how crops are shown: `shown`; `masked`, grey. Several are played one after the other; the default is both for
+        crops: how crops are shown: `shown`; `masked`, grey; `none`, nothing in their place; `oracle`, the reference's window;
+            `random`, a window of the same size anywhere. Several are played one after the other; the default is `shown masked` for
             `questions`, and `shown` for benchmarks.
         global_share: share of procedural questions that need no crop.
         sampling: how tokens are drawn.
@@ -70,6 +72,7 @@ class EvaluateConfig:
         mesh: how the devices share the work, and how several processes find each other; each plays its share of the questions.
         layout: slots and views other than the model's own, such as `--layout.prompt-len 640` for long questions. `--layout.view-px
             1024 --layout.turn-lens 256` shows one view of 1,024 px and no crop.
+        prune: visual tokens that the model goes without.
         match: when a free answer is correct: `exact`, up to case, outer blanks and a final dot; `wordnet`, the paper's, also where
             a word's path similarity is 0.8 or more; `typed`, so for words only, not for numbers, yes and no. Left out, the
             benchmark's own rule.
@@ -97,6 +100,7 @@ class EvaluateConfig:
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     layout: LayoutConfig = LayoutConfig()
+    prune: PruneConfig = PruneConfig()
     match: Literal["exact", "wordnet", "typed"] | None = None
     batch_size: int = 256
     seed: int = 0
@@ -224,6 +228,7 @@ def _play(config: EvaluateConfig, mesh: Mesh) -> _Played:
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     questions = [item.question for item in opened.items]
     rows = rows.widened(questions) if config.layout.prompt_len is None else rows
+    rows = rows.pruned(config.prune)
     rows.check_prompts([questions[place] for place in chosen])
     engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
     runner = Runner(
@@ -252,6 +257,7 @@ def _what_decides(config: EvaluateConfig, rows: RowBuilder) -> dict[str, Any]:
         "package": versions()["zoomearth-jax"],
         "model": model_identity(existing(config.model)),
         "episode": dataclasses.asdict(rows.episode),
+        "prune": dataclasses.asdict(config.prune),
         "sampling": dataclasses.asdict(config.sampling),
         "images": dataclasses.asdict(config.images),
         "dtype": (config.compute.dtype, config.compute.param_dtype),
@@ -306,7 +312,7 @@ def _results(config: EvaluateConfig, played: _Played) -> dict[str, Any]:
     return {
         "benchmark": played.benchmark.name,
         "title": played.benchmark.title,
-        "config": to_dict(config),
+        "config": json.loads(json.dumps(to_dict(config))),  # with JSON's lists
         "config_hash": played.hashes[first],
         "versions": versions(),
         "commit": commit(),

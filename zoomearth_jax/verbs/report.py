@@ -37,8 +37,8 @@ class ReportConfig:
     max_mb: float = 64.0
 
     def __post_init__(self):
-        if not self.max_mb > 0:
-            raise UserError("--max-mb: must be positive")
+        if not 0 < self.max_mb <= 2000:
+            raise UserError(f"--max-mb {self.max_mb}: must be above 0 and at most 2000")
 
 
 def report(config: ReportConfig) -> Path:
