@@ -58,7 +58,7 @@ class PerceptionConfig:
     views: tuple[int, ...] = (1024, 2048, 3333)
     pruned: int = 2048
     keep: float = 0.25
-    measure_px: int = 2048
+    measure_px: int = 1024
     tokens: int = 16
     repeats: int = 3
     chip: str = "v5e"

@@ -177,10 +177,11 @@ def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
 
 
 def _query_blocks(x_BT):
-    """Blocks [blocks, B, QUERY_BLOCK, ...] of queries, the last one padded with zeros."""
+    """Blocks [blocks, B, Q, ...] of at most QUERY_BLOCK queries, the last one padded with zeros."""
     batch, length, *rest = x_BT.shape
-    padded = jnp.pad(x_BT, ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * len(rest)))
-    return padded.reshape(batch, -1, QUERY_BLOCK, *rest).swapaxes(0, 1)
+    size = min(QUERY_BLOCK, length)
+    padded = jnp.pad(x_BT, ((0, 0), (0, -length % size), *[(0, 0)] * len(rest)))
+    return padded.reshape(batch, -1, size, *rest).swapaxes(0, 1)
 
 
 def _masked_weights(q_BTNH, k_BSNH, valid_BS):
