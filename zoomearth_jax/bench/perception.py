@@ -56,7 +56,7 @@ class PerceptionConfig:
 
     sides: tuple[int, ...] = (1000, 2000, 5000, 10_000, 20_000)
     views: tuple[int, ...] = (1024, 2048, 3333)
-    pruned: int = 2048
+    pruned: int = 1024
     keep: float = 0.25
     measure_px: int = 1024
     tokens: int = 16

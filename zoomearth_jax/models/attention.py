@@ -82,7 +82,10 @@ def received_attention(q_BTNH, k_BSNH, valid_BS):
 
     def one(block):
         queries_BQNH, valid_BQ = block
-        return jnp.einsum("BNQS,BQ->BS", _masked_weights(queries_BQNH, k_BSNH, valid_BS), valid_BQ.astype(jnp.float32))
+        weights_BNQS = _masked_weights(queries_BQNH, k_BSNH, valid_BS)
+        return jnp.where(valid_BQ[:, None, :, None], weights_BNQS, 0.0).sum(
+            (1, 2)
+        )  # a product takes seven times as long on CPUs
 
     received_BS = jax.lax.map(one, (_query_blocks(q_BTNH), _query_blocks(valid_BS))).sum(0)
     return received_BS / jnp.float32(q_BTNH.shape[2])
