@@ -57,9 +57,9 @@ class PerceptionConfig:
 
     sides: tuple[int, ...] = (1000, 2000, 5000, 10_000, 20_000)
     views: tuple[int, ...] = (1024, 2048, 3333)
-    pruned: int = 2048
+    pruned: int = 1024
     keep: float = 0.25
-    measure_px: int = 2048
+    measure_px: int = 1024
     tokens: int = 16
     repeats: int = 3
     chip: str = "v5e"
@@ -124,7 +124,7 @@ def bench_perception(config: PerceptionConfig) -> list[dict]:
             visual = layout.view_tokens + layout.num_pictures * layout.picture_tokens
             row = {"side_px": side, "way": way.name, "view_px": way.seen(side), "visual_tokens": visual}
             row["gflop"] = sum(forward_flops(bench.model.config, counts)) / 1e9
-            row |= bench.measured(way, side, rows) | planned.row(rows)
+            row |= bench.measured(side, rows) | planned.row(rows)
             table.append(row)
     if config.plot:
         write_file(config.plot, picture(table))
@@ -144,14 +144,14 @@ class _Bench:
         self.config, self.params = config, nnx.state(self.model, nnx.Param)
         self._known: dict[RowLayout, dict] = {}
 
-    def measured(self, way: _Way, side: int, rows: RowBuilder) -> dict:
+    def measured(self, side: int, rows: RowBuilder) -> dict:
         """Peak memory and median seconds of one question, the reading of its windows included."""
-        if way.seen(side) > self.config.measure_px:
+        layout = rows.layout
+        if layout.view_side > self.config.measure_px:
             return {}
-        key = rows.layout
-        if key not in self._known:
-            self._known[key] = self._measure(_question(side), rows)
-        return self._known[key]
+        if layout not in self._known:
+            self._known[layout] = self._measure(_question(side), rows)
+        return self._known[layout]
 
     def _measure(self, question: Question, rows: RowBuilder) -> dict:
         engine, key = RolloutEngine(self.model, rows), jax.random.key(0)

@@ -82,7 +82,10 @@ def received_attention(q_BTNH, k_BSNH, valid_BS):
 
     def one(block):
         queries_BQNH, valid_BQ = block
-        return jnp.einsum("BNQS,BQ->BS", _masked_weights(queries_BQNH, k_BSNH, valid_BS), valid_BQ.astype(jnp.float32))
+        weights_BNQS = _masked_weights(queries_BQNH, k_BSNH, valid_BS)
+        return jnp.where(valid_BQ[:, None, :, None], weights_BNQS, 0.0).sum(
+            (1, 2)
+        )  # a product takes seven times as long on CPUs
 
     received_BS = jax.lax.map(one, (_query_blocks(q_BTNH), _query_blocks(valid_BS))).sum(0)
     return received_BS / jnp.float32(q_BTNH.shape[2])
@@ -177,10 +180,11 @@ def _xla_masked_attention(q_BTNH, k_BSNH, v_BSNH, valid_BS):
 
 
 def _query_blocks(x_BT):
-    """Blocks [blocks, B, QUERY_BLOCK, ...] of queries, the last one padded with zeros."""
+    """Blocks [blocks, B, Q, ...] of at most QUERY_BLOCK queries, the last one padded with zeros."""
     batch, length, *rest = x_BT.shape
-    padded = jnp.pad(x_BT, ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * len(rest)))
-    return padded.reshape(batch, -1, QUERY_BLOCK, *rest).swapaxes(0, 1)
+    size = min(QUERY_BLOCK, length)
+    padded = jnp.pad(x_BT, ((0, 0), (0, -length % size), *[(0, 0)] * len(rest)))
+    return padded.reshape(batch, -1, size, *rest).swapaxes(0, 1)
 
 
 def _masked_weights(q_BTNH, k_BSNH, valid_BS):

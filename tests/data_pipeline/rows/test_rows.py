@@ -105,7 +105,7 @@ def test_a_question_that_does_not_fit_names_the_setting_that_holds_it(rows, ques
     with pytest.raises(UserError, match=said) as caught:
         rows.prompts([long])
     wider = LayoutConfig(prompt_len=int(re.search(r"takes (\d+)", str(caught.value))[1]))
-    assert RowBuilder(rows.tokenizer, wider.of(rows.episode), 28).prompts([long]).valid.all()
+    assert RowBuilder(rows.tokenizer, wider.of(rows.episode, 28), 28).prompts([long]).valid.all()
 
 
 def with_thoughts(question, before, after):
@@ -121,7 +121,7 @@ def test_a_reference_that_does_not_fit_names_the_setting_that_holds_it(rows, que
         with pytest.raises(UserError, match=said) as caught:
             rows.reference_replies([wordy])
         wider = LayoutConfig(turn_lens=tuple(map(int, str(caught.value).split()[-4:-2])))
-        rows = RowBuilder(rows.tokenizer, wider.of(rows.episode), 28)
+        rows = RowBuilder(rows.tokenizer, wider.of(rows.episode, 28), 28)
     rows.reference_replies([wordy])
 
 
