@@ -47,6 +47,7 @@ clean:
 
 .venv/parity: .venv/installed
 	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4' 'wandb>=0.31'
+	$(BIN)/python -m pip install --quiet --no-deps 'dashscope==2.0.2'  # for Qwen's vocabulary, which is inside
 	touch $@
 
 .venv/browser: .venv/installed

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = [
-    "jax>=0.10,<0.12",
+    "jax>=0.10",
     "flax>=0.12",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",

@@ -123,12 +123,14 @@ def instruction_of(tokenizer, tokens: int) -> str:
     return tokenizer.decode(tokenizer(sentences, split_special_tokens=True)["input_ids"][:tokens])
 
 
+@pytest.mark.parity
 def test_qwens_vocabulary_is_the_real_one(qwen):
     rows = load_rows(qwen)
     assert rows.encode("Hello, world!") == [9707, 11, 1879, 0]
     assert rows.image_id == preset("qwen2_5_vl_3b")[0].image_token_id == 151655
 
 
+@pytest.mark.parity
 def test_prompts_with_a_released_instruction_are_transformers_own(qwen):
     tokenizer = load_rows(qwen).tokenizer
     words = instruction_of(tokenizer, 404)
@@ -163,6 +165,7 @@ LONG<|im_end|><|im_start|>assistant
 """
 
 
+@pytest.mark.parity
 def test_a_prompt_that_a_release_spells_itself_is_taken_as_it_stands(qwen, tmp_path):
     """As one string for HF's tokenizer, with marks that the chat template would not write so; a question's marks stay text."""
     (tmp_path / "infer.py").write_text(RELEASED.replace("LONG", LONG))
