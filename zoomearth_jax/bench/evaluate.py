@@ -1,8 +1,8 @@
 """`zoomearth bench evaluate`: episodes per second of the evaluation's runner, against one by one with re-prefill.
 
 One by one is how the models' own scripts evaluate: a question at a time, a call of the model for each token, and after the first
-turn a new request with the prompt, that turn and the crop, all of which is computed again. Both run compiled programs of the same
-model.
+turn a new request with the prompt, that turn and the crop, all of which is computed again. It is timed with compiled programs of the
+same model, and where torch is installed with HF's `generate`, as the released code evaluates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.data_pipeline.questions.mixture import SCENES
 from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.protocol import parse_answer
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.benchmarks.questions import Questions
@@ -33,7 +37,7 @@ from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.family import Images
 from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
-from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.runs.models import load_model, save_model
 from zoomearth_jax.tools.tool import Request, View
 
 
@@ -65,8 +69,9 @@ class EvaluateBenchConfig:
 def bench_evaluate(config: EvaluateBenchConfig) -> list[dict]:
     """One row: `episodes, one_by_one, episodes_per_s, one_by_one_per_s, ratio`, and `same_answers`, a share of `one_by_one`.
 
-    `one_loop_per_s` and `one_loop_ratio` are those of one by one with each turn in one compiled loop. The runner's time holds
-    reading the images, and records and thumbnails on the disk; that of one by one reading the images only.
+    `one_loop_per_s` and `one_loop_ratio` are those of one by one with each turn in one compiled loop, `hf_per_s` and `hf_ratio` those
+    of HF's `generate` in torch, which samples at T = 1. The runner's time holds reading the images, and records and thumbnails on
+    the disk; that of one by one reading the images only.
     """
     model, rows = load_model(config.model)
     if rows.layout.num_turns != 2:
@@ -88,13 +93,33 @@ def bench_evaluate(config: EvaluateBenchConfig) -> list[dict]:
             began = time.perf_counter()
             way.play(few)
             seconds[name].append((time.perf_counter() - began) / len(few))
+    if find_spec("torch") is not None:
+        seconds["hf"] = _hf_seconds(config, rows, few)
     per_s = {name: 1 / statistics.median(times) for name, times in seconds.items()}
     same = [record.answer == answer for way in answers.values() for record, answer in zip(records, way, strict=False)]
     settings = {key: getattr(config, key) for key in ("model", "episodes", "one_by_one", "batch_size")}
-    ratios = {f"{name}_ratio": per_s["episodes"] / per_s[name] for name in slow}
+    ratios = {name: per_s["episodes"] / rate for name, rate in per_s.items() if name != "episodes"}
     rates = {f"{name}_per_s": rate for name, rate in per_s.items()}
-    rates |= {"ratio": ratios["one_by_one_ratio"], "one_loop_ratio": ratios["one_loop_ratio"]}
+    rates |= {"ratio": ratios["one_by_one"]} | {
+        f"{name}_ratio": ratio for name, ratio in ratios.items() if name != "one_by_one"
+    }
     return [settings | rates | {"same_answers": float(np.mean(same))}]
+
+
+def _hf_seconds(config: EvaluateBenchConfig, rows: RowBuilder, questions: Sequence[Question]) -> list[float]:
+    """Seconds per question, by HF's `generate` with one question at a time."""
+    from zoomearth_jax.bench.torch_grpo import TorchGRPO
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), *load_model(config.model), "float32")
+        theirs = TorchGRPO(folder, rows, 1, ObjectiveConfig(), RewardSpec(), 0.0).as_variant("released")
+    seconds = []
+    for _ in range(config.repeats + 1):  # the first warms up
+        began = time.perf_counter()
+        for seed, question in enumerate(questions):
+            theirs.play([question], seed)
+        seconds.append((time.perf_counter() - began) / len(questions))
+    return seconds[1:]
 
 
 def _run(engine: RolloutEngine, params, items: Sequence[Item], batch_size: int) -> list[Record]:
