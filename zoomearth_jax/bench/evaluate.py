@@ -1,8 +1,8 @@
 """`zoomearth bench evaluate`: episodes per second of the evaluation's runner, against one by one with re-prefill.
 
 One by one is how the models' own scripts evaluate: a question at a time, a call of the model for each token, and after the first
-turn a new request with the prompt, that turn and the crop, all of which is computed again. It is timed with compiled programs of the
-same model, and where torch is installed with HF's `generate`, as the released code evaluates.
+turn a new request with the prompt, that turn and the crop, all of which is computed again. It is timed with compiled programs of
+the same model, and where torch is installed with HF's `generate`, as the released code evaluates.
 """
 
 from __future__ import annotations
