@@ -29,7 +29,7 @@ def tiny(monkeypatch):
     model = tiny_family.make(tiny_family.TinySizes(), ComputeConfig(), nnx.Rngs(0))
     episode = preset("nano")[1]
     rows = RowBuilder(build_nano_tokenizer(), episode, model.config.merged_px)
-    assert (rows.layout.view_side, rows.layout.view_tokens) == (96, 9)  # 112 px in tokens of 32
+    assert (rows.layout.view_side, rows.layout.view_tokens) == (128, 16)  # 112 px in tokens of 32
     return model, rows
 
 
@@ -38,7 +38,7 @@ def test_it_plays_and_the_trainer_scores_the_same(tiny):
     questions = scene_questions("test", 1, 0, 3, 0.5)
     params, sampling = nnx.state(model, nnx.Param), SamplingConfig(temperature=1.0)
     played = RolloutEngine(model, rows)(params, questions, jax.random.key(0), sampling=sampling, group=2)
-    assert played.overview_features.shape[1:] == (9, 64)
+    assert played.overview_features.shape[1:] == (16, 64)
     batch = row_batch(played.prompts, played.replies, model.config)
     logp, _ = row_logprobs(model, batch, rows.layout, 1.0, rows.tokens.banned_ids)
     mask = played.replies.target[:, rows.layout.written()]

@@ -69,9 +69,9 @@ class EvaluateBenchConfig:
 def bench_evaluate(config: EvaluateBenchConfig) -> list[dict]:
     """One row: `episodes, one_by_one, episodes_per_s, one_by_one_per_s, ratio`, and `same_answers`, a share of `one_by_one`.
 
-    `one_loop_per_s` and `one_loop_ratio` are those of one by one with each turn in one compiled loop, `hf_per_s` and `hf_ratio` those
-    of HF's `generate` in torch, which samples at T = 1. The runner's time holds reading the images, and records and thumbnails on
-    the disk; that of one by one reading the images only.
+    `one_loop_per_s` and `one_loop_ratio` are of one by one with each turn in one compiled loop, `hf_per_s` and `hf_ratio` of HF's
+    `generate` in torch, which samples at T = 1. The runner's time holds reading the images, and records and thumbnails on the
+    disk; that of one by one reading the images only.
     """
     model, rows = load_model(config.model)
     if rows.layout.num_turns != 2:

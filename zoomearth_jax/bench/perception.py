@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from zoomearth_jax.configs.episode import RowLayout
+from zoomearth_jax.configs.episode import RowLayout, rounded
 from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.procedural import site_question
@@ -34,6 +34,7 @@ from zoomearth_jax.rl.rollout.sampling import row_keys
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.terminal.progress import tracked
 
+UNIT = 28  # px of a visual token, of the nano model and of the 3B
 LOOK_PX = 512  # of an overview and of a crop
 POLICY, PLANNED = "nano-grpo", "qwen2_5_vl_3b"
 GREEDY = SamplingConfig(temperature=0.0)
@@ -85,8 +86,7 @@ class _Way:
 
     def seen(self, side: int) -> int:
         """Side in px of the view of an image of that side, whole visual tokens."""
-        whole = round(side / 28)
-        return min(whole, self.view_px // 28 if self.view_px else whole) * 28
+        return rounded(min(side, self.view_px or side), UNIT)
 
     def rows(self, plain: RowBuilder, side: int, tokens: int) -> RowBuilder:
         """Rows whose slots are filled by a square image of that side."""
@@ -94,10 +94,10 @@ class _Way:
         text = len(plain.prompt_ids(_question(side).asked, 1)) - 1
         whole = plain.replaced(
             view_px=view,
-            picture_px=min(view, LOOK_PX // 28 * 28),
+            picture_px=min(view, rounded(LOOK_PX, UNIT)),
             min_window_px=LOOK_PX,
             turn_lens=(tokens,) * self.turns,
-            prompt_len=(view // 28) ** 2 + text,
+            prompt_len=(view // UNIT) ** 2 + text,
         )
         return whole.pruned(self.prune)
 

@@ -19,6 +19,12 @@ from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.errors import UserError
 
 
+def rounded(px: float, unit: int) -> int:
+    """The longest side of a view in px: the nearest multiple of a visual token's side, as Qwen's processor has it (504 of 512
+    px, 1,036 of 1,024)."""
+    return max(1, round(px / unit)) * unit
+
+
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
     """Slots of a row with K turns. What follows the prompt is the reply, and offsets are those within the reply.
@@ -163,9 +169,7 @@ class EpisodeConfig:
         Raises:
             UserError: the prompt's slot has no room for a question beside the overview.
         """
-        view_side, picture_side = (
-            px // merged_px * merged_px for px in (self.view_px, self.picture_px or self.view_px)
-        )
+        view_side, picture_side = (rounded(px, merged_px) for px in (self.view_px, self.picture_px or self.view_px))
         layout = RowLayout(self.prompt_len, self.turn_lens, view_side, merged_px, picture_side, prune)
         if self.prompt_len <= layout.view_tokens:
             raise UserError(

@@ -116,9 +116,19 @@ def test_view_sizes(size, view):
     assert view_size(*size, 512, 28) == Frame(*view)
 
 
-@given(st.integers(1, 30_000), st.integers(1, 30_000), st.sampled_from([112, 512, 1024]))
-def test_views_always_fit_the_budget(width, height, view_px):
+@given(
+    st.integers(1, 30_000),
+    st.integers(1, 30_000),
+    st.sampled_from([(112, 112), (512, 504), (1024, 1036), (3333, 3332)]),
+)
+def test_views_always_fit_the_budget(width, height, sides):
+    view_px, most = sides
     view = view_size(width, height, view_px, 28)
     assert view.width % 28 == view.height % 28 == 0
-    assert 28 <= view.width <= view_px
-    assert 28 <= view.height <= view_px
+    assert 28 <= view.width <= most
+    assert 28 <= view.height <= most
+
+
+def test_a_view_of_1024_px_has_the_paper_s_tokens():
+    assert (view_size(5000, 5000, 1024, 28).width // 28) ** 2 == 1369
+    assert (view_size(5000, 5000, 3333, 28).width // 28) ** 2 == 14_161

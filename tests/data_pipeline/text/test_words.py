@@ -31,11 +31,7 @@ F_STRING = f'def ask(q):\n    text = f"""{{q}} {LONG}[{{{{}}}}]"""\n'
         ("eval.py", f"import torch\nSYSTEM = 'short'\nPROMPT = {LONG!r}\n", LONG),
         ("eval.py", f"def main():\n    prompt = {LONG!r} + 'End.'\n", f"{LONG}End."),
         ("eval.py", f"I = {LONG!r}\nfor row in rows:\n    asked = row['question'] + I\n", f"{{question}}{LONG}"),
-        (
-            "eval.py",
-            ("eval.py", SUM, f"A{{question}}{LONG}"),
-            f"A{{question}}{LONG}",
-        ),
+        ("eval.py", SUM, f"A{{question}}{LONG}"),
         ("eval.py", F_STRING, f"{{question}} {LONG}[{{}}]"),
         ("eval.py:B", f"A = {LONG!r}\nB = {LONG.upper()!r}\n", LONG.upper()),
         ("eval.py", f"T = {LONG + '{Question} {{x}}'!r}", f"{LONG}{{question}} {{x}}"),

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from zoomearth_jax.configs.episode import rounded
+
 ANNOTATION_PX = 1024  # LRS-GRO's boxes are in px of the image shrunk, or enlarged, to this longest side
 
 
@@ -107,7 +109,7 @@ def view_size(width: float, height: float, view_px: int, unit: int) -> Frame:
 
     The longer side shrinks to at most `view_px` (images are enlarged only to reach MIN_TOKENS), then each side is rounded
     to a multiple of `unit`, as Qwen's smart_resize does. Very elongated images are clamped to the view, so that every
-    view fits the budget of (view_px // unit)^2 tokens; their aspect ratio then changes.
+    view fits a square one of `rounded(view_px, unit)` px; their aspect ratio then changes.
 
     Args:
         unit: side of a merged visual token, 28 px.
@@ -120,5 +122,5 @@ def view_size(width: float, height: float, view_px: int, unit: int) -> Frame:
         tokens = [
             math.ceil(side * enlarge / unit - 1e-9) for side in (width, height)
         ]  # 2 stays 2, whatever the root's last bit
-    limit = view_px // unit
-    return Frame(*(min(side, limit) * unit for side in tokens))
+    limit = rounded(view_px, unit)
+    return Frame(*(min(side * unit, limit) for side in tokens))
