@@ -142,8 +142,8 @@ def test_another_family_is_pruned_too(tuned, questions):
     rows = RowBuilder(tuned.rows.tokenizer, tuned.rows.episode, model.config.merged_px)
     params = nnx.state(model, nnx.Param)
     want = RolloutEngine(model, rows)(params, questions, KEY, sampling=T1)
-    assert rows.layout.view_tokens == 9
-    for kind, keep, same in (("attention", 9, True), ("cluster", 3, False)):
+    assert rows.layout.view_tokens == 16
+    for kind, keep, same in (("attention", 16, True), ("cluster", 3, False)):
         own = rows.pruned(PruneConfig(kind, keep))
         got = RolloutEngine(model, own)(params, questions, KEY, sampling=T1)
         assert (got.episodes == want.episodes) == same
