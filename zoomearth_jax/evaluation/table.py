@@ -21,7 +21,7 @@ _WORDS = {  # scalar figures, in the order of the lines
     "right_answer_wrong_box": "right answers with a wrong box",
     "wrong_answer_right_box": "wrong answers with a right box",
 }
-_LABEL, _CELL = 36, 20  # characters; labels grow with the names of groups
+_LABEL, _CELL = 36, 22  # characters; labels grow with the names of groups
 
 
 def lines(

@@ -272,7 +272,7 @@ def test_a_chain_of_two_looks_is_learned(tmp_path):
         question.image.write(tmp_path / f"{number}.png")
         pairs.append((f"{number}.png", dataclasses.replace(question, looks=(half, look))))
     write_questions(tmp_path / "questions.jsonl", pairs)
-    common = ["--data", str(tmp_path), "--layout.turn-lens", "24", "24", "12"]
+    common = ["--data", str(tmp_path), "--layout.turn-lens", "32", "24", "12"]
     assert (
         main(
             ["sft", "--model", "nano", "--steps", "150", "--batch-size", "16", "--out", str(tmp_path / "sft"), *common]
