@@ -10,7 +10,6 @@ import numpy as np
 from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
-from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.tools.tool import Request, Tool, View
 from zoomearth_jax.tools.zoom import Masked
 
@@ -95,14 +94,3 @@ CROPS: dict[str, Callable[[Tool, RowBuilder], Tool]] = {
     "oracle": Reference,
     "random": lambda tool, rows: Elsewhere(tool),
 }
-
-
-def shown_as(name: str, tool: Tool, rows: RowBuilder) -> Tool:
-    """The tool with which crops are shown in the way of that name.
-
-    Raises:
-        UserError: there is no such way.
-    """
-    if name not in CROPS:
-        raise UserError(f"crops: no way {name!r} of showing them; {suggestion(name, CROPS)}")
-    return CROPS[name](tool, rows)

@@ -12,12 +12,11 @@ import numpy as np
 
 from zoomearth_jax.evaluation.records import Record
 from zoomearth_jax.evaluation.statistics import average, average_of_groups, split
+from zoomearth_jax.reports.episode_rows import RIGHT_BOX
 from zoomearth_jax.rl.records import masked_iou
 
 if TYPE_CHECKING:
     from zoomearth_jax.evaluation.benchmarks.benchmark import Benchmark, Scores
-
-RIGHT_BOX = 0.5  # IoU of raw boxes from which on a box is right
 
 
 def figures(

@@ -78,7 +78,10 @@ class Scripted:
         return next(self._texts)
 
 
-@pytest.mark.parametrize(("second", "answer"), [("<answer>blue</answer>", "blue"), ("nothing", "red"), ("", "red")])
+@pytest.mark.parametrize(
+    ("second", "answer"),
+    [("<answer>blue</answer>", "blue"), ("<answer></answer>", ""), ("nothing", "red"), ("", "red")],
+)
 def test_the_first_answer_counts_where_the_second_turn_has_none(tuned, questions, second, answer):
     rows = tuned.rows.replaced(gate="box")
     engine = RolloutEngine(tuned.model, rows)
@@ -100,6 +103,13 @@ def test_without_the_gate_a_crop_follows_no_answer(tuned, questions):
     (episode,) = engine(nnx.state(tuned.model, nnx.Param), questions[:1], KEY).episodes
     assert not episode.zoomed
     assert episode.answer == "red"
+
+
+def test_an_empty_answer_is_an_answer(tuned, questions):
+    engine = RolloutEngine(tuned.model, tuned.rows)
+    engine.rows = Scripted(tuned.rows, "<think>a</think><answer> </answer>")
+    (episode,) = engine(nnx.state(tuned.model, nnx.Param), questions[:1], KEY).episodes
+    assert episode.answer == ""
 
 
 def test_the_episodes_temperature_is_the_default(tuned, questions):

@@ -126,8 +126,10 @@ class _Turns:
 
     def _answer(self, texts: list[str]) -> str | None:
         """The answer of the last turn; with the gate `box`, of the last turn that gives one."""
-        count = len(texts) if self._engine.rows.episode.gate == "box" else 1
-        return next(filter(None, map(parse_answer, texts[: -count - 1 : -1])), None)
+        if self._engine.rows.episode.gate != "box":
+            return parse_answer(texts[-1])
+        answers = [parse_answer(text) for text in reversed(texts)]
+        return next((answer for answer in answers if answer is not None), None)
 
 
 class RolloutEngine:
