@@ -112,7 +112,7 @@ class EpisodeConfig:
             the model sees it, whose sides are rounded to whole visual tokens.
         gate: when a turn is followed by a crop: if it names a box and is `unanswered`; or, as the released evaluation does, if
             it names a `box`, whatever else it says. Its text is then cut at `<answer>`, and its answer counts where no later
-            turn gives one.
+            turn gives one. GRPO on sampled ids plays `unanswered`.
         temperature, repetition_penalty: of evaluation and of asking, unless others are given (see `SamplingConfig`).
         min_window_px: a crop's shortest side in px of the original (paper: 512).
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;

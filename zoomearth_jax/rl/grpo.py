@@ -61,6 +61,10 @@ class GRPO:
         objective = config.objective
         if config.rollout.crop != "model":
             rows = rows.replaced(crop=config.rollout.crop)
+        if rows.episode.gate == "box" and config.rollout.turn_ids == "sampled":
+            rows = rows.replaced(
+                gate="unanswered"
+            )  # the other gate cuts texts, and what is trained on must have been sampled
         self._config, self._mesh, self._sizes, self.rows = config, mesh, model.config, rows
         optimizer = config.optimizer.build(config.steps * config.optimizer_steps)
         self.engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)

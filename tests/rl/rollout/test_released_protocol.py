@@ -6,11 +6,16 @@ import pytest
 from flax import nnx
 
 from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.objective import ObjectiveConfig
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.sources import ArrayImage
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.models.sharding import make_mesh
+from zoomearth_jax.rl.grpo import GRPO
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.tools.tool import View
@@ -127,3 +132,15 @@ def test_the_episodes_penalty_goes_with_its_temperature():
     assert SamplingConfig().of(episode) == SamplingConfig(0.01, repetition_penalty=1.05)
     assert SamplingConfig(repetition_penalty=1.2).of(episode) == SamplingConfig(0.01, repetition_penalty=1.2)
     assert SamplingConfig(temperature=1.0).of(episode) == SamplingConfig(temperature=1.0)
+
+
+@pytest.mark.parametrize(("turn_ids", "gate"), [("sampled", "unanswered"), ("retokenised", "box")])
+def test_grpo_trains_on_what_was_sampled(turn_ids, gate):
+    loaded = load_model("nano-grpo")
+    rollout, objective = RolloutConfig(turn_ids=turn_ids), ObjectiveConfig(mask="reference")
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        grpo = GRPO(
+            GRPOConfig(rollout=rollout, objective=objective), loaded.model, loaded.rows.replaced(gate="box"), mesh
+        )
+    assert grpo.rows.episode.gate == grpo.engine.rows.episode.gate == gate
