@@ -7,11 +7,14 @@ orbax itself notices a truncated file, but not a changed byte in an array.
 
 from __future__ import annotations
 
+import gc
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +158,9 @@ def _read_item(folder: Path, wanted: dict, saved: dict) -> dict[str, jax.Array]:
     """Arrays as they were saved, compared by hash, then in the wanted types."""
     found: dict[str, jax.Array] = {}
     for names in _groups(saved, wanted):
-        arrays = _all_or_none(lambda names=names: _restore(folder, {name: wanted[name] for name in names}, saved))
+        arrays = _all_or_none(
+            lambda names=names: _restore(folder, {name: wanted[name] for name in names}, saved), f"{folder.name}: "
+        )
         hashes = np.asarray(_hashes(list(arrays.values()))).tolist()
         wrong = [name for name, value in zip(arrays, hashes, strict=True) if value != saved[name]["hash"]]
         if wrong:
@@ -193,25 +198,37 @@ def _sharding(x):
     return getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def _all_or_none(read):
-    """The result of `read`, which all processes get or none.
+def _all_or_none(read, what: str = ""):
+    """The result of `read`, which all processes get or none; an error begins with `what`.
 
     Raises:
         Unreadable: it failed here or elsewhere for a reason that lies in the files.
     """
     result, why = None, ""
-    try:
-        result = read()
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:  # orbax and tensorstore raise all kinds, bare Exception among them
-        why = reason(error)
+    with _quiet_leftovers():
+        try:
+            result = read()
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax and tensorstore raise all kinds, bare Exception among them
+            why = reason(error)
     if jax.process_count() > 1:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(why))))
         why = why or (f"process {failed[0]} can't read it" if failed.size else "")
     if why:
-        raise Unreadable(why)
+        raise Unreadable(what + why)
     return result
+
+
+@contextmanager
+def _quiet_leftovers() -> Iterator[None]:
+    """Closes the reads that a failed one leaves behind; orbax answers their end with exceptions that Python would print."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def together(what: str) -> None:
