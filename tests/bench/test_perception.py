@@ -8,6 +8,7 @@ import pytest
 from zoomearth_jax.cli import main
 
 
+@pytest.mark.slow
 def test_ways_of_seeing_small_images(tmp_path, capsys):
     """At 280 px all views are the whole image; at 20,000 px two looks cost the same, and full resolution doesn't fit."""
     args = ["--sides", "280", "20000", "--views", "84", "112", "--pruned", "84", "--keep", "4", "--tokens", "3"]

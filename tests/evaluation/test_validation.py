@@ -105,6 +105,7 @@ def test_step_0_is_what_an_evaluation_of_the_model_gives(run):
         assert got[f"accuracy_by_level/{level}"] == pytest.approx(accuracy, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(run, tmp_path):
     out = shutil.copytree(run.out, tmp_path / "cut")
     with Checkpoints(out) as checkpoints:
@@ -125,6 +126,7 @@ def test_checkpoints_have_the_validated_accuracy_as_score(run):
     assert SFTConfig().score({"loss": 3.0}) == -3.0
 
 
+@pytest.mark.slow
 def test_fine_tuning_of_adapters_is_validated(run, tmp_path):
     config = SFTConfig(
         model="nano-grpo",

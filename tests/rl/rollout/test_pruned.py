@@ -22,7 +22,6 @@ from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
 
 KEY, T1 = jax.random.key(1), SamplingConfig(temperature=1.0)
-KINDS = ("attention", "cluster")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def masked_logprobs(model, rows, questions, played, i, prune):
     return np.asarray(jax.nn.log_softmax(logits))[predicting, targets], int(seen.sum()), seen.size
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["cluster", pytest.param("attention", marks=pytest.mark.slow)])
 def test_pruned_rollouts_are_whole_rows_with_masked_tokens(tuned, questions, kind):
     prune = PruneConfig(kind, 0.25)
     rows = tuned.rows.pruned(prune)
@@ -100,7 +99,7 @@ def test_pruned_rollouts_are_whole_rows_with_masked_tokens(tuned, questions, kin
         assert seen == played.prompts.valid[i].sum() + (played.replies.valid[i] & ~stops).sum() < whole
 
 
-@pytest.mark.parametrize(("kind", "keep"), [("attention", 1.0), ("cluster", 16)])
+@pytest.mark.parametrize(("kind", "keep"), [("attention", 1.0), pytest.param("cluster", 16, marks=pytest.mark.slow)])
 def test_keeping_all_changes_no_bit(tuned, questions, kind, keep, engine):
     params = nnx.state(tuned.model, nnx.Param)
     want = engine(params, questions, KEY, sampling=T1)
@@ -137,6 +136,7 @@ def test_rows_stay_pruned(tuned, questions):
     assert rows.pruned(PruneConfig()).layout == tuned.rows.layout
 
 
+@pytest.mark.slow
 def test_another_family_is_pruned_too(tuned, questions):
     model = tiny_family.make(tiny_family.TinySizes(), ComputeConfig(), nnx.Rngs(0))
     rows = RowBuilder(tuned.rows.tokenizer, tuned.rows.episode, model.config.merged_px)
