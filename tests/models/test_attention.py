@@ -166,7 +166,9 @@ def test_a_shared_prefix_is_a_copy_in_each_row(backend, length, slots):
     def attend(name, is_shared, q, k, v, past_k, past_v, shared_k, shared_v):
         cache = KVCache(past_k, past_v, one_sample(before), Prefix(shared_k, shared_v, prompt))
         if not is_shared:
-            copies = [jnp.concatenate([jnp.repeat(x, 3, 0), y], 2) for x, y in zip(cache.prefix[:2], cache[:2], strict=True)]
+            copies = [
+                jnp.concatenate([jnp.repeat(x, 3, 0), y], 2) for x, y in zip(cache.prefix[:2], cache[:2], strict=True)
+            ]
             cache = KVCache(*copies, jnp.concatenate([jnp.repeat(one_sample(prompt), 3, 0), one_sample(before)], 1))
         return decoder_attention(q, k, v, one_sample(own), cache, name)
 
