@@ -100,6 +100,13 @@ def constrain_sampler(x, *axes: str | None):
     return x if mesh.empty or "weights" not in mesh.axis_names else constrain(x, *axes)
 
 
+def weight_shards(columns: int) -> int:
+    """Equal parts in which the devices of a sampler's mesh in context share out so many columns; 1 elsewhere."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh.shape.get("weights", 1)
+    return shards if columns % shards == 0 else 1
+
+
 def rows_of_columns(*columns_BTC):
     """Takes activations whose columns the sampler's devices share out to where their rows are, all in one exchange.
 
