@@ -133,10 +133,11 @@ class Training:
         for k, length in enumerate(layout.turn_lens):
             asked = active if k else None
             writing = add("decode", run.begin, weights, ready, asked, keys, 1.0, length=length, filters=filters)
-            cache, how = ready.cache, {"group": group, "filters": filters}
-            for slots, tokens in run.buckets(length).items():
-                if more := layout.turn(k).start + slots - cache.k.shape[3]:
-                    cache = add("decode", run.grow, cache, slots=more, held=chip_bytes((params, weights, shared)))
+            cache = ready.cache
+            how: dict[str, Any] = {"group": group, "filters": filters}
+            for size, tokens in run.buckets(length).items():
+                if missing := layout.turn(k).start + size - cache.k.shape[3]:
+                    cache = add("decode", run.grow, cache, slots=missing, held=chip_bytes((params, weights, shared)))
                 cache, writing = add("decode", run.go_on, weights, shared, cache, writing, 1.0, tokens=tokens, **how)
             if k < layout.num_pictures:
                 cache, next_B = add("decode", run.close, weights, shared, cache, writing)

@@ -317,7 +317,8 @@ def narrow(
     if rows <= questions:
         alone = questions == len(writing.alive_B)
         asked = places if alone else _own_places(left.row_B, questions * group) // group
-        own = Prefix(*(_pin(_pick(x, asked, 1)) for x in (prompts.k, prompts.v)), _pick(prompts.valid_AU, asked))
+        prompt_k, prompt_v = (_pin(_pick(x, asked, 1)) for x in (prompts.k, prompts.v))
+        own = Prefix(prompt_k, prompt_v, _pick(prompts.valid_AU, asked))
     return own, KVCache(k, v, _pick(cache.samples_BS, places)), left, places
 
 
