@@ -41,6 +41,17 @@ class Weights(NamedTuple):
     writing: Any
 
 
+def decoder_parts(params) -> tuple[dict, dict]:
+    """A model's parameters that tokens need, and the vision encoder's, which they don't."""
+    vision = {"vision": params["vision"]}
+    return {name: part for name, part in params.items() if name not in vision}, vision
+
+
+def joined_parts(decoder: dict, vision: dict) -> nnx.State:
+    """The parameters that `decoder_parts` took apart."""
+    return nnx.State({**decoder, **vision})
+
+
 class OnMesh:
     """A compiled function that runs with a mesh of its own in context; without one, in the caller's."""
 
@@ -113,8 +124,8 @@ class RolloutPrograms:
         reading = self.cast(params) if gathers or wide else params
         if self.sampler is None:
             return Weights(reading, reading)
-        parts = {name: part for name, part in reading.items() if name != "vision"}  # tokens need no encoder
-        return Weights(reading, type(reading)({**reading, **self.share_out(parts)}))
+        decoder, rest = decoder_parts(reading)
+        return Weights(reading, joined_parts(self.share_out(decoder), rest))
 
     def end(self, weights: Weights, cache, writing: Writing, own=None):
         """The cache and position for what follows a turn, and its ids seen, on the mesh in context.
