@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +21,9 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
-from zoomearth_jax.models.sharding import param_shardings, partition_spec
+from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
-from zoomearth_jax.rl.rollout.programs import RolloutPrograms
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
 
@@ -122,27 +123,41 @@ class Training:
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         programs: list[Program] = []
 
-        def add(name: str, function, *args, tokens: int = 1, held: int = chip_bytes(params), **static):
+        def add(name: str, held: int, function, *args, tokens: int = 1, **static):
             compiled = self._compile(function, *args, **static)
             programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
             return compiled.results
 
-        weights = add("prefill", run.cast, params, held=0)
+        def moved(mesh: Mesh, tree):
+            return tree if self.sampler is None else placed(tree, jax.tree.map(functools.partial(_on_mesh, mesh), tree))
+
+        reading = writing = add("prefill", 0, run.cast, params)
+        held_reading = held_writing = chip_bytes(params)
+        if self.sampler is not None:
+            moving, rest = decoder_parts(reading)
+            shared = add("prefill", held_reading, run.share_out, moving)
+            writing = joined_parts(shared, rest)
+            held_reading, held_writing = held_reading + chip_bytes(shared), held_writing + chip_bytes(reading)
+            held_writing -= chip_bytes(rest)  # arguments, though not read
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        _, shared, ready = add("prefill", run.prefill, weights, *read, group=group, filters=filters)
+        how: dict[str, Any] = {"group": group, "filters": filters}
+        _, prompt, ready = add("prefill", held_reading, run.prefill, reading, *read, **how)
+        on_sampler = self.sampler or self.mesh
+        prompt_there = moved(on_sampler, prompt)
+        held_growing = held_writing + chip_bytes((writing, prompt_there))
         for k, length in enumerate(layout.turn_lens):
-            asked = active if k else None
-            writing = add("decode", run.begin, weights, ready, asked, keys, 1.0, length=length, filters=filters)
-            cache = ready.cache
-            how: dict[str, Any] = {"group": group, "filters": filters}
+            asked = moved(on_sampler, (ready, active if k else None, keys))
+            turn = add("decode", held_writing, run.begin, writing, *asked, 1.0, length=length, filters=filters)
+            cache = asked[0].cache
             for size, tokens in run.buckets(length).items():
                 if missing := layout.turn(k).start + size - cache.k.shape[3]:
-                    cache = add("decode", run.grow, cache, slots=missing, held=chip_bytes((params, weights, shared)))
-                cache, writing = add("decode", run.go_on, weights, shared, cache, writing, 1.0, tokens=tokens, **how)
+                    cache = add("decode", held_growing, run.grow, cache, slots=missing)
+                more = writing, prompt_there, cache, turn, 1.0
+                cache, turn = add("decode", held_writing, run.go_on, *more, tokens=tokens, **how)
             if k < layout.num_pictures:
-                cache, next_B = add("decode", run.close, weights, shared, cache, writing)
-                shown, following = (weights, shared, cache, next_B, None, ids, valid, picture), layout.turn_lens[k + 1]
-                _, ready = add("pictures", run.append, *shown, length=following)
+                ended = add("decode", held_writing, run.close, writing, prompt_there, cache, turn)
+                shown, following = (*moved(self.mesh, ended), None, ids, valid, picture), layout.turn_lens[k + 1]
+                _, ready = add("pictures", held_reading, run.append, reading, prompt, *shown, length=following)
         return programs
 
     def grpo(self, prompts: int, group: int) -> Program:
@@ -238,6 +253,11 @@ class Training:
             views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
+
+
+def _on_mesh(mesh: Mesh, x) -> NamedSharding:
+    """Where a mesh has an array of a rollout."""
+    return NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
 
 
 def count_parameters(model: Sizes) -> int:

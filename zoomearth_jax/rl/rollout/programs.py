@@ -16,7 +16,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
-from zoomearth_jax.models.sharding import cast_kernels, constrain_params, move_rows_to
+from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, share_out_params
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
     Ready,
@@ -50,6 +50,17 @@ class Prompts(NamedTuple):
 
     reading: Prefix
     writing: Prefix
+
+
+def decoder_parts(params) -> tuple[dict, dict]:
+    """A model's parameters that tokens need, and the vision encoder's, which they don't."""
+    vision = {"vision": params["vision"]}
+    return {name: part for name, part in params.items() if name not in vision}, vision
+
+
+def joined_parts(decoder: dict, vision: dict) -> nnx.State:
+    """The parameters that `decoder_parts` took apart."""
+    return nnx.State({**decoder, **vision})
 
 
 class OnMesh:
@@ -115,7 +126,7 @@ class RolloutPrograms:
         self.narrow = OnMesh(jax.jit(narrow, static_argnames=("rows", "group")), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast = jax.jit(self._cast)
-        self.share_out = OnMesh(jax.jit(constrain_params), sampler)
+        self.share_out = OnMesh(jax.jit(share_out_params), sampler)
 
     def _cast(self, params):
         return cast_kernels(params, self._dtype, self._gather and self.sampler is None)
@@ -128,8 +139,8 @@ class RolloutPrograms:
         reading = self.cast(params) if gathers or wide else params
         if self.sampler is None:
             return Weights(reading, reading)
-        parts = {name: part for name, part in reading.items() if name != "vision"}  # tokens need no encoder
-        return Weights(reading, type(reading)({**reading, **self.share_out(parts)}))
+        decoder, rest = decoder_parts(reading)
+        return Weights(reading, joined_parts(self.share_out(decoder), rest))
 
     def read(self, weights: Weights, ids, valid, images: Images, *, group: int, filters: SamplingConfig):
         """`prefill`, with the prompts' cache in both layouts."""
