@@ -307,7 +307,7 @@ class RolloutEngine:
     def _warm_up(self, weights: Weights, prompts: Prefix, cache: KVCache, writing: Writing, how: dict, k: int):
         """Compiles what later calls with these shapes may need, by runs in which no row goes on; gives the cache back."""
         length, turn = writing.ids_BT.shape[1], self.rows.layout.turn(k)
-        shape = (writing.ids_BT.shape, cache.k.shape, prompts.k.shape, how["filters"])
+        shape = (writing.ids_BT.shape, cache.k.shape, prompts.k.shape, how["group"], how["filters"])
         if shape in self._warm or length <= self.config.visit:
             return cache
         self._warm.add(shape)
