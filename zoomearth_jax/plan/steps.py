@@ -21,18 +21,29 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
-from zoomearth_jax.models.sharding import param_shardings, partition_spec
+from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
-from zoomearth_jax.rl.rollout.programs import RolloutPrograms
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
 
 
 class Program(NamedTuple):
-    """A compiled program and the shapes of its arguments."""
+    """A compiled program.
+
+    Attributes:
+        args: shapes of its arguments. results: those of what it gives.
+        name: the part of a rollout that it belongs to.
+        tokens: trips of its loop over tokens, if it has one.
+        held_bytes: what of parameters and weights a chip holds beside its arguments.
+    """
 
     compiled: Compiled
     args: tuple
+    results: Any
+    name: str = ""
+    tokens: int = 1
+    held_bytes: int = 0
 
     def example(self) -> tuple:
         """Arguments to run it with, on attached devices: zeros, and every row and token there, but an empty past."""
@@ -59,6 +70,7 @@ class Training:
         freeze_vision: the verbs' setting: nothing of the vision encoder trains.
         accumulate: microbatches.
         kl: whether GRPO holds a reference policy.
+        sampler: the same devices as tokens are written on them; as the mesh without one.
     """
 
     model: Sizes
@@ -69,6 +81,7 @@ class Training:
     freeze_vision: bool = True
     accumulate: int = 1
     kl: bool = True
+    sampler: Mesh | None = None
 
     @property
     def layout(self) -> RowLayout:
@@ -96,33 +109,56 @@ class Training:
         return self._compile(step, state, self._row_batch(batch_size, 1))
 
     def rollout(self, prompts: int, group: int) -> list[Program]:
-        """The rollout's turns, each with the weights' cast: overviews, prefill and the first; pictures and each after it."""
+        """The programs of a rollout in their order: weights in the compute type; prompts; each turn's first token, loop over
+        tokens and last token; the pictures before the next turn."""
         _, state = self.init()
-        rows, filters, layout = prompts * group, SamplingConfig(temperature=1.0), self.layout
-        model, visit = abstract_model(self.model, self.compute), max(layout.turn_lens)  # each turn in one visit
-        programs = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit)
+        params, rows, layout = state.params, prompts * group, self.layout
+        filters = SamplingConfig(temperature=1.0).filters
+        model = abstract_model(self.model, self.compute)
+        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, sampler=self.sampler)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
-
-        @jax.jit
-        def first(params, *args):
-            return programs.first_turn(programs.cast(params), *args, group=group, filters=filters)
-
-        @functools.partial(jax.jit, static_argnames="length")
-        def following(params, *args, length):
-            return programs.next_turn(programs.cast(params), *args, length=length, filters=filters)
-
-        args: tuple = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
-        turns, shapes = [self._compile(first, *args)], jax.eval_shape(first, *args)
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
         ids, valid = (self._on_rows(jax.ShapeDtypeStruct(slots, dtype)) for dtype in dtypes)
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
-        for length in layout.turn_lens[1:]:
-            _, cache, writing = placed(shapes, turns[-1].compiled.output_shardings)
-            args = (state.params, cache, writing, None, ids, valid, picture, active, keys, 1.0)
-            turns.append(self._compile(following, *args, length=length))
-            shapes = jax.eval_shape(functools.partial(following, length=length), *args)
-        return turns
+        programs: list[Program] = []
+
+        def add(name: str, held: int, function, *args, tokens: int = 1, **static):
+            compiled = self._compile(function, *args, **static)
+            programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
+            return compiled.results
+
+        def moved(mesh: Mesh, tree):
+            return tree if self.sampler is None else placed(tree, jax.tree.map(functools.partial(_on_mesh, mesh), tree))
+
+        reading = writing = add("prefill", 0, run.cast, params)
+        held_reading = held_writing = chip_bytes(params)
+        if self.sampler is not None:
+            moving, rest = decoder_parts(reading)
+            shared = add("prefill", held_reading, run.share_out, moving)
+            writing = joined_parts(shared, rest)
+            held_reading, held_writing = held_reading + chip_bytes(shared), held_writing + chip_bytes(reading)
+            held_writing -= chip_bytes(rest)  # arguments, though not read
+        read = batch.prompt_ids, batch.prompt_valid, batch.overviews
+        how: dict[str, Any] = {"group": group, "filters": filters}
+        _, prompt, ready = add("prefill", held_reading, run.prefill, reading, *read, **how)
+        on_sampler = self.sampler or self.mesh
+        prompt_there = moved(on_sampler, prompt)
+        held_growing = held_writing + chip_bytes((writing, prompt_there))
+        for k, length in enumerate(layout.turn_lens):
+            asked = moved(on_sampler, (ready, active if k else None, keys))
+            turn = add("decode", held_writing, run.begin, writing, *asked, 1.0, length=length, filters=filters)
+            cache = asked[0].cache
+            for size, tokens in run.buckets(length).items():
+                if missing := layout.turn(k).start + size - cache.k.shape[3]:
+                    cache = add("decode", held_growing, run.grow, cache, slots=missing)
+                more = writing, prompt_there, cache, turn, 1.0
+                cache, turn = add("decode", held_writing, run.go_on, *more, tokens=tokens, **how)
+            if k < layout.num_pictures:
+                ended = add("decode", held_writing, run.close, writing, prompt_there, cache, turn)
+                shown, following = (*moved(self.mesh, ended), None, ids, valid, picture), layout.turn_lens[k + 1]
+                _, ready = add("pictures", held_reading, run.append, reading, prompt, *shown, length=following)
+        return programs
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
@@ -151,15 +187,23 @@ class Training:
         shapes = jax.eval_shape(lambda state: reference_policy(state, self.compute.dtype), state)
         return placed(shapes, param_shardings(shapes, self.mesh))
 
-    def cache_bytes(self, rows: int) -> int:
-        """Bytes of the keys and values of all slots of a rollout's rows, on one chip."""
-        shape = self.model.cache_shape(rows, self.layout.prompt_len + self.layout.reply_len)
-        spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
-        return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
+    def cache_bytes(self, prompts: int, group: int) -> int:
+        """Bytes of the keys and values of a rollout's prompts and of all slots of their groups' rows, on one chip."""
+        parts = (prompts, self.layout.prompt_len), (prompts * group, self.layout.reply_len)
+        shapes = [self.model.cache_shape(*part) for part in parts]
+        mesh = self.sampler or self.mesh
+        specs = [partition_spec((None, "rows", None, None, None), shape, mesh) for shape in shapes]
+        caches = [
+            jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(mesh, spec))
+            for shape, spec in zip(shapes, specs, strict=True)
+        ]
+        return 2 * chip_bytes(caches)
 
     def _compile(self, function, *args, **static) -> Program:
         with jax.set_mesh(self.mesh):
-            return Program(function.lower(*args, **static).compile(), args)
+            lowered = function.lower(*args, **static)
+            compiled = lowered.compile()
+        return Program(compiled, args, placed(lowered.out_info, compiled.output_shardings))
 
     def _tokens(self) -> TokenIds:
         """Special ids; the stops are banned, so that rows run to the ends of their slots."""
@@ -209,6 +253,11 @@ class Training:
             views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
+
+
+def _on_mesh(mesh: Mesh, x) -> NamedSharding:
+    """Where a mesh has an array of a rollout."""
+    return NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
 
 
 def count_parameters(model: Sizes) -> int:

@@ -13,7 +13,7 @@ from zoomearth_jax.models.attention import KVCache, decoder_attention
 from zoomearth_jax.models.layers import Linear, Places, SwiGLU, move_rows, rms_norm, scan_layers, stack
 from zoomearth_jax.models.qwen2_5_vl.config import TextConfig
 from zoomearth_jax.models.rope import apply_rope, text_angles
-from zoomearth_jax.models.sharding import constrain
+from zoomearth_jax.models.sharding import constrain, constrain_sampler, rows_of_columns
 
 
 class DecoderLayer(nnx.Module):
@@ -28,7 +28,7 @@ class DecoderLayer(nnx.Module):
         self.q_proj = Linear(config.width, config.width, ("embed", "heads"), **settings)
         self.k_proj = Linear(config.width, kv_width, ("embed", "kv_heads"), **settings)
         self.v_proj = Linear(config.width, kv_width, ("embed", "kv_heads"), **settings)
-        self.o_proj = Linear(config.width, config.width, ("heads", "embed"), use_bias=False, **settings)
+        self.o_proj = Linear(config.width, config.width, ("attended", "mixed"), use_bias=False, **settings)
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, **settings)
 
     def __call__(self, x_BTD, angles_BTH, samples_BT, past: KVCache | None):
@@ -54,7 +54,10 @@ class DecoderLayer(nnx.Module):
             (k_AKUH, k_replies), (v_AKUH, v_replies) = (jnp.split(x, [split], axis=2) for x in (k_AKSH, v_AKSH))
             q_AUNH, q_replies = jnp.split(q_ASNH, [split], axis=1)
             prompt = decoder_attention(q_AUNH, k_AKUH, v_AKUH, samples_AU, None, self.attention)
-            past = KVCache(*(jnp.repeat(x, replies // prompts, axis=0) for x in (k_AKUH, v_AKUH, samples_AU)))
+            k_BKUH, v_BKUH, samples_BU = (
+                jnp.repeat(x, replies // prompts, axis=0) for x in (k_AKUH, v_AKUH, samples_AU)
+            )
+            past = KVCache(k_BKUH, v_BKUH, samples_BU)
             k_BKTH, v_BKTH = (
                 x.reshape(*x.shape[:2], -1, length, x.shape[3]).swapaxes(1, 2).reshape(replies, -1, length, x.shape[3])
                 for x in (k_replies, v_replies)
@@ -67,13 +70,14 @@ class DecoderLayer(nnx.Module):
 
     def _run(self, x_BTD, angles_BTH, attend):
         y_BTD = self.input_norm(x_BTD)
-        q, k, v = (
-            proj(y_BTD).reshape(*y_BTD.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        columns = rows_of_columns(*(proj(y_BTD) for proj in (self.q_proj, self.k_proj, self.v_proj)))
+        q, k, v = (x.reshape(*y_BTD.shape[:2], -1, self.head_dim) for x in columns)
         q, k = apply_rope(q, angles_BTH), apply_rope(k, angles_BTH)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         out = attend(q, k, v)
-        x_BTD = x_BTD + self.o_proj(out.reshape(x_BTD.shape))
+        # the sampler's devices attend to their own rows; each then has all rows of its group, and gives some columns
+        out = constrain_sampler(out.reshape(x_BTD.shape), "batch", None, None)
+        x_BTD = constrain_sampler(x_BTD + self.o_proj(out), "batch", None, None)
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD)), (k, v)
 
 
@@ -102,7 +106,7 @@ class Decoder(nnx.Module):
             x_BTD: embeddings, image features merged in.
             positions_3BT: multimodal positions.
             samples_BT: sample numbers (see `decoder_attention`); outputs at padding are undefined but finite.
-            past: cache of all earlier slots, k and v [L, B, K, S, H].
+            past: cache of all earlier slots, k and v [L, B, K, S, H]; of its prefix [L, A, K, U, H].
 
         Returns:
             normed hidden states [B, T, D], and the segment's KVCache with k and v [L, B, K, T, H].
@@ -110,11 +114,10 @@ class Decoder(nnx.Module):
         config = self.config
         angles = text_angles(positions_3BT, config.head_dim, config.rope_theta, config.mrope_section)
 
-        def step(layer, x, past_kv):
-            layer_past = None if past is None else KVCache(past_kv[0], past_kv[1], past.samples_BS)
-            return layer(x, angles, samples_BT, layer_past)
+        def step(layer, x, arrays):
+            return layer(x, angles, samples_BT, None if past is None else past.with_arrays(arrays))
 
-        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
+        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else past.arrays(), self.remat)
         return self.norm(x_BTD), KVCache(k, v, samples_BT)
 
     def grouped(self, x_AUD, positions_3AU, samples_AU, x_BTD, positions_3BT, samples_BT, places: Places | None = None):
