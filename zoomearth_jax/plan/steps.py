@@ -22,7 +22,7 @@ from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
 from zoomearth_jax.models.sharding import param_shardings, partition_spec
-from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
+from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
@@ -94,6 +94,19 @@ class Training:
         graph, state = self.init()
         step = make_sft_step(graph, OptimizerConfig().build(1000), self.layout, self.accumulate)
         return self._compile(step, state, self._row_batch(batch_size, 1))
+
+    def text(self, rows: int, length: int) -> Program:
+        """The fine-tuning step on packed rows of nothing but text; a row has one visual token, which no id asks for."""
+        graph, state = self.init()
+        step = make_sft_step(graph, OptimizerConfig().build(1000), self.layout)
+
+        def slots(dtype):
+            return self._on_rows(jax.ShapeDtypeStruct((rows, length), dtype))
+
+        ids, views = slots(jnp.int32), jax.ShapeDtypeStruct((rows, 1, self.model.width), self.compute.dtype)
+        grids = self._on_rows(jax.ShapeDtypeStruct((rows, 1, 2), jnp.int32))
+        batch = PackedBatch(ids, ids, ids, ids, slots(bool), ids, grids, self._on_rows(views))
+        return self._compile(step, state, batch)
 
     def rollout(self, prompts: int, group: int) -> list[Program]:
         """The rollout's turns, each with the weights' cast: overviews, prefill and the first; pictures and each after it."""
