@@ -266,7 +266,9 @@ def test_latency_follows_the_longest_way():
     network = torus(2, 4)
     network.chip = CHIP._replace(hop_seconds=1e-6, network_seconds=1e-3)
     hops = {(0, 1, 2, 3): 2, (0, 4): 1, (0, 1): 1, (0, 3): 1, (0, 2): 2, tuple(range(8)): 3, (5,): 0}
-    assert {group: network.latency(list(group)) for group in hops} == {g: pytest.approx(n * 1e-6) for g, n in hops.items()}
+    assert {group: network.latency(list(group)) for group in hops} == {
+        g: pytest.approx(n * 1e-6) for g, n in hops.items()
+    }
     assert network.latency(list(range(8)), one_ring=True) == pytest.approx(4e-6)
     line = torus(3)  # open: from end to end
     line.chip = network.chip

@@ -67,7 +67,7 @@ def _row(run: Run) -> dict:
     training = _training(run.text, devices)
     program = training.text(run.rows * len(devices), run.length)
     network = Network(CHIPS[devices[0].device_kind], training.mesh.devices.flat)
-    roofline, cycles = (play(program.compiled, training, network, by_cycles)[0] for by_cycles in (False, True))
+    roofline, cycles = (play(program.compiled, training, network, by_cycles) for by_cycles in (False, True))
     return {
         "model": run.name,
         "topology": run.topology,

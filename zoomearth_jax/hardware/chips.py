@@ -5,9 +5,9 @@ NVIDIA's A100, H100, H200). Of a TPU's HBM we count what its compiler gives a pr
 Links of TPUs are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), 10 % under the makers' figures.
 
 Latencies are orders of magnitude, not measurements. A hop from chip to chip of a TPU takes about 1 us ("How to Scale Your Model",
-chapters on TPUs and on sharded matrices, where a collective of less than 45 kB a hop is bound by it). NVLink's is what NVIDIA's NCCL
-needs for the smallest messages within a host, some 10 us for an all-reduce, which counts two hops. A message between slices or
-hosts crosses a data centre's switches and two network cards: 20 us.
+chapters on TPUs and on sharded matrices, where a collective of less than 45 kB a hop is bound by it). NVLink's is what NCCL needs
+for the smallest messages within a host, some 10 us for an all-reduce, which counts two hops. A message between slices or hosts
+crosses a data centre's switches and two network cards: 20 us.
 """
 
 from __future__ import annotations
@@ -53,9 +53,15 @@ CHIPS = {
     "TPU v5 lite": Chip("v5e", 197e12, 15.75 * GIB, 8.19e11, 4.5e10, 4, 3.1e9, 16, 1.5e9, 1e-6, 2e-5),
     "TPU v5": Chip("v5p", 459e12, 95.73 * GIB, 2.765e12, 9e10, 6, 6.2e9, 4, 1.75e9, 1e-6, 2e-5),
     "TPU v6 lite": Chip("v6e", 918e12, 31.24 * GIB, 1.638e12, 9e10, 4, 1.25e10, 16, 1.75e9, 1e-6, 2e-5),
-    "NVIDIA A100-SXM4-40GB": Chip("a100-40", 312e12, 39.4 * GIB, 1.555e12, 3e11, 1, 2.5e10, hop_seconds=5e-6, network_seconds=2e-5),
-    "NVIDIA A100-SXM4-80GB": Chip("a100-80", 312e12, 79.1 * GIB, 2.039e12, 3e11, 1, 2.5e10, hop_seconds=5e-6, network_seconds=2e-5),
-    "NVIDIA H100 80GB HBM3": Chip("h100", 989e12, 79.1 * GIB, 3.35e12, 4.5e11, 1, 5e10, hop_seconds=5e-6, network_seconds=2e-5),
+    "NVIDIA A100-SXM4-40GB": Chip(
+        "a100-40", 312e12, 39.4 * GIB, 1.555e12, 3e11, 1, 2.5e10, hop_seconds=5e-6, network_seconds=2e-5
+    ),
+    "NVIDIA A100-SXM4-80GB": Chip(
+        "a100-80", 312e12, 79.1 * GIB, 2.039e12, 3e11, 1, 2.5e10, hop_seconds=5e-6, network_seconds=2e-5
+    ),
+    "NVIDIA H100 80GB HBM3": Chip(
+        "h100", 989e12, 79.1 * GIB, 3.35e12, 4.5e11, 1, 5e10, hop_seconds=5e-6, network_seconds=2e-5
+    ),
     "NVIDIA H200": Chip("h200", 989e12, 139.8 * GIB, 4.8e12, 4.5e11, 1, 5e10, hop_seconds=5e-6, network_seconds=2e-5),
 }
 

@@ -18,13 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
-from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.mesh import UNKNOWN_BYTES, MeshConfig
 from zoomearth_jax.configs.training import TrainingConfig
 from zoomearth_jax.data_pipeline.questions.mixture import ENDLESS, SceneQuestions, Source, open_sources
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.loader import Loader
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import Lock, move_up, write_file, writing
+from zoomearth_jax.hardware.chips import chip
 from zoomearth_jax.hardware.tpu_flags import set_tpu_flags
 from zoomearth_jax.models.sharding import make_mesh, num_slices, process_share
 from zoomearth_jax.runs.checkpoints import write_run_header
@@ -69,7 +70,11 @@ def on_mesh(config: MeshConfig, model: str | Path, processes: bool = True) -> It
     joined = processes and _join(config)
     try:
         devices = jax.devices()
-        mesh = make_mesh(config.shape(len(devices), count_parameters(model), num_slices(devices)), devices)
+        known = chip(devices[0].device_kind)
+        sizes = config.shape(
+            len(devices), count_parameters(model), num_slices(devices), known.hbm_bytes if known else UNKNOWN_BYTES
+        )
+        mesh = make_mesh(sizes, devices)
         with jax.set_mesh(mesh):
             yield mesh
     finally:
