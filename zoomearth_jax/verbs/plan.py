@@ -54,7 +54,7 @@ def topology_devices(topology: str, slices: int = 1) -> list:
         return topologies.get_topology_desc(topology, platform="tpu", **options).devices
     except Exception as error:
         raise UserError(
-            f"--topology {topology}: {str(error).splitlines()[0]}; try v5e:4x4, v5p:4x4x4, v6e:16x16"
+            f"--topology {topology}: {str(error).splitlines()[0]}; try v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4"
         ) from None
 
 
