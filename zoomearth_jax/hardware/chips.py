@@ -2,7 +2,8 @@
 
 Peak bf16 FLOP/s, HBM size and HBM bandwidth are the makers' (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x; data sheets of
 NVIDIA's A100, H100, H200). Of a TPU's HBM we count what its compiler gives a program, as its out-of-memory message states it.
-A v7x has two devices, each half of it: they share its links and its memory. Links of TPUs are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), 10 % under the makers' figures.
+Links of TPUs are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), 10 % under the makers' figures. A v7x
+is two devices, each half of it, which share its links.
 
 Latencies are orders of magnitude, not measurements. A hop from chip to chip of a TPU takes about 1 us ("How to Scale Your Model",
 chapters on TPUs and on sharded matrices, where a collective of less than 45 kB a hop is bound by it). NVLink's is what NCCL needs
