@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,15 @@ from tests.processes import result, start
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models import attention
-from zoomearth_jax.models.attention import KVCache, choose_backend, decoder_attention, masked_attention, one_sample
+from zoomearth_jax.models.attention import (
+    KVCache,
+    Prefix,
+    choose_backend,
+    decoder_attention,
+    masked_attention,
+    one_sample,
+)
+from zoomearth_jax.models.layers import Places
 from zoomearth_jax.models.presets import nano
 from zoomearth_jax.models.qwen2_5_vl.config import VisionConfig
 from zoomearth_jax.models.qwen2_5_vl.decoder import Decoder
@@ -144,6 +153,58 @@ def test_a_query_sees_only_its_own_sample_of_the_past(backend):
     for name in ("xla", backend):
         got = decoder_attention(q, k, v, own, KVCache(*past, before), name)
         np.testing.assert_allclose(got, want, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("length", "slots"), [(1, 9), (5, 0), (128, 40)])
+def test_a_shared_prefix_is_a_copy_in_each_row(backend, length, slots):
+    """Two prompts of 33 slots, three rows each: as if every row's past began with its prompt, in values and gradients."""
+    arrays = [normal(0, 6, length, 4, 16)] + [normal(i, 6, 2, length, 16) for i in (1, 2)]
+    past, shared = ([normal(i, rows, 2, n, 16) for i in (3, 4)] for rows, n in ((6, slots), (2, 33)))
+    own, before, prompt = (validity("gappy", *shape) for shape in ((6, length), (6, slots), (2, 33)))
+    own = own.at[:, 0].set(True)
+
+    def attend(name, is_shared, q, k, v, past_k, past_v, shared_k, shared_v):
+        cache = KVCache(past_k, past_v, one_sample(before), Prefix(shared_k, shared_v, prompt))
+        if not is_shared:
+            copies = [
+                jnp.concatenate([jnp.repeat(x, 3, 0), y], 2) for x, y in zip(cache.prefix[:2], cache[:2], strict=True)
+            ]
+            cache = KVCache(*copies, jnp.concatenate([jnp.repeat(one_sample(prompt), 3, 0), one_sample(before)], 1))
+        return decoder_attention(q, k, v, one_sample(own), cache, name)
+
+    weights = jnp.where(own[..., None, None], normal(5, *arrays[0].shape), 0.0)
+    arrays = [*arrays, *past, *shared]
+    want, want_grads = values_and_gradients(functools.partial(attend, "xla", False), arrays, weights)
+    for name in ("xla", backend) if length == 128 else ("xla",):
+        got, grads = values_and_gradients(functools.partial(attend, name, True), arrays, weights)
+        np.testing.assert_allclose(got[own], want[own], atol=1e-6 if name == "xla" else TOLERANCE)
+        for grad, want_grad in zip(grads, want_grads, strict=True):
+            np.testing.assert_allclose(grad, want_grad, atol=TOLERANCE)
+    assert np.abs(want_grads[-1]).max() > 0.1
+
+
+def test_rows_left_out_leave_the_prefix_as_it_is():
+    """Of two shards with a prompt each, rows 2 and 0, and rows 1 and 2 of three: each as among all."""
+    q, (k, v, own_k, own_v) = normal(0, 6, 1, 4, 16), [normal(i, 6, 2, 7, 16) for i in range(1, 5)]
+    k, v, samples = k[:, :, :1], v[:, :, :1], jnp.ones((6, 7), jnp.int32)
+    prefix = Prefix(normal(5, 2, 2, 33, 16), normal(6, 2, 2, 33, 16), validity("gappy", 2, 33))
+    want = decoder_attention(q, k, v, samples[:, :1], KVCache(own_k, own_v, samples, prefix), "xla")
+    kept, rows = np.array([[2, 0], [1, 2]]), np.array([2, 0, 4, 5])
+    some = prefix._replace(places=Places(kept, np.array([[1, 2, 0], [2, 0, 1]])))
+    past = KVCache(own_k[rows], own_v[rows], samples[:4], some)
+    got = decoder_attention(q[rows], k[rows], v[rows], samples[:4, :1], past, "xla")
+    np.testing.assert_allclose(got, want[rows], atol=1e-6)
+
+
+def test_decoding_reads_a_prefix_once_a_group():
+    """No array of the compiled step has the prompt's slots once per row."""
+    q, own = normal(0, 6, 1, 4, 16), normal(1, 6, 2, 7, 16)
+    shared, samples = normal(2, 2, 2, 33, 16), jnp.ones((6, 7), jnp.int32)
+    past = KVCache(own, own, samples, Prefix(shared, shared, jnp.ones((2, 33), bool)))
+    step = jax.jit(lambda past: decoder_attention(q, own[:, :, :1], own[:, :, :1], samples[:, :1], past, "xla"))
+    text = step.lower(past).compile().as_text()
+    assert "f32[2,2,33,16]" in text
+    assert not re.findall(r"f32\[6,2,(?:33|40|41),16\]", text)
 
 
 def test_vision_backends_equal_xla(backend):

@@ -15,7 +15,7 @@ from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL, _assign_images, _r
 from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 from zoomearth_jax.models.rope import mrope_positions
 from zoomearth_jax.rl.policy import last_valid
-from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache
+from zoomearth_jax.rl.rollout.decoding import Ready, Sampler, grow_cache
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 1e-4  # absolute, fp32
@@ -93,13 +93,13 @@ def test_greedy_generation_equals_hf_token_for_token(golden):
         model, jnp.asarray(ids), one_sample(mask > 0), features_BMD, jnp.asarray(grids_BI2)
     )
     tokens = TokenIds(0, (-1,), (IMAGE, VIDEO))
-    first, active = last_valid(hidden, jnp.asarray(mask > 0)), jnp.ones(len(ids), bool)
+    first = last_valid(hidden, jnp.asarray(mask > 0))
     keys = jax.random.split(jax.random.key(0), len(ids))
 
     @nnx.jit
     def decoded(model, cache, first, following):
         sampler, cache = Sampler(tokens, 0.0), grow_cache(cache, 12)
-        writing = sampler.begin(model, first, cache, 12, following, active, keys)
+        writing = sampler.begin(model, Ready(first, cache, ids.shape[1], following), 12, None, keys)
         return sampler.go_on(model, cache, writing, 12)[1]
 
     writing = decoded(model, cache, first, following)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -35,7 +34,7 @@ from zoomearth_jax.evaluation.records import Item, Record
 from zoomearth_jax.evaluation.runner import Runner
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.family import Images
-from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, prefill, reread
+from zoomearth_jax.rl.rollout.decoding import Ready, Sampler, Writing, append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model, save_model
 from zoomearth_jax.tools.tool import Request, View
@@ -158,18 +157,18 @@ class _OneByOne:
     def _first_turn(self, weights, prompt: _Segment) -> tuple[KVCache, Writing]:
         model, length = nnx.merge(self._graph, weights), self._engine.rows.layout.turn_lens[0]
         _, hidden, cache, start = prefill(model, prompt.ids, prompt.valid, prompt.images, 1, length)
-        return self._write(model, hidden, cache, length, start)
+        return self._write(model, Ready(hidden, cache, 0, start), length)
 
     def _second_turn(self, weights, prompt: _Segment, writing: Writing, own, crop: _Segment):
         model, (first, length) = nnx.merge(self._graph, weights), self._engine.rows.layout.turn_lens
         cache = prefill(model, prompt.ids, prompt.valid, prompt.images, 1, first)[2]
         cache, next_B = reread(model, cache, writing, *own)
         _, hidden, cache, next_B = append_pictures(model, cache, crop.ids, crop.valid, crop.images, next_B, length)
-        return self._write(model, hidden, cache, length, next_B)
+        return self._write(model, Ready(hidden, cache, cache.k.shape[3] - length, next_B), length)
 
-    def _write(self, model, hidden, cache, length: int, start_B) -> tuple[KVCache, Writing]:
-        writing = self._sampler.begin(model, hidden, cache, length, start_B, jnp.ones(1, bool), self._keys)
-        return self._sampler.go_on(model, cache, writing, self._tokens)
+    def _write(self, model, ready: Ready, length: int) -> tuple[KVCache, Writing]:
+        writing = self._sampler.begin(model, ready, length, None, self._keys)
+        return self._sampler.go_on(model, ready.cache, writing, self._tokens)
 
     def _go_on(self, weights, cache: KVCache, writing: Writing) -> tuple[KVCache, Writing]:
         return self._sampler.go_on(nnx.merge(self._graph, weights), cache, writing, self._tokens)

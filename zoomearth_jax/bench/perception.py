@@ -170,16 +170,18 @@ class _Bench:
         filters = GREEDY.filters
         read = partial(programs.prefill, group=1, filters=filters)
         compiled = [programs.prefill.lower(self.params, *look.on_devices, group=1, filters=filters).compile()]
-        ready = jax.eval_shape(read, self.params, *look.on_devices)[1]
+        _, shared, ready = jax.eval_shape(read, self.params, *look.on_devices)
         for k, length in enumerate(layout.turn_lens):
             start = partial(programs.begin, length=length, filters=filters)
             writing = jax.eval_shape(start, self.params, ready, None, keys[k], 0.0)
-            args = self.params, ready.cache, writing
-            compiled.append(programs.go_on.lower(*args, 0.0, filters=filters).compile())
+            more = layout.turn(k).stop - ready.cache.k.shape[3]
+            cache = jax.eval_shape(partial(programs.grow, slots=more), ready.cache)
+            args = self.params, shared, cache, writing
+            compiled.append(programs.go_on.lower(*args, 0.0, group=1, filters=filters).compile())
             if k < layout.num_pictures:
                 views = engine.rows.views([None], layout.picture_side)
                 shown = *engine.rows.picture_slots(views.grids), self.model.config.prepare(*views)
-                args = self.params, ready.cache, writing.start_B, None, *shown
+                args = self.params, shared, cache, writing.start_B, None, *shown
                 compiled.append(programs.append.lower(*args, length=layout.turn_lens[k + 1]).compile())
                 append = partial(programs.append, length=layout.turn_lens[k + 1])
                 ready = jax.eval_shape(append, *args)[1]

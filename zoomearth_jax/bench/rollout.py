@@ -134,10 +134,10 @@ class _Bench:
         sizes, first, (length, after_len) = self.model.config, layout.turn(0), layout.turn_lens
         look = engine.send(played.prompts)
         keys = jax.random.split(self.key, len(replies.ids))
-        how = {"temperature": 1.0, "filters": T1.filters}
+        how = {"temperature": 1.0, "filters": T1.filters, "group": group}
         programs, weights = engine.programs, engine.weights(self.params)
-        _, ready = programs.prefill(weights.reading, *look.on_devices, group=group, filters=T1.filters)
-        cache, writing = programs.start(weights, ready, None, keys, length=length, **how)
+        _, shared, ready = programs.prefill(weights.reading, *look.on_devices, group=group, filters=T1.filters)
+        cache, writing = programs.start(weights, shared, ready, None, keys, length=length, **how)
         written = rows.replies([[ids] for ids in _ids(writing)], rows.views([None] * len(replies.ids)))
         own = jax.device_put((written.ids[:, first], written.valid[:, first]))
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), played.prompts)
@@ -159,13 +159,16 @@ class _Bench:
 
         stopped = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
 
-        def zoomed(cache, next_B):
-            _, ready = programs.append(weights.reading, cache, next_B, None, *crop, length=after_len)
-            return programs.start(weights, ready, active, keys, length=after_len, **how)[1]
+        def zoomed(prompts, cache, next_B):
+            _, ready = programs.append(weights.reading, prompts, cache, next_B, None, *crop, length=after_len)
+            return programs.start(weights, prompts, ready, active, keys, length=after_len, **how)[1]
 
-        again = programs.reread(weights.reading, anew(self.params, writing)[0], stopped, *own)
         kept = jax.tree.map(jnp.copy, cache)  # the program takes it over
-        zoom = [zoomed(*programs.close(weights.writing, kept, writing)), zoomed(*again)]
+        closed = programs.close(weights.writing, shared, kept, writing)
+        each = anew(self.params, writing)[0]
+        again = programs.reread(weights.reading, each.prefix, each._replace(prefix=None), stopped, *own)
+        zoom = [zoomed(shared, *closed), zoomed(each.prefix, *again)]
+        cache = cache._replace(prefix=shared)
         tokens = np.where(active, replies.pictures.grids.prod(-1) + 2, 0)
         before = np.repeat(played.prompts.valid.sum(1), group) + written.valid[:, first].sum(1)
         grids, overviews = replies.pictures.grids, np.repeat(played.prompts.views.grids, group, axis=0)

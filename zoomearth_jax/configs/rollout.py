@@ -24,6 +24,8 @@ class RolloutConfig:
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
         visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
+        bucket: slots by which the caches grow while a turn is written: those that no row has reached yet aren't read. Each size
+            has a program of its own; 0 is all slots at once.
     """
 
     tool: str = "zoom"
@@ -33,6 +35,7 @@ class RolloutConfig:
     mask_crop: bool = False
     batches: int = 1
     visit: int = 32
+    bucket: int = 128
 
     def __post_init__(self):
         hints = get_type_hints(type(self))
@@ -42,3 +45,5 @@ class RolloutConfig:
                 raise UserError(f"rollout config: {field.name} must be {' or '.join(choices)}, not {value!r}")
         if self.batches < 1 or self.visit < 1:
             raise UserError("rollout config: batches and visit must be positive")
+        if self.bucket < 0:
+            raise UserError("rollout config: bucket must be a number of slots, or 0 for all at once")

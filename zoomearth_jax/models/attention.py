@@ -1,4 +1,4 @@
-"""Attention over a row's own tokens and, when decoding, over a read-only cache of earlier slots.
+"""Attention over a row's own tokens and, when decoding, over a read-only cache of earlier slots and of a shared prompt.
 
 One entry for the decoder, one for the vision encoder. Both choose a backend (`choose_backend`): plain XLA here, cuDNN or
 splash attention in `fused_attention`.
@@ -6,6 +6,7 @@ splash attention in `fused_attention`.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.fused_attention import compile_platform, fused_attention
+from zoomearth_jax.models.layers import Places, move_rows
 
 MASKED = -1e30  # finite, so that a row of masked scores stays free of NaN
 QUERY_BLOCK = 512  # scores above the diagonal, in whole blocks, are not computed
@@ -20,15 +22,41 @@ WHOLE_QUERIES = 2048  # patches of 630 px: above them scores of all patches with
 MIN_FUSED_LENGTH = 128  # a kernel's tile: windows of 64 patches, padded to it, would cost four times as much
 
 
+class Prefix(NamedTuple):
+    """Keys and values of A prompts, each of which the G rows of its group share and see whole.
+
+    k, v: [..., A, K, U, H] (a leading L while stacked over layers); valid_AU: bool.
+    places: given where rows were left out: of each shard of rows, which of its prompts' A x G places the rows that are there
+        have, and the way back. Without it row a G + g is row g of group a. Groups lie on one device.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    valid_AU: jax.Array
+    places: Places | None = None
+
+
 class KVCache(NamedTuple):
     """Keys and values of the slots before a segment.
 
-    k, v: [..., B, K, S, H] (a leading L while stacked over layers); samples_BS: int32, as in `decoder_attention`.
+    k, v: each row's own, [..., B, K, S, H] (a leading L while stacked over layers); samples_BS: int32, as in
+    `decoder_attention`. prefix: what is before them, of rows that hold one sample each and share it in groups.
     """
 
     k: jax.Array
     v: jax.Array
     samples_BS: jax.Array
+    prefix: Prefix | None = None
+
+    def arrays(self):
+        """Keys and values, to scan over their layers."""
+        return self.k, self.v, None if self.prefix is None else (self.prefix.k, self.prefix.v)
+
+    def with_arrays(self, arrays) -> KVCache:
+        """The cache with other keys and values, such as those of one layer."""
+        k, v, shared = arrays
+        prefix = None if self.prefix is None else self.prefix._replace(k=shared[0], v=shared[1])
+        return self._replace(k=k, v=v, prefix=prefix)
 
 
 def one_sample(valid):
@@ -59,6 +87,7 @@ def decoder_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past: KVCache | None =
         return _xla_cached_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past)
     samples_BS = samples_BT
     if past is not None:  # a copy, which a long segment repays
+        past = _spelled_out(past)
         k_BKTH, v_BKTH = (jnp.concatenate(pair, axis=2) for pair in ((past.k, k_BKTH), (past.v, v_BKTH)))
         samples_BS = jnp.concatenate([past.samples_BS, samples_BT], axis=1)
     k_BSKH, v_BSKH = k_BKTH.swapaxes(1, 2), v_BKTH.swapaxes(1, 2)
@@ -138,16 +167,77 @@ def _scores(q_BKQH, k_BKSH, visible):
     return jnp.where(jnp.tile(visible, (1, 1, q_BKQH.shape[2] // visible.shape[2], 1)), out, MASKED)
 
 
+class _Part(NamedTuple):
+    """Attention over some of the keys, float32: the largest score and the sum of the exponentials under it, [B, K, Q, 1], and
+    the values weighted by these, [B, K, Q, H]."""
+
+    peak: jax.Array
+    total: jax.Array
+    out: jax.Array
+
+
+def _attend(q_BKQH, k_BKSH, v_BKSH, visible) -> _Part:
+    """A part of attention; visible as in `_scores`."""
+    scores = _scores(q_BKQH, k_BKSH, visible)
+    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=MASKED))
+    weights = jnp.exp(scores - peak)
+    out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32)
+    return _Part(peak, weights.sum(axis=-1, keepdims=True), out)
+
+
+def _join_parts(parts: list[_Part]):
+    """The softmax over the keys of all parts, times their values: float32 [B, K, Q, H]."""
+    peak = functools.reduce(jnp.maximum, [part.peak for part in parts])
+    scales = [jnp.exp(part.peak - peak) for part in parts]
+    out = sum(scale * part.out for scale, part in zip(scales, parts, strict=True))
+    return out / sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
+
+
 def _xla_cached_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT, past: KVCache):
-    """Attention with a past, which is read, never copied: its scores are computed apart and joined before the softmax."""
+    """Attention with a past, which is read, never copied: its part is computed apart, as is that of a prefix, once a group."""
     q = _split_heads(q_BTNH, k_BKTH.shape[1])
     causal_TT = jnp.tri(q_BTNH.shape[1], dtype=bool)
-    own = _scores(q, k_BKTH, (causal_TT & (samples_BT[:, :, None] == samples_BT[:, None]))[:, None])
-    before = _scores(q, past.k, (samples_BT[:, :, None] == past.samples_BS[:, None])[:, None])
-    weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1).astype(v_BKTH.dtype)
-    past_weights, own_weights = jnp.split(weights, [past.k.shape[2]], axis=-1)
-    out = jnp.einsum("BKQS,BKSH->BKQH", past_weights, past.v) + jnp.einsum("BKQS,BKSH->BKQH", own_weights, v_BKTH)
-    return _join_heads(out, q_BTNH.shape)
+    own_BTT = causal_TT & (samples_BT[:, :, None] == samples_BT[:, None])
+    before_BTS = samples_BT[:, :, None] == past.samples_BS[:, None]
+    parts = [_attend(q, k_BKTH, v_BKTH, own_BTT[:, None]), _attend(q, past.k, past.v, before_BTS[:, None])]
+    if past.prefix is not None:
+        parts.append(_attend_prefix(q, past.prefix))
+    return _join_heads(_join_parts(parts).astype(v_BKTH.dtype), q_BTNH.shape)
+
+
+def _attend_prefix(q_BKQH, prefix: Prefix) -> _Part:
+    """The part of the prompts: the queries of a group's rows make one product with its keys."""
+    prompts, places = len(prefix.k), prefix.places
+
+    def grouped(x_BKQH):
+        if places is not None:
+            x_BKQH = _by_shard(x_BKQH, places.place_AS, places.kept_AR)
+        x_AGKQH = x_BKQH.reshape(prompts, -1, *x_BKQH.shape[1:])
+        return x_AGKQH.swapaxes(1, 2).reshape(prompts, x_BKQH.shape[1], -1, x_BKQH.shape[3])
+
+    def by_row(x_AKQH):
+        x_AKGQH = x_AKQH.reshape(*x_AKQH.shape[:2], -1, q_BKQH.shape[2], x_AKQH.shape[3])
+        x_BKQH = x_AKGQH.swapaxes(1, 2).reshape(-1, x_AKGQH.shape[1], *x_AKGQH.shape[3:])
+        return x_BKQH if places is None else _by_shard(x_BKQH, places.kept_AR, places.place_AS)
+
+    return _Part(*map(by_row, _attend(grouped(q_BKQH), prefix.k, prefix.v, prefix.valid_AU[:, None, None])))
+
+
+def _by_shard(x_B, index, inverse):
+    """Moves rows within their shards (see `move_rows`); index and inverse: [shards, rows of one shard]."""
+    moved = move_rows(x_B.reshape(len(index), -1, *x_B.shape[1:]), index, inverse)
+    return moved.reshape(-1, *x_B.shape[1:])
+
+
+def _spelled_out(past: KVCache) -> KVCache:
+    """The same past of all rows of the groups, in which each row has a copy of what it shares."""
+    if past.prefix is None:
+        return past
+    prefix, group = past.prefix, len(past.k) // len(past.prefix.k)
+    shared = prefix.k, prefix.v, one_sample(prefix.valid_AU)
+    own, axes = (past.k, past.v, past.samples_BS), (2, 2, 1)
+    pairs = zip(shared, own, axes, strict=True)
+    return KVCache(*(jnp.concatenate([jnp.repeat(x, group, axis=0), y], axis) for x, y, axis in pairs))
 
 
 def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):

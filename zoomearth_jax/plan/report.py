@@ -113,7 +113,7 @@ def _plan_grpo(config: PlanConfig, training: Training, network: Network) -> dict
 def _plan_rollout(config: PlanConfig, training: Training, network: Network) -> dict:
     """A row for each part of the rollout, which may have several programs."""
     programs = training.rollout(config.prompts, config.group)
-    cache = training.cache_bytes(config.prompts * config.group)
+    cache = training.cache_bytes(config.prompts, config.group)
     memory: dict[str, list[dict]] = {}
     for each in programs:
         row = _memory(each.compiled, training, config.kl, each.held_bytes, cache, resident=True)

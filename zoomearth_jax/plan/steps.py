@@ -124,8 +124,7 @@ class Training:
         _, state = self.init()
         params, rows, layout = state.params, prompts * group, self.layout
         filters = SamplingConfig(temperature=1.0).filters
-        model, visit = abstract_model(self.model, self.compute), max(layout.turn_lens)  # each turn in one visit
-        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit)
+        run = RolloutPrograms(abstract_model(self.model, self.compute), layout, self._tokens(), self.mesh, self.gather)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
@@ -140,15 +139,18 @@ class Training:
 
         weights = add("prefill", run.cast, params, held=0)
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        _, ready = add("prefill", run.prefill, weights, *read, group=group, filters=filters)
+        _, shared, ready = add("prefill", run.prefill, weights, *read, group=group, filters=filters)
         for k, length in enumerate(layout.turn_lens):
             asked = active if k else None
             writing = add("decode", run.begin, weights, ready, asked, keys, 1.0, length=length, filters=filters)
-            more = weights, ready.cache, writing
-            cache, writing = add("decode", run.go_on, *more, 1.0, tokens=length - 1, filters=filters)
+            cache, how = ready.cache, {"group": group, "filters": filters}
+            for slots, tokens in run.buckets(length).items():
+                if more := layout.turn(k).start + slots - cache.k.shape[3]:
+                    cache = add("decode", run.grow, cache, slots=more, held=chip_bytes((params, weights, shared)))
+                cache, writing = add("decode", run.go_on, weights, shared, cache, writing, 1.0, tokens=tokens, **how)
             if k < layout.num_pictures:
-                cache, next_B = add("decode", run.close, weights, cache, writing)
-                shown, following = (weights, cache, next_B, None, ids, valid, picture), layout.turn_lens[k + 1]
+                cache, next_B = add("decode", run.close, weights, shared, cache, writing)
+                shown, following = (weights, shared, cache, next_B, None, ids, valid, picture), layout.turn_lens[k + 1]
                 _, ready = add("pictures", run.append, *shown, length=following)
         return programs
 
@@ -179,11 +181,16 @@ class Training:
         shapes = jax.eval_shape(lambda state: reference_policy(state, self.compute.dtype), state)
         return placed(shapes, param_shardings(shapes, self.mesh))
 
-    def cache_bytes(self, rows: int) -> int:
-        """Bytes of the keys and values of all slots of a rollout's rows, on one chip."""
-        shape = self.model.cache_shape(rows, self.layout.prompt_len + self.layout.reply_len)
-        spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
-        return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
+    def cache_bytes(self, prompts: int, group: int) -> int:
+        """Bytes of the keys and values of a rollout's prompts and of all slots of their groups' rows, on one chip."""
+        parts = (prompts, self.layout.prompt_len), (prompts * group, self.layout.reply_len)
+        shapes = [self.model.cache_shape(*part) for part in parts]
+        specs = [partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh) for shape in shapes]
+        caches = [
+            jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec))
+            for shape, spec in zip(shapes, specs, strict=True)
+        ]
+        return 2 * chip_bytes(caches)
 
     def _compile(self, function, *args, **static) -> Program:
         with jax.set_mesh(self.mesh):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoomearth_jax.models.attention import KVCache
+from zoomearth_jax.models.attention import KVCache, Prefix, decoder_attention
 from zoomearth_jax.models.sharding import make_mesh, shard_batch
-from zoomearth_jax.rl.rollout.decoding import Writing, narrow, widen
+from zoomearth_jax.rl.rollout.decoding import Writing, narrow, shared_by, widen
 
-ROWS, SLOTS, TOKENS, FIRST = 64, 12, 4, 6
+ROWS, GROUP, SLOTS, TOKENS, FIRST = 64, 4, 12, 4, 6
 rng = np.random.default_rng(0)
 alive = np.zeros((8, 8), bool)
 for row in alive:  # at most four rows of each device go on
@@ -29,13 +29,38 @@ with jax.set_mesh(mesh):
     spec = jax.sharding.PartitionSpec(None, ("data", "fsdp"))
     k, v = (jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x in (k, -k))
     cache = KVCache(k, v, shard_batch(np.ones((ROWS, SLOTS), np.int32), mesh))
-    small = jax.jit(narrow, static_argnames="rows").lower(cache, writing, rows=32).compile()
+    prompts = rng.standard_normal((2, ROWS // GROUP, 2, 5, 3)).astype(np.float32)
+    pk, pv = (jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x in (prompts, -prompts))
+    prompts = Prefix(pk, pv, shard_batch(np.ones((ROWS // GROUP, 5), bool), mesh))
+    shrink = jax.jit(narrow, static_argnames=("rows", "group"))
+    small = shrink.lower(prompts, cache, writing, rows=32, group=GROUP).compile()
     moved = {"narrow": small.as_text()}
-    small_cache, part, places = small(cache, writing)
+    own_prompts, small_cache, part, places = small(prompts, cache, writing)
+    assert own_prompts is None
     assert sorted(np.asarray(part.row_B)[np.asarray(part.alive_B)]) == np.flatnonzero(alive).tolist()
     taken = np.asarray(part.row_B)
     np.testing.assert_array_equal(small_cache.k, np.asarray(k)[:, taken])
     np.testing.assert_array_equal(part.ids_BT, ids[taken])
+
+    # rows that go on see their prompt, whether it is shared or, once there are as few rows as prompts, their own
+    def attend(prompts, cache, writing):
+        past = cache._replace(prefix=shared_by(prompts, writing.row_B, GROUP))
+        past, samples_B1 = past.with_arrays(jax.tree.map(lambda x: x[0], past.arrays())), jnp.ones((32, 1), jnp.int32)
+        q_BTNH, k_BKTH = jnp.ones((32, 1, 4, 3)), jnp.ones((32, 2, 1, 3))
+        return decoder_attention(q_BTNH, k_BKTH, k_BKTH, samples_B1, past, "xla")
+
+    reads = jax.jit(attend).lower(prompts, small_cache, part).compile()
+    moved["attention"] = reads.as_text()
+    seen = np.concatenate([np.asarray(pk)[0, taken // GROUP], np.asarray(k)[0, taken], np.ones((32, 2, 1, 3))], 2)
+    weights = np.exp(seen.sum(-1) * 3**-0.5)[..., None]
+    values = np.concatenate([-seen[:, :, :-1], seen[:, :, -1:]], axis=2)
+    want = (weights * values).sum(2) / weights.sum(2)
+    got = np.asarray(reads(prompts, small_cache, part))
+    np.testing.assert_allclose(got, want.repeat(2, 1)[:, None], atol=1e-5)
+    fewer = shrink.lower(prompts, small_cache, part, rows=16, group=GROUP).compile()
+    moved["narrow to one row a prompt"] = fewer.as_text()
+    own_prompts, _, few, _ = fewer(prompts, small_cache, part)
+    np.testing.assert_array_equal(own_prompts.k, np.asarray(pk)[:, np.asarray(few.row_B) // GROUP])
     # rows that go on write: their turn's slots change, and all that is theirs comes back
     part = part._replace(ids_BT=part.ids_BT + 100, position_B=part.position_B + 1)
     written = KVCache(small_cache.k.at[..., FIRST : FIRST + TOKENS, :].add(1.0), small_cache.v, small_cache.samples_BS)

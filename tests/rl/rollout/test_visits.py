@@ -21,6 +21,7 @@ from zoomearth_jax.rl.batches import row_batch
 from zoomearth_jax.rl.policy import group_places
 from zoomearth_jax.rl.rollout import engine as rollout
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms
 from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.rl.steps import row_logprobs
 from zoomearth_jax.runs.models import load_model
@@ -48,10 +49,11 @@ def whole(engine, params, questions):
 
 @pytest.fixture(scope="module")
 def short(nano):
-    """An engine that looks at its rows every three tokens and leaves half of them out as soon as it can."""
-    engine = RolloutEngine(nano.model, nano.rows, config=RolloutConfig(visit=3))
+    """An engine that looks at its rows every three tokens, leaves half of them out as soon as it can, and has five more slots
+    each time that a turn has filled those that it has."""
+    engine = RolloutEngine(nano.model, nano.rows, config=RolloutConfig(visit=3, bucket=5))
     engine.events = []
-    for name in ("narrow", "go_on", "widen"):
+    for name in ("narrow", "go_on", "widen", "grow"):
         program = getattr(engine.programs, name)
 
         def told(*args, name=name, program=program, **kwargs):
@@ -85,6 +87,33 @@ def test_visits_and_rows_left_out_change_nothing(in_visits, whole):
     np.testing.assert_array_equal(played.replies.target, whole.replies.target)
     assert np.abs(played.logprobs - whole.logprobs).max() < 1e-5
     assert played.episodes == whole.episodes
+
+
+def test_slots_come_bucket_by_bucket(in_visits, short):
+    events, first = in_visits[1], short.rows.layout.turn_lens[0]
+    assert short.programs.buckets(first) == {5: 3, 10: 6, 15: 6, 20: 4}
+    assert events.count("grow") >= 3
+    assert "grow" in events[: events.index("widen")]  # while rows are left out
+
+
+@pytest.mark.parametrize(
+    ("visit", "bucket", "length", "want"),
+    [
+        (32, 128, 640, {128: 128, 256: 128, 384: 128, 512: 128, 640: 127}),
+        (32, 128, 20, {20: 19}),
+        (32, 0, 100, {100: 99}),
+        (32, 16, 100, {32: 32, 64: 32, 96: 32, 100: 3}),
+        (48, 128, 257, {128: 96, 256: 144, 257: 16}),
+        (1, 1, 3, {1: 1, 3: 1}),
+        (32, 128, 1, {1: 0}),
+    ],
+)
+def test_buckets_hold_what_a_visit_writes(nano, visit, bucket, length, want):
+    programs = RolloutPrograms(
+        nano.model, nano.rows.layout, nano.rows.tokens, config=RolloutConfig(visit=visit, bucket=bucket)
+    )
+    assert programs.buckets(length) == want
+    assert sum(want.values()) == length - 1
 
 
 def test_nothing_compiles_once_the_shapes_are_known(in_visits):
@@ -176,7 +205,8 @@ def test_retokenised_ids_need_the_released_mask():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("crop_gate", "me"), ("turn_ids", "x"), ("crop", "x"), ("batches", 0), ("visit", 0)]
+    ("field", "value"),
+    [("crop_gate", "me"), ("turn_ids", "x"), ("crop", "x"), ("batches", 0), ("visit", 0), ("bucket", -1)],
 )
 def test_settings_are_checked(field, value):
     with pytest.raises(UserError, match=field):

@@ -102,7 +102,7 @@ class Decoder(nnx.Module):
             x_BTD: embeddings, image features merged in.
             positions_3BT: multimodal positions.
             samples_BT: sample numbers (see `decoder_attention`); outputs at padding are undefined but finite.
-            past: cache of all earlier slots, k and v [L, B, K, S, H].
+            past: cache of all earlier slots, k and v [L, B, K, S, H]; of its prefix [L, A, K, U, H].
 
         Returns:
             normed hidden states [B, T, D], and the segment's KVCache with k and v [L, B, K, T, H].
@@ -110,11 +110,10 @@ class Decoder(nnx.Module):
         config = self.config
         angles = text_angles(positions_3BT, config.head_dim, config.rope_theta, config.mrope_section)
 
-        def step(layer, x, past_kv):
-            layer_past = None if past is None else KVCache(past_kv[0], past_kv[1], past.samples_BS)
-            return layer(x, angles, samples_BT, layer_past)
+        def step(layer, x, arrays):
+            return layer(x, angles, samples_BT, None if past is None else past.with_arrays(arrays))
 
-        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else (past.k, past.v), self.remat)
+        x_BTD, (k, v) = scan_layers(self.layers, step, x_BTD, None if past is None else past.arrays(), self.remat)
         return self.norm(x_BTD), KVCache(k, v, samples_BT)
 
     def grouped(self, x_AUD, positions_3AU, samples_AU, x_BTD, positions_3BT, samples_BT, places: Places | None = None):

@@ -1,7 +1,8 @@
 """The device's side of a rollout: prompts and pictures into caches, and turns of sampled tokens, some tokens per call.
 
 A turn is written in visits: between two of them the host sees which rows have stopped, and leaves these out (`narrow`). The
-cache grows by turn: its last slots are always those of the turn that is being written.
+prompts' keys and values stay once a group. Each row's own cache grows by turn, and within a turn by buckets: its last slots
+are always those of the turn that is being written, up to the bucket that this has reached.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
-from zoomearth_jax.models.attention import KVCache, one_sample
+from zoomearth_jax.models.attention import KVCache, Prefix, one_sample
 from zoomearth_jax.models.family import Images, VisionLanguageModel
+from zoomearth_jax.models.layers import Places
 from zoomearth_jax.models.pruning import pruned_views
 from zoomearth_jax.models.sharding import constrain, row_shards
 from zoomearth_jax.rl.policy import last_valid, repeat_cache, repeat_rows
@@ -53,11 +55,12 @@ class Ready(NamedTuple):
 
     Attributes:
         hidden_BD: the state that predicts the first token. start_B: that token's position.
-        cache: its last slots are the turn's, empty. seen_BV: see `Writing`.
+        cache: its last slots, from `first` on, are the turn's first ones, empty. seen_BV: see `Writing`.
     """
 
     hidden_BD: jax.Array
     cache: KVCache
+    first: jax.Array | int
     start_B: jax.Array
     seen_BV: jax.Array | None = None
 
@@ -71,13 +74,21 @@ def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
     """Puts a segment's keys and values into the cache's slots from `offset` on."""
     k = _pin(jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3))
     v = _pin(jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3))
-    return KVCache(k, v, jax.lax.dynamic_update_slice_in_dim(cache.samples_BS, own.samples_BS, offset, axis=1))
+    samples_BS = jax.lax.dynamic_update_slice_in_dim(cache.samples_BS, own.samples_BS, offset, axis=1)
+    return cache._replace(k=k, v=v, samples_BS=samples_BS)
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
     """Appends empty slots to a cache."""
     k, v = (_pin(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))) for x in (cache.k, cache.v))
-    return KVCache(k, v, jnp.pad(cache.samples_BS, ((0, 0), (0, slots))))
+    return cache._replace(k=k, v=v, samples_BS=jnp.pad(cache.samples_BS, ((0, 0), (0, slots))))
+
+
+def _empty_cache(prefix: Prefix, rows: int, slots: int) -> KVCache:
+    """The cache of rows that share a prefix and have nothing of their own yet."""
+    layers, _, heads, _, width = prefix.k.shape
+    k, v = (_pin(jnp.zeros((layers, rows, heads, slots, width), x.dtype)) for x in (prefix.k, prefix.v))
+    return KVCache(k, v, jnp.zeros((rows, slots), jnp.int32), prefix)
 
 
 def _read_views(model: VisionLanguageModel, ids, valid, images: Images, prune: PruneConfig):
@@ -96,21 +107,48 @@ def prefill(
     slots: int,
     prune: PruneConfig = PruneConfig(),
 ):
-    """Encodes the overviews of A prompts, runs each prompt once and broadcasts its cache to its G samples.
+    """Encodes the overviews of A prompts and runs each prompt once, for all of its G samples.
 
     Args:
         ids, valid: prompt slots [A, prompt_len].
-        slots: empty ones to append to the cache.
+        slots: empty ones of each sample.
         prune: that of the slots' layout.
 
     Returns:
-        visual tokens [A, M, D]; of each sample [A x G]: the state that predicts its first token, its cache, and that
-        token's position.
+        visual tokens [A, M, D]; of each sample [A x G]: the state that predicts its first token, its cache with the prompts as
+        prefix, and that token's position.
     """
     features, kept = _read_views(model, ids, valid, images, prune)
     hidden, cache, next_A = model.segment(ids, one_sample(valid), features, images.grids, kept_BM=kept)
+    rows = len(ids) * group
+    if row_shards(len(ids)) != row_shards(rows):  # groups lie on several devices: each row has a copy
+        cache = repeat_cache(cache, group)
+    prefix = Prefix(_pin(cache.k), _pin(cache.v), cache.samples_BS > 0)
     hidden = repeat_rows(last_valid(hidden, valid), group)
-    return features, hidden, grow_cache(repeat_cache(cache, group), slots), repeat_rows(next_A, group)
+    return features, hidden, _empty_cache(prefix, rows, slots), repeat_rows(next_A, group)
+
+
+def shared_by(prompts: Prefix, row_B, group: int) -> Prefix:
+    """The prompts as rows see them of which some were left out.
+
+    Args:
+        row_B: which of the batch's rows each is.
+        group: rows of each prompt in the whole batch; where there are as many prompts as rows, each row has its own.
+    """
+    rows, whole = len(row_B), prompts.k.shape[1] * group
+    if rows in (prompts.k.shape[1], whole):
+        return prompts
+    kept = _own_places(row_B, whole)
+    shards, left = kept.shape
+    order = jnp.tile(jnp.arange(left), shards)
+    places = _put(jnp.full(whole, left), order, kept)
+    return prompts._replace(places=Places(kept, places.reshape(shards, -1)))
+
+
+def _own_places(row_B, whole: int):
+    """Places [shards, rows of one shard] of rows among those of their shard of the whole batch."""
+    shards = row_shards(len(row_B))
+    return (row_B % (whole // shards)).reshape(shards, -1)
 
 
 def append_pictures(
@@ -151,14 +189,14 @@ class Sampler(NamedTuple):
         """Draws the first token of a turn.
 
         Args:
-            length: the turn's slots (T), the last ones of the cache.
+            length: the turn's slots (T).
             alive_B: rows that write at all; None for all.
             keys_B: see `Writing`.
         """
         batch = len(ready.hidden_BD)
         writing = Writing(
             row_B=jnp.arange(batch),
-            first=jnp.int32(ready.cache.k.shape[3] - length),
+            first=jnp.int32(ready.first),
             step=jnp.int32(0),
             start_B=ready.start_B,
             position_B=ready.start_B,
@@ -218,17 +256,21 @@ def _read_last(model: VisionLanguageModel, cache: KVCache, writing: Writing):
 
 
 def close(model: VisionLanguageModel, cache: KVCache, writing: Writing) -> tuple[KVCache, jax.Array]:
-    """The cache with the last token of rows that filled their slots, and the position [B] after every row's turn."""
+    """The cache with the last token of rows that filled their slots, and the position [B] after every row's turn.
+
+    The cache has all slots of the turn, as for `reread`.
+    """
     _, cache, next_B = _read_last(model, cache, writing)
     return cache, next_B
 
 
 def reread(model: VisionLanguageModel, cache: KVCache, writing: Writing, ids_BT, valid_BT) -> tuple[KVCache, jax.Array]:
     """The same as `close`, with other tokens in place of those that were sampled."""
-    prompt = cache.k.shape[3] - writing.ids_BT.shape[1]
-    past = KVCache(cache.k[:, :, :, :prompt], cache.v[:, :, :, :prompt], cache.samples_BS[:, :prompt])
+    first = cache.k.shape[3] - writing.ids_BT.shape[1]
+    k, v, samples_BS = cache.k[:, :, :, :first], cache.v[:, :, :, :first], cache.samples_BS[:, :first]
+    past = cache._replace(k=k, v=v, samples_BS=samples_BS)
     _, own, next_B = model.segment(ids_BT, one_sample(valid_BT), start_B=writing.start_B, past=past)
-    return _append(cache, own, prompt), next_B
+    return _append(cache, own, first), next_B
 
 
 def _counted(writing: Writing) -> Writing:
@@ -243,22 +285,34 @@ def _laid_out(writing: Writing) -> Writing:
     return writing._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
 
 
-def narrow(cache: KVCache, writing: Writing, rows: int) -> tuple[KVCache, Writing, jax.Array]:
+def narrow(
+    prompts: Prefix, cache: KVCache, writing: Writing, rows: int, group: int
+) -> tuple[Prefix | None, KVCache, Writing, jax.Array]:
     """The first `rows` rows of those that go on, each on the device it is on, filled up with others.
 
+    Args:
+        prompts, group: see `shared_by`.
+
     Returns:
-        their cache and writing, and their places [shards, rows / shards] among the rows of their device.
+        a copy of each row's prompt, where there are no more rows than prompts: fewer to read (None elsewhere, where the prompts
+        stay as they are); their cache and writing, and their places [shards, rows / shards] among the rows of their device.
     """
     shards = row_shards(len(writing.alive_B))
     order = jnp.argsort(~writing.alive_B.reshape(shards, -1), axis=1, stable=True)
     places = order[:, : rows // shards]
     k, v = (_pin(_pick(x, places, 1)) for x in (cache.k, cache.v))
-    cache = KVCache(k, v, _pick(cache.samples_BS, places))
-    return cache, _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, writing)), places
+    left = _laid_out(jax.tree.map(lambda x: _pick(x, places) if x.ndim else x, writing))
+    own, questions = None, prompts.k.shape[1]
+    if rows <= questions:
+        alone = questions == len(writing.alive_B)
+        asked = places if alone else _own_places(left.row_B, questions * group) // group
+        own = Prefix(*(_pin(_pick(x, asked, 1)) for x in (prompts.k, prompts.v)), _pick(prompts.valid_AU, asked))
+    return own, KVCache(k, v, _pick(cache.samples_BS, places)), left, places
 
 
 def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, small: Writing, places):
-    """Puts rows back that `narrow` took out; of the cache only the turn's own slots, if there is a cache to go on with."""
+    """Puts rows back that `narrow` took out; of the cache only the turn's own slots, if there is a cache to go on with: all of
+    them, in both caches."""
     writing = jax.tree.map(lambda x, new: _put(x, new, places) if x.ndim else new, writing, small)
     writing = _laid_out(writing)
     if cache is None or small_cache is None:

@@ -1,7 +1,7 @@
 """The one engine that plays episodes: look at the overview, ask for a picture, see it, and so on until the answer.
 
-`ask`, `evaluate` and GRPO all run it. The prompt is prefilled once per group and its cache broadcast to the samples; turns
-are decoded some tokens per call; tools run on the host as rows end their turn, and their pictures are encoded in one batch and
+`ask`, `evaluate` and GRPO all run it. The prompt is prefilled once per group, whose samples share its cache; turns are
+decoded some tokens per call; tools run on the host as rows end their turn, and their pictures are encoded in one batch and
 appended to the same caches. Ids that were sampled are the ids that are returned and trained on.
 """
 
@@ -24,6 +24,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, RowBuilder, interleaved
 from zoomearth_jax.data_pipeline.text.protocol import parse_answer
+from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import constrain, local_rows, process_share, row_shards, shard_batch
 from zoomearth_jax.rl.episode import Episode, Turn
@@ -156,7 +157,7 @@ class RolloutEngine:
         """
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
-        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config.visit)
+        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config)
         self._sizes = model.config
         self._warm: set = set()
         self.readers = ThreadPoolExecutor(8, thread_name_prefix="tool")
@@ -215,19 +216,20 @@ class RolloutEngine:
             seeds = range(first, first + len(questions) * group)
         keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self.mesh), turns=layout.num_turns)
         sampling = sampling.of(rows.episode)
-        weights, how = self.weights(params), {"temperature": sampling.temperature, "filters": sampling.filters}
+        weights = self.weights(params)
+        how = {"temperature": sampling.temperature, "filters": sampling.filters, "group": group}
         asked = [q for q in questions for _ in range(group)]
         turns = _Turns(self, asked, seeds, tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
         views, features = [], []
-        overview_features, ready = self.programs.prefill(
+        overview_features, shared, ready = self.programs.prefill(
             weights.reading, *look.on_devices, group=group, filters=sampling.filters
         )
         active = None
         for k, length in enumerate(layout.turn_lens):
-            cache, writing = self.programs.start(weights, ready, active, keys[k], length=length, **how)
-            cache, writing = self._finish(weights, cache, writing, how, turns, last=k == layout.num_pictures)
+            cache, writing = self.programs.start(weights, shared, ready, active, keys[k], length=length, **how)
+            cache, writing = self._finish(weights, shared, cache, writing, how, turns, k)
             ids_BT, logprobs[k], written_BT = local_rows((writing.ids_BT, writing.logps_BT, writing.written_BT))
             pictures = turns.close()
             read, own = self._read_on(_written(ids_BT, written_BT), turns, length)
@@ -239,12 +241,12 @@ class RolloutEngine:
             picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k])
             *picture, active = shard_batch((*picture, turns.active), self.mesh)
             if own is None:
-                cache, next_B = self.programs.close(weights.writing, cache, writing)
+                cache, next_B = self.programs.close(weights.writing, shared, cache, writing)
             else:
                 own = shard_batch(own, self.mesh)
-                cache, next_B = self.programs.reread(weights.reading, cache, writing, *own)
+                cache, next_B = self.programs.reread(weights.reading, shared, cache, writing, *own)
             seen, ready = self.programs.append(
-                weights.reading, cache, next_B, writing.seen_BV, *picture, length=layout.turn_lens[k + 1]
+                weights.reading, shared, cache, next_B, writing.seen_BV, *picture, length=layout.turn_lens[k + 1]
             )
             features.append(seen)
         if unseen := layout.num_pictures - len(views):
@@ -260,46 +262,66 @@ class RolloutEngine:
             overviews=overviews,
         )
 
-    def _finish(self, weights: Weights, cache, writing: Writing, how: dict, turns: _Turns, last: bool):
-        """Writes a turn to its end. `turns` sees it after each visit, while the devices write on.
+    def _finish(
+        self, weights: Weights, prompts: Prefix, cache: KVCache, writing: Writing, how: dict, turns: _Turns, k: int
+    ):
+        """Writes turn k to its end. `turns` sees it after each visit, while the devices write on.
 
-        Args:
-            last: whether it is the last turn that there is room for; then `turns` sees it once, and no cache comes back.
+        After the last turn that there is room for `turns` sees it once, and no cache comes back; else one with all its slots.
         """
-        length, outer = writing.ids_BT.shape[1], []
-        cache = self._warm_up(weights, cache, writing, how, not last)
-        while int(writing.step) < length and (alive := int(writing.most_alive)):
+        length, outer, last = writing.ids_BT.shape[1], [], k == self.rows.layout.num_pictures
+        cache = self._warm_up(weights, prompts, cache, writing, how, k)
+        while (step := int(writing.step)) < length and (alive := int(writing.most_alive)):
             fresh = writing
             while size := _half(len(writing.alive_B), alive):
-                small_cache, small, places = self.programs.narrow(cache, writing, rows=size)
-                outer.append((cache, writing, places))
-                cache, writing = small_cache, small
-            cache, following = self.programs.go_on(weights.writing, cache, writing, **how)
+                outer.append((cache, writing))
+                prompts, cache, writing, places = self._narrow(prompts, cache, writing, size, how)
+                outer[-1] += (places,)
+            cache = self._grown(cache, k, self.programs.slots(length, step))
+            cache, following = self.programs.go_on(weights.writing, prompts, cache, writing, **how)
             if not last:
                 turns.see(fresh)
             writing = following
         if not last:
             turns.see(writing)
+            cache = self._grown(cache, k, length)
         for whole_cache, whole, places in reversed(outer):
-            wide = (None, whole, None) if last else (whole_cache, whole, cache)
+            wide = (None, whole, None) if last else (self._grown(whole_cache, k, length), whole, cache)
             cache, writing = self.programs.widen(*wide, writing, places)
         if last:
             turns.see(writing, last)
         return cache, writing
 
-    def _warm_up(self, weights: Weights, cache, writing: Writing, how: dict, keep_cache: bool):
-        """Compiles what later calls with these shapes may need, by a run in which no row goes on; gives the cache back."""
-        shape = (writing.ids_BT.shape, cache.k.shape, how["filters"])
-        if shape in self._warm or writing.ids_BT.shape[1] <= self.config.visit:
+    def _narrow(self, prompts: Prefix, cache: KVCache, writing: Writing, rows: int, how: dict):
+        own, *left = self.programs.narrow(prompts, cache, writing, rows=rows, group=how["group"])
+        return prompts if own is None else own, *left
+
+    def _grown(self, cache: KVCache, k: int, slots: int) -> KVCache:
+        """The cache with so many slots of turn k at least, bucket by bucket, so that few programs exist."""
+        turn = self.rows.layout.turn(k)
+        for size in self.programs.buckets(turn.stop - turn.start):
+            if size <= slots and (more := turn.start + size - cache.k.shape[3]) > 0:
+                cache = self.programs.grow(cache, slots=more)
+        return cache
+
+    def _warm_up(self, weights: Weights, prompts: Prefix, cache: KVCache, writing: Writing, how: dict, k: int):
+        """Compiles what later calls with these shapes may need, by runs in which no row goes on; gives the cache back."""
+        length, turn = writing.ids_BT.shape[1], self.rows.layout.turn(k)
+        shape = (writing.ids_BT.shape, cache.k.shape, prompts.k.shape, how["filters"])
+        if shape in self._warm or length <= self.config.visit:
             return cache
         self._warm.add(shape)
         writing = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
-        cache, writing = self.programs.go_on(weights.writing, cache, writing, **how)
+        cache, writing = self.programs.go_on(weights.writing, prompts, cache, writing, **how)
+        slots = cache.k.shape[3] - turn.start
         if size := _half(len(writing.alive_B), 0):
-            small_cache, small, places = self.programs.narrow(cache, writing, rows=size)
-            small_cache = self._warm_up(weights, small_cache, small, how, keep_cache)
-            wide = (cache, writing, small_cache) if keep_cache else (None, writing, None)
-            self.programs.widen(*wide, small, places)
+            small_prompts, small_cache, small, places = self._narrow(prompts, cache, writing, size, how)
+            small_cache = self._warm_up(weights, small_prompts, small_cache, small, how, k)
+            if slots == length:
+                last = k == self.rows.layout.num_pictures
+                self.programs.widen(*((None, writing, None) if last else (cache, writing, small_cache)), small, places)
+        if larger := [size for size in self.programs.buckets(length) if size > slots]:
+            self._warm_up(weights, prompts, self._grown(cache, k, larger[0]), writing, how, k)
         return cache
 
     def _read_on(self, written: list[list[int]], turns: _Turns, length: int):

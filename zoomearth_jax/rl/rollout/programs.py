@@ -11,8 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.episode import RowLayout
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
+from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import cast_kernels
 from zoomearth_jax.rl.policy import repeat_rows
@@ -22,9 +24,11 @@ from zoomearth_jax.rl.rollout.decoding import (
     Writing,
     append_pictures,
     close,
+    grow_cache,
     narrow,
     prefill,
     reread,
+    shared_by,
     widen,
 )
 from zoomearth_jax.rl.rollout.sampling import mark_seen
@@ -64,8 +68,10 @@ class RolloutPrograms:
     """What the devices run.
 
     Prompts and pictures are read by `prefill`, `reread` and `append`, on the mesh in context. Turns are written by `begin` (a
-    turn's first token), `go_on` (more of them) and `close`, with `narrow` and `widen` to leave rows out that have stopped;
-    those run on the sampler's mesh.
+    turn's first token), `go_on` (more of them) and `close`, with `grow` for more slots, and `narrow` and `widen` to leave rows
+    out that have stopped; those run on the sampler's mesh.
+
+    Caches are the rows' own, and most programs take them over. The prompts' are an argument beside them, which nothing changes.
     """
 
     def __init__(
@@ -75,17 +81,18 @@ class RolloutPrograms:
         tokens: TokenIds,
         mesh: Mesh | None = None,
         gather: bool = False,
-        visit: int = 32,
+        config: RolloutConfig = RolloutConfig(),
         sampler: Mesh | None = None,
     ):
         """Takes the model's structure; parameters come with each call.
 
         Args:
             mesh, gather: see `RolloutEngine`.
-            visit: see `RolloutConfig`.
+            config: of it, `visit` and `bucket`.
             sampler: the mesh on which turns are written; that in context at the calls without one.
         """
-        self._layout, self._tokens, self._mesh, self._gather, self._visit = layout, tokens, mesh, gather, visit
+        self._layout, self._tokens, self._mesh, self._gather = layout, tokens, mesh, gather
+        self._visit, self._bucket = config.visit, config.bucket
         self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
         options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
         self.prefill = jax.jit(self._prefill, static_argnames=("group", "filters"), **options)
@@ -93,10 +100,11 @@ class RolloutPrograms:
         self.append = jax.jit(self._append, static_argnames="length", **options)
         self.begin = OnMesh(jax.jit(self._begin, static_argnames=("length", "filters"), **options), sampler)
         self.go_on = OnMesh(
-            jax.jit(self._go_on, static_argnames="filters", donate_argnames="cache", **options), sampler
+            jax.jit(self._go_on, static_argnames=("group", "filters"), donate_argnames="cache", **options), sampler
         )
         self.close = OnMesh(jax.jit(self._close, donate_argnames="cache", **options), sampler)
-        self.narrow = OnMesh(jax.jit(narrow, static_argnames="rows"), sampler)
+        self.grow = OnMesh(jax.jit(grow_cache, static_argnames="slots"), sampler)
+        self.narrow = OnMesh(jax.jit(narrow, static_argnames=("rows", "group")), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast = jax.jit(self._cast)
 
@@ -111,43 +119,81 @@ class RolloutPrograms:
         cast = params if whole and not wide else self.cast(params)
         return Weights(cast, cast)
 
-    def start(self, weights: Weights, ready: Ready, active, keys, *, length: int, temperature, filters: SamplingConfig):
+    def slots(self, length: int, step: int = 1) -> int:
+        """Slots that the cache has of a turn of `length` while the visit from token `step` on is written."""
+        until, bucket = step + self._visit, self._bucket or length
+        return length if until >= length else min(length, -(-(until - 1) // bucket) * bucket)
+
+    def buckets(self, length: int) -> dict[int, int]:
+        """The sizes that a turn of `length` has in turn, and how many tokens are written at each at most, the first aside."""
+        sizes = {self.slots(length): 0}
+        for step in range(1, length, self._visit):
+            slots = self.slots(length, step)
+            sizes[slots] = sizes.get(slots, 0) + min(self._visit, length - step)
+        return sizes
+
+    def start(
+        self,
+        weights: Weights,
+        prompts: Prefix,
+        ready: Ready,
+        active,
+        keys,
+        *,
+        length: int,
+        group: int,
+        temperature,
+        filters: SamplingConfig,
+    ):
         """`begin` and a first `go_on`: the turn's cache, and its first tokens."""
         writing = self.begin(weights.writing, ready, active, keys, temperature, length=length, filters=filters)
-        return self.go_on(weights.writing, ready.cache, writing, temperature, filters=filters)
+        return self.go_on(weights.writing, prompts, ready.cache, writing, temperature, group=group, filters=filters)
 
     def _model(self, weights) -> VisionLanguageModel:
         return nnx.merge(self._graph, weights)
 
     def _prefill(self, weights, ids, valid, images: Images, group: int, filters: SamplingConfig):
-        """Returns (visual tokens of the overviews, `group` samples of each prompt that are ready to write)."""
-        model = self._model(weights)
-        features, hidden, cache, start = prefill(
-            model, ids, valid, images, group, self._layout.turn_lens[0], self._layout.prune
-        )
+        """Returns (visual tokens of the overviews, the prompts' cache, `group` samples of each that are ready to write)."""
+        model, slots = self._model(weights), self.slots(self._layout.turn_lens[0])
+        features, hidden, cache, start = prefill(model, ids, valid, images, group, slots, self._layout.prune)
         seen = None
         if filters.repetition_penalty != 1:
             nothing = jnp.zeros((len(ids), model.config.vocab_size), bool)
             seen = repeat_rows(mark_seen(nothing, ids, valid), group)
-        return features, Ready(hidden, cache, start, seen)
+        return features, cache.prefix, Ready(hidden, cache._replace(prefix=None), jnp.int32(0), start, seen)
 
     def _begin(self, weights, ready: Ready, active, keys, temperature, length: int, filters: SamplingConfig):
         """The first token of rows that are `active` (all, where it is None)."""
         sampler = Sampler(self._tokens, temperature, filters)
         return sampler.begin(self._model(weights), ready, length, active, keys)
 
-    def _go_on(self, weights, cache, writing: Writing, temperature, filters: SamplingConfig):
+    def _go_on(
+        self,
+        weights,
+        prompts: Prefix,
+        cache: KVCache,
+        writing: Writing,
+        temperature,
+        group: int,
+        filters: SamplingConfig,
+    ):
         sampler = Sampler(self._tokens, temperature, filters)
-        return sampler.go_on(self._model(weights), cache, writing, self._visit)
+        cache = cache._replace(prefix=shared_by(prompts, writing.row_B, group))
+        cache, writing = sampler.go_on(self._model(weights), cache, writing, self._visit)
+        return cache._replace(prefix=None), writing
 
-    def _close(self, weights, cache, writing: Writing):
-        return close(self._model(weights), cache, writing)
+    def _close(self, weights, prompts: Prefix, cache: KVCache, writing: Writing):
+        cache, next_B = close(self._model(weights), cache._replace(prefix=prompts), writing)
+        return cache._replace(prefix=None), next_B
 
-    def _reread(self, weights, cache, writing: Writing, ids, valid):
-        return reread(self._model(weights), cache, writing, ids, valid)
+    def _reread(self, weights, prompts: Prefix, cache: KVCache, writing: Writing, ids, valid):
+        cache, next_B = reread(self._model(weights), cache._replace(prefix=prompts), writing, ids, valid)
+        return cache._replace(prefix=None), next_B
 
-    def _append(self, weights, cache, next_B, seen_BV, ids, valid, images: Images, length: int):
-        """What `_prefill` gives, of pictures and the rows that they are shown to.
+    def _append(
+        self, weights, prompts: Prefix, cache: KVCache, next_B, seen_BV, ids, valid, images: Images, length: int
+    ):
+        """Returns (visual tokens of pictures, the rows that they are shown to, ready to write again).
 
         Args:
             cache, next_B: what `close` or `reread` gives.
@@ -155,7 +201,9 @@ class RolloutPrograms:
             ids, valid, images: picture slots and pictures.
             length: slots of the next turn.
         """
+        first, slots = cache.k.shape[3] + ids.shape[1], self.slots(length)
         features, hidden, cache, next_B = append_pictures(
-            self._model(weights), cache, ids, valid, images, next_B, length, self._layout.prune
+            self._model(weights), cache._replace(prefix=prompts), ids, valid, images, next_B, slots, self._layout.prune
         )
-        return features, Ready(hidden, cache, next_B, mark_seen(seen_BV, ids, valid))
+        seen = mark_seen(seen_BV, ids, valid)
+        return features, Ready(hidden, cache._replace(prefix=None), jnp.int32(first), next_B, seen)
