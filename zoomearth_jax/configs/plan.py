@@ -45,7 +45,7 @@ class PlanConfig:
 
     Attributes:
         preset: size of the model.
-        topology: TPUs to compile for, such as v5e:4x4, v5p:4x4x4 or v6e:16x16; the attached devices without one.
+        topology: TPUs to compile for, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4; the attached devices without one.
         slices: number of slices of a multi-slice system, each of that topology.
         mesh: sizes along data, fsdp and tensor; as the training verbs choose them by default.
         prompts: questions per GRPO step, over all devices.
