@@ -13,6 +13,8 @@ import jax
 import pytest
 
 from zoomearth_jax.bench import plan as bench
+from zoomearth_jax.bench import published
+from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.plan import FillConfig, PlanConfig
 from zoomearth_jax.errors import UserError
@@ -20,8 +22,10 @@ from zoomearth_jax.hardware.chips import CHIPS, Chip
 from zoomearth_jax.hardware.flops import full_counts, maxtext_flops, rollout_flops
 from zoomearth_jax.hardware.tpu_flags import set_tpu_flags
 from zoomearth_jax.models.presets import preset
+from zoomearth_jax.models.qwen2_5_vl.config import TextConfig
 from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.plan import fit, report
+from zoomearth_jax.plan.cost import Network
 from zoomearth_jax.plan.iteration import filled_counts, filled_trips
 from zoomearth_jax.plan.steps import Training, count_parameters
 from zoomearth_jax.verbs import plan as verb
@@ -256,6 +260,27 @@ def test_bench_plan(monkeypatch):
     assert [row["step"] for row in rows] == ["sft", "decode 4"]
     for row in rows:
         assert row["ratio"] == row["measured_s"] / row["predicted_s"] > 0
+
+
+@pytest.mark.slow
+def test_the_program_of_text_alone():
+    """Its products are those of the decoder over all slots, three times the forward pass, and its rows need no pictures."""
+    model, episode = preset("nano")
+    training = Training(model, episode, ComputeConfig(), make_mesh((1, 1, 1), jax.devices()[:1]))
+    program = training.text(4, 128)
+    found = bench.play(program.compiled, training, Network(CHIP, jax.devices()[:1]), False).flops
+    tokens = 4 * 128
+    by_hand = 3 * tokens * (model.token_flops + 2 * model.width * model.vocab_size + model.pair_flops * 128)
+    assert found == pytest.approx(by_hand, rel=0.03)  # the frozen encoder doesn't run
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu; pip install 'zoomearth_jax[plan]'")
+def test_published_runs():
+    text = TextConfig(512, 128, 2, 1, 1, 256, tie_embeddings=False, mrope_section=(16, 24, 24))
+    (row,) = published.published((published.Run("small", "v5e:2x2", 2, 256, 1.0, text),))
+    assert 0 < row["latency_s"] < row["roofline_s"] < row["by_cycles_s"] < 1
+    assert row["roofline_ratio"] == 1 / row["roofline_s"]
 
 
 @pytest.mark.parity
