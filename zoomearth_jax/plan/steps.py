@@ -69,6 +69,7 @@ class Training:
         freeze_vision: the verbs' setting: nothing of the vision encoder trains.
         accumulate: microbatches.
         kl: whether GRPO holds a reference policy.
+        sampler: the same devices as tokens are written on them; as the mesh without one.
     """
 
     model: Sizes
@@ -79,6 +80,7 @@ class Training:
     freeze_vision: bool = True
     accumulate: int = 1
     kl: bool = True
+    sampler: Mesh | None = None
 
     @property
     def layout(self) -> RowLayout:
@@ -124,7 +126,8 @@ class Training:
         _, state = self.init()
         params, rows, layout = state.params, prompts * group, self.layout
         filters = SamplingConfig(temperature=1.0).filters
-        run = RolloutPrograms(abstract_model(self.model, self.compute), layout, self._tokens(), self.mesh, self.gather)
+        model = abstract_model(self.model, self.compute)
+        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, sampler=self.sampler)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
@@ -185,9 +188,10 @@ class Training:
         """Bytes of the keys and values of a rollout's prompts and of all slots of their groups' rows, on one chip."""
         parts = (prompts, self.layout.prompt_len), (prompts * group, self.layout.reply_len)
         shapes = [self.model.cache_shape(*part) for part in parts]
-        specs = [partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh) for shape in shapes]
+        mesh = self.sampler or self.mesh
+        specs = [partition_spec((None, "rows", None, None, None), shape, mesh) for shape in shapes]
         caches = [
-            jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec))
+            jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(mesh, spec))
             for shape, spec in zip(shapes, specs, strict=True)
         ]
         return 2 * chip_bytes(caches)

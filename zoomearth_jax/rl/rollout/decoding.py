@@ -19,7 +19,7 @@ from zoomearth_jax.models.attention import KVCache, Prefix, one_sample
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.layers import Places
 from zoomearth_jax.models.pruning import pruned_views
-from zoomearth_jax.models.sharding import constrain, row_shards
+from zoomearth_jax.models.sharding import constrain, row_axes, row_shards
 from zoomearth_jax.rl.policy import last_valid, repeat_cache, repeat_rows
 from zoomearth_jax.rl.rollout.sampling import mark_seen, sample
 
@@ -67,7 +67,7 @@ class Ready(NamedTuple):
 
 def _pin(cache_LBKSH):
     """Keeps each row's keys or values on the devices that hold the row."""
-    return constrain(cache_LBKSH, None, "batch", "kv_heads", None, None)
+    return constrain(cache_LBKSH, *row_axes(cache_LBKSH))
 
 
 def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
@@ -148,7 +148,7 @@ def shared_by(prompts: Prefix, row_B, group: int) -> Prefix:
 def _own_places(row_B, whole: int):
     """Places [shards, rows of one shard] of rows among those of their shard of the whole batch."""
     shards = row_shards(len(row_B))
-    return (row_B % (whole // shards)).reshape(shards, -1)
+    return constrain((row_B % (whole // shards)).reshape(shards, -1), "rows", None)
 
 
 def append_pictures(
@@ -208,13 +208,14 @@ class Sampler(NamedTuple):
             keys_B=keys_B,
             seen_BV=ready.seen_BV,
         )
-        return _counted(self._draw(model, ready.hidden_BD, writing, ready.start_B))
+        writing = _known_to_all(writing)
+        return _counted(self._draw(model, ready.hidden_BD, writing, writing.start_B))
 
     def _draw(self, model, hidden_BD, writing: Writing, position_B) -> Writing:
         """Draws one more token for every row that goes on."""
         step, alive_B = writing.step, writing.alive_B
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(writing.keys_B, step)
-        logits_BV = model.logits(hidden_BD)
+        logits_BV = model.logits(constrain(hidden_BD, "batch", None))
         token_B, logp_B = sample(
             logits_BV, step_keys_B, self.temperature, self.tokens.banned_ids, self.filters, writing.seen_BV
         )
@@ -241,9 +242,9 @@ class Sampler(NamedTuple):
         def body(loop):
             cache, writing = loop
             hidden, cache, next_B = _read_last(model, cache, writing)
-            return cache, self._draw(model, hidden[:, 0], writing, next_B)
+            return cache, _known_to_all(self._draw(model, hidden[:, 0], writing, next_B))
 
-        cache, writing = jax.lax.while_loop(going, body, (cache, writing))
+        cache, writing = jax.lax.while_loop(going, body, (cache, _known_to_all(writing)))
         return cache, _counted(writing)
 
 
@@ -279,10 +280,20 @@ def _counted(writing: Writing) -> Writing:
     return _laid_out(writing)._replace(most_alive=constrain(alive), step=constrain(writing.step))
 
 
+def _known_to_all(writing: Writing) -> Writing:
+    """What rows write is known to all devices of a sampler's group, which have their states together; what rows hold is not."""
+
+    def one(name: str, x):
+        axes = row_axes(x) if name == "seen_BV" else ("batch",) * (x.ndim > 0) + (None,) * (x.ndim - 1)
+        return constrain(x, *axes)
+
+    return Writing(*(x if x is None else one(name, x) for name, x in writing._asdict().items()))
+
+
 def _laid_out(writing: Writing) -> Writing:
     """Lays what the host reads with its rows, so that each process finds its own."""
     read = {name: getattr(writing, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
-    return writing._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
+    return writing._replace(**{name: constrain(x, *row_axes(x)) for name, x in read.items()})
 
 
 def narrow(

@@ -143,6 +143,7 @@ class RolloutEngine:
         mesh: Mesh | None = None,
         gather: bool = False,
         config: RolloutConfig = RolloutConfig(),
+        sampler: Mesh | None = None,
     ):
         """Takes the model's structure; parameters come with each call.
 
@@ -150,6 +151,7 @@ class RolloutEngine:
             mesh: where rows go, as in context at the calls; the default device without one. Of several processes each
                 plays its own questions, all at the same time.
             gather: see `MeshConfig`.
+            sampler: the same devices as tokens are written on them, see `sampler_mesh`; as the mesh without one.
             config: settings of the rollout; the caller sees to its `crop` and `batches`.
 
         Raises:
@@ -157,7 +159,7 @@ class RolloutEngine:
         """
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
-        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config)
+        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config, sampler)
         self._sizes = model.config
         self._warm: set = set()
         self.readers = ThreadPoolExecutor(8, thread_name_prefix="tool")
@@ -223,13 +225,13 @@ class RolloutEngine:
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
         views, features = [], []
-        overview_features, shared, ready = self.programs.prefill(
-            weights.reading, *look.on_devices, group=group, filters=sampling.filters
+        overview_features, shared, ready = self.programs.read(
+            weights, *look.on_devices, group=group, filters=sampling.filters
         )
         active = None
         for k, length in enumerate(layout.turn_lens):
-            cache, writing = self.programs.start(weights, shared, ready, active, keys[k], length=length, **how)
-            cache, writing = self._finish(weights, shared, cache, writing, how, turns, k)
+            cache, writing = self.programs.start(weights, shared.writing, ready, active, keys[k], length=length, **how)
+            cache, writing = self._finish(weights, shared.writing, cache, writing, how, turns, k)
             ids_BT, logprobs[k], written_BT = local_rows((writing.ids_BT, writing.logps_BT, writing.written_BT))
             pictures = turns.close()
             read, own = self._read_on(_written(ids_BT, written_BT), turns, length)
@@ -240,13 +242,10 @@ class RolloutEngine:
             views.append(rows.views(pictures, layout.picture_side))
             picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k])
             *picture, active = shard_batch((*picture, turns.active), self.mesh)
-            if own is None:
-                cache, next_B = self.programs.close(weights.writing, shared, cache, writing)
-            else:
-                own = shard_batch(own, self.mesh)
-                cache, next_B = self.programs.reread(weights.reading, shared, cache, writing, *own)
+            own = None if own is None else shard_batch(own, self.mesh)
+            ended = self.programs.end(weights, shared, cache, writing, own)
             seen, ready = self.programs.append(
-                weights.reading, shared, cache, next_B, writing.seen_BV, *picture, length=layout.turn_lens[k + 1]
+                weights.reading, shared.reading, *ended, *picture, length=layout.turn_lens[k + 1]
             )
             features.append(seen)
         if unseen := layout.num_pictures - len(views):
@@ -273,7 +272,7 @@ class RolloutEngine:
         cache = self._warm_up(weights, prompts, cache, writing, how, k)
         while (step := int(writing.step)) < length and (alive := int(writing.most_alive)):
             fresh = writing
-            while size := _half(len(writing.alive_B), alive):
+            while size := self._half(len(writing.alive_B), alive):
                 outer.append((cache, writing))
                 prompts, cache, writing, places = self._narrow(prompts, cache, writing, size, how)
                 outer[-1] += (places,)
@@ -314,7 +313,7 @@ class RolloutEngine:
         writing = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
         cache, writing = self.programs.go_on(weights.writing, prompts, cache, writing, **how)
         slots = cache.k.shape[3] - turn.start
-        if size := _half(len(writing.alive_B), 0):
+        if size := self._half(len(writing.alive_B), 0):
             small_prompts, small_cache, small, places = self._narrow(prompts, cache, writing, size, how)
             small_cache = self._warm_up(weights, small_prompts, small_cache, small, how, k)
             if slots == length:
@@ -323,6 +322,12 @@ class RolloutEngine:
         if larger := [size for size in self.programs.buckets(length) if size > slots]:
             self._warm_up(weights, prompts, self._grown(cache, k, larger[0]), writing, how, k)
         return cache
+
+    def _half(self, rows: int, alive: int) -> int:
+        """Half the number of rows, if that holds the rows that go on (on the fullest device); else 0."""
+        shards = row_shards(rows, self.programs.sampler)
+        half, odd = divmod(rows // shards, 2)
+        return 0 if odd or half < max(alive, LEAST_ROWS) else half * shards
 
     def _read_on(self, written: list[list[int]], turns: _Turns, length: int):
         """The ids of a turn that later turns read: those written; or of rows that go on, their texts' up to an answer, and then
@@ -377,13 +382,6 @@ def _interleaved(*features_BMD):
 def _stack_features(*features_BMD):
     stacked = jnp.stack(features_BMD, axis=1)
     return constrain(stacked.reshape(-1, *stacked.shape[2:]), "batch", None, None)
-
-
-def _half(rows: int, alive: int) -> int:
-    """Half the number of rows, if that holds the rows that go on (on the fullest device); else 0."""
-    shards = row_shards(rows)
-    half, odd = divmod(rows // shards, 2)
-    return 0 if odd or half < max(alive, LEAST_ROWS) else half * shards
 
 
 def _anywhere(here: bool) -> bool:

@@ -16,7 +16,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
-from zoomearth_jax.models.sharding import cast_kernels
+from zoomearth_jax.models.sharding import cast_kernels, constrain_params, move_rows_to
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
     Ready,
@@ -43,6 +43,13 @@ class Weights(NamedTuple):
 
     reading: Any
     writing: Any
+
+
+class Prompts(NamedTuple):
+    """The prompts' cache, laid out for the programs that read prompts and pictures, and for those that write tokens."""
+
+    reading: Prefix
+    writing: Prefix
 
 
 class OnMesh:
@@ -91,6 +98,7 @@ class RolloutPrograms:
             config: of it, `visit` and `bucket`.
             sampler: the mesh on which turns are written; that in context at the calls without one.
         """
+        self.sampler, self._back = sampler, mesh if sampler else None
         self._layout, self._tokens, self._mesh, self._gather = layout, tokens, mesh, gather
         self._visit, self._bucket = config.visit, config.bucket
         self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
@@ -107,17 +115,38 @@ class RolloutPrograms:
         self.narrow = OnMesh(jax.jit(narrow, static_argnames=("rows", "group")), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast = jax.jit(self._cast)
+        self.share_out = OnMesh(jax.jit(constrain_params), sampler)
 
     def _cast(self, params):
-        return cast_kernels(params, self._dtype, self._gather)
+        return cast_kernels(params, self._dtype, self._gather and self.sampler is None)
 
     def weights(self, params) -> Weights:
-        """What the programs run on: the parameters themselves, or once per rollout in the compute type and gathered, where
-        that makes a difference."""
-        whole = self._mesh is None or not self._gather or self._mesh.shape["fsdp"] == 1
+        """What the programs run on: the parameters themselves, or once per rollout in the compute type and, for tokens,
+        gathered or as the sampler's devices share them out, where that makes a difference."""
+        gathers = self._mesh is not None and self._gather and self.sampler is None and self._mesh.shape["fsdp"] > 1
         wide = any(x.dtype.itemsize > jnp.dtype(self._dtype).itemsize for x in jax.tree.leaves(params))
-        cast = params if whole and not wide else self.cast(params)
-        return Weights(cast, cast)
+        reading = self.cast(params) if gathers or wide else params
+        if self.sampler is None:
+            return Weights(reading, reading)
+        parts = {name: part for name, part in reading.items() if name != "vision"}  # tokens need no encoder
+        return Weights(reading, type(reading)({**reading, **self.share_out(parts)}))
+
+    def read(self, weights: Weights, ids, valid, images: Images, *, group: int, filters: SamplingConfig):
+        """`prefill`, with the prompts' cache in both layouts."""
+        features, prompts, ready = self.prefill(weights.reading, ids, valid, images, group=group, filters=filters)
+        return features, Prompts(prompts, move_rows_to(self.sampler, prompts)), ready
+
+    def end(self, weights: Weights, prompts: Prompts, cache: KVCache, writing: Writing, own=None):
+        """The cache and position for what follows a turn, and its ids seen, on the mesh in context.
+
+        Args:
+            own: ids and validity [B, T] to read in place of what was written.
+        """
+        if own is None:
+            cache, next_B = self.close(weights.writing, prompts.writing, cache, writing)
+            return move_rows_to(self._back, (cache, next_B, writing.seen_BV))
+        cache, writing = move_rows_to(self._back, (cache, writing))
+        return *self.reread(weights.reading, prompts.reading, cache, writing, *own), writing.seen_BV
 
     def slots(self, length: int, step: int = 1) -> int:
         """Slots that the cache has of a turn of `length` while the visit from token `step` on is written."""
@@ -146,6 +175,7 @@ class RolloutPrograms:
         filters: SamplingConfig,
     ):
         """`begin` and a first `go_on`: the turn's cache, and its first tokens."""
+        ready, active, keys = move_rows_to(self.sampler, (ready, active, keys))
         writing = self.begin(weights.writing, ready, active, keys, temperature, length=length, filters=filters)
         return self.go_on(weights.writing, prompts, ready.cache, writing, temperature, group=group, filters=filters)
 
