@@ -60,6 +60,15 @@ def sampler_mesh(mesh: Mesh, size: int) -> Mesh:
     return Mesh(mesh.devices.reshape(-1, size), SAMPLER_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def uneven_weights(params, size: int) -> str:
+    """The first parameter that a sampler's group of so many devices can't share out evenly; empty where there is none."""
+    for path, x in nnx.to_flat_state(params):
+        for axis, length in zip(reversed(_axes(x)), reversed(x.shape), strict=False):
+            if path[0] != "vision" and "weights" in RULES[axis] and length % size:
+                return f"{'.'.join(map(str, path))}, {length} wide,"
+    return ""
+
+
 def num_slices(devices) -> int:
     """Slices of a TPU system, which a slower network joins; 1 elsewhere."""
     return len({getattr(device, "slice_index", 0) for device in devices})
@@ -187,6 +196,26 @@ def constrain_params(state):
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), x)
 
     return jax.tree.map(one, state, is_leaf=_is_variable)
+
+
+def share_out_params(params):
+    """Lays parameters out on the sampler's mesh in context: first a part on each device, then what a group's devices need.
+
+    XLA would otherwise gather whole parameters on the way where a group is not as large as fsdp.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def one(x):
+        spec, value = partition_spec(_axes(x), x.shape, mesh), x[...]
+        parts = [
+            ("weights", "data") if part == "weights" and length % mesh.size == 0 else part
+            for part, length in zip(spec, x.shape, strict=True)
+        ]
+        for layout in (PartitionSpec(*parts), spec):
+            value = jax.lax.with_sharding_constraint(value, layout)
+        return x.replace(value)
+
+    return jax.tree.map(one, params, is_leaf=_is_variable)
 
 
 def cast_kernels(params, dtype, gather: bool = False):
