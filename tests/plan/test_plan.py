@@ -168,7 +168,7 @@ def test_maxtext_counts_every_slot_and_all_pairs():
 
 
 def test_too_large_does_not_fit():
-    training = report._training(PlanConfig(preset="nano"), jax.devices(), CHIP)
+    training = report._training(PlanConfig(preset="nano"), jax.devices(), CHIP)[0]
     row = {"total_bytes": 2**31, "seconds": 1.0, "cycle_seconds": 2.0}
     found = report._finished("sft", row, PlanConfig(preset="nano"), training, CHIP)
     assert found["mfu"] == 2 * found["cycle_mfu"] > 0
@@ -185,7 +185,7 @@ def test_what_the_compiler_gave_up_on():
 
 
 def test_candidates_divide_the_work():
-    config = PlanConfig(preset="qwen2_5_vl_3b", prompts=16, group=4)
+    config = PlanConfig(preset="qwen2_5_vl_3b", prompts=16, group=4, programs=("sft", "grpo"))
     found = fit.candidates(config, [object()] * 16, CHIPS["TPU v5 lite"])
     assert {candidate.mesh for candidate in found} >= {(1, 16, 1), (4, 4, 1), (8, 1, 2)}
     for candidate in found:
@@ -193,6 +193,7 @@ def test_candidates_divide_the_work():
         assert data * fsdp * tensor == 16
         assert 16 % (data * fsdp * candidate.accumulate) == 0
     assert found == sorted(found, key=lambda c: (c.guessed_seconds, c.guessed_bytes))
+    assert {candidate.sampler for candidate in found} == {1}  # no rollout is planned
 
 
 def test_fit_takes_the_fastest_that_fits(monkeypatch):
@@ -227,6 +228,8 @@ def test_fit_takes_the_fastest_that_fits(monkeypatch):
         ({"preset": "qwen"}, "unknown preset"),
         ({"programs": ()}, "programs"),
         ({"group": 0}, "must be positive"),
+        ({"sampler": -1}, "sampler must be"),
+        ({"sampler": 2}, "groups of 2 devices don't divide the 1 devices"),
     ],
 )
 def test_bad_settings(settings, message, monkeypatch):
@@ -291,6 +294,17 @@ def test_tpu_topology():
     assert found["fits"]
     assert 0 < found["seconds"] < found["cycle_seconds"]
     assert set(found["collectives"]) >= {"all-reduce"}
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu; pip install 'zoomearth_jax[plan]'")
+def test_candidates_rank_the_samplers_layouts_as_runs_choose_them():
+    config, devices = PlanConfig(prompts=16, group=4, programs=("rollout", "grpo")), verb.topology_devices("v5e:4x4")
+    found = fit.candidates(config, devices, CHIPS["TPU v5 lite"])
+    assert {candidate.sampler for candidate in found} >= {1, 2, 4, 8, 16}
+    chosen = report.decoding(config, make_mesh((1, 16, 1), devices)).chosen()
+    first = next(c for c in found if c.mesh == (1, 16, 1) and c.guessed_bytes < CHIPS["TPU v5 lite"].hbm_bytes)
+    assert first.sampler == chosen > 1
 
 
 @pytest.mark.parity

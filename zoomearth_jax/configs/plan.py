@@ -48,6 +48,7 @@ class PlanConfig:
         topology: TPUs to compile for, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4; the attached devices without one.
         slices: number of slices of a multi-slice system, each of that topology.
         mesh: sizes along data, fsdp and tensor; as the training verbs choose them by default.
+        sampler: devices that share out the weights while tokens are written, see the training verbs' `--mesh.sampler`; chosen by 0.
         prompts: questions per GRPO step, over all devices.
         group: episodes per question.
         batch_size: samples per fine-tuning step; prompts x group by default.
@@ -59,7 +60,7 @@ class PlanConfig:
         kl: whether GRPO holds a reference policy.
         fill: tokens in the slots, for the iteration that is reported beside the one with every slot written.
         programs: what to compile.
-        fit: try meshes, microbatches and remat policies, and report the fastest that fits.
+        fit: try meshes, layouts of the sampler, microbatches and remat policies, and report the fastest that fits.
         tries: how many `fit` compiles.
         hottest: places in the programs to list by their time.
         json: print JSON.
@@ -69,6 +70,7 @@ class PlanConfig:
     topology: str = ""
     slices: int = 1
     mesh: tuple[int, ...] = ()
+    sampler: int = 0
     prompts: int = 16
     group: int = 4
     batch_size: int = 0
@@ -88,6 +90,8 @@ class PlanConfig:
     def __post_init__(self):
         if min(self.prompts, self.group, self.accumulate, self.slices, self.tries) < 1:
             raise UserError("plan config: prompts, group, accumulate, slices and tries must be positive")
+        if self.sampler < 0:
+            raise UserError("plan config: sampler must be a number of devices, or 0 to be chosen")
         if self.mesh and (len(self.mesh) != 3 or min(self.mesh) < 1):
             raise UserError("plan config: mesh takes three sizes, along data, fsdp and tensor, such as --mesh 1 16 1")
         if not self.programs:

@@ -8,12 +8,14 @@ import time
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.plan import PlanConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.hardware.chips import Chip
+from zoomearth_jax.hardware.chips import Chip, chip
+from zoomearth_jax.hardware.decoding import Decoding, lay_out
 from zoomearth_jax.hardware.flops import (
     RowCounts,
     forward_flops,
@@ -23,6 +25,7 @@ from zoomearth_jax.hardware.flops import (
     mfu,
     sft_flops,
 )
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.family import Sizes
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.sharding import make_mesh, num_slices
@@ -41,7 +44,7 @@ STEPS = {  # program -> its rows
 
 def report_of(config: PlanConfig, devices, known: Chip) -> dict:
     """The report on one mesh and set of settings."""
-    training = _training(config, devices, known)
+    training, notes = _training(config, devices, known)
     steps: dict[str, dict] = {}
     for program in tracked(config.programs, "compiling"):
         began = time.perf_counter()
@@ -63,6 +66,8 @@ def report_of(config: PlanConfig, devices, known: Chip) -> dict:
         "topology": config.topology or "attached devices",
         "hbm_bytes": known.hbm_bytes,
         "mesh": dict(zip(training.mesh.axis_names, training.mesh.axis_sizes, strict=True)),
+        "sampler": training.sampler.shape["weights"] if training.sampler else 1,
+        "notes": notes,
         "prompts": config.prompts,
         "group": config.group,
         "batch_size": config.samples,
@@ -76,7 +81,8 @@ def report_of(config: PlanConfig, devices, known: Chip) -> dict:
     }
 
 
-def _training(config: PlanConfig, devices, known: Chip) -> Training:
+def _training(config: PlanConfig, devices, known: Chip) -> tuple[Training, list[str]]:
+    """What is compiled, and what is worth saying about the sampler's layout."""
     model, episode = preset(config.preset)
     episode = config.layout.of(episode, model.merged_px)
     sizes = config.mesh or MeshConfig().shape(
@@ -88,15 +94,29 @@ def _training(config: PlanConfig, devices, known: Chip) -> Training:
     for name, rows in (("prompts", config.prompts), ("batch-size", config.samples)):
         if rows % shards:
             raise UserError(f"--{name} {rows} doesn't divide over data x fsdp x accumulate = {shards}; take a multiple")
-    return Training(
+    mesh = make_mesh(sizes, devices)
+    sampler, notes = lay_out(decoding(config, mesh), config.sampler)
+    training = Training(
         model,
         episode,
         config.compute,
-        make_mesh(sizes, devices),
+        mesh,
         gather=config.gather,
         freeze_vision=config.freeze_vision,
         accumulate=config.accumulate,
         kl=config.kl,
+        sampler=sampler,
+    )
+    return training, notes
+
+
+def decoding(config: PlanConfig, mesh: Mesh) -> Decoding:
+    """What decides on the sampler's layout, as the training verbs see it: devices that aren't known take the trainer's."""
+    model, episode = preset(config.preset)
+    layout = config.layout.of(episode, model.merged_px).layout(model.merged_px)
+    known, slots = chip(mesh.devices.flat[0].device_kind), layout.prompt_len + layout.reply_len
+    return Decoding(
+        abstract_model(model, config.compute), mesh, config.prompts, config.group, slots, known, trains=True
     )
 
 

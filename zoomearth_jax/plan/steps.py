@@ -20,7 +20,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
-from zoomearth_jax.models.sharding import param_shardings, partition_spec
+from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
@@ -135,27 +135,55 @@ class Training:
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         programs: list[Program] = []
 
-        def add(name: str, function, *args, tokens: int = 1, held: int = chip_bytes(params), **static):
+        def add(name: str, function, *args, tokens: int = 1, held: int, **static):
             compiled = self._compile(function, *args, **static)
             programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
             return compiled.results
 
-        weights = add("prefill", run.cast, params, held=0)
+        reading = writing_weights = add("prefill", run.cast, params, held=0)
+        read_held = write_held = chip_bytes(params)
+        if self.sampler:
+            parts = {name: part for name, part in reading.items() if name != "vision"}  # as `RolloutPrograms.weights`
+            shared_out = add("prefill", run.share_out, parts, held=chip_bytes(params))
+            writing_weights = type(reading)({**reading, **shared_out})
+            read_held, write_held = read_held + chip_bytes(shared_out), write_held + chip_bytes(reading)
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        _, shared, ready = add("prefill", run.prefill, weights, *read, group=group, filters=filters)
+        _, read_prompts, ready = add(
+            "prefill", run.prefill, reading, *read, held=read_held, group=group, filters=filters
+        )
+        shared, keys, asked = *self._moved(self.sampler, (read_prompts, keys)), None
         for k, length in enumerate(layout.turn_lens):
-            asked = active if k else None
-            writing = add("decode", run.begin, weights, ready, asked, keys, 1.0, length=length, filters=filters)
-            cache, how = ready.cache, {"group": group, "filters": filters}
-            for slots, tokens in run.buckets(length).items():
-                if more := layout.turn(k).start + slots - cache.k.shape[3]:
-                    cache = add("decode", run.grow, cache, slots=more, held=chip_bytes((params, weights, shared)))
-                cache, writing = add("decode", run.go_on, weights, shared, cache, writing, 1.0, tokens=tokens, **how)
+            ready, asked = self._moved(self.sampler, (ready, asked))
+            held, how = write_held, {"group": group, "filters": filters}
+            begin = writing_weights, ready, asked, keys, 1.0
+            writing = add("decode", run.begin, *begin, held=held, length=length, filters=filters)
+            cache, asked = ready.cache, active
+            for size, tokens in run.buckets(length).items():
+                if missing := layout.turn(k).start + size - cache.k.shape[3]:
+                    beside = held + chip_bytes((writing_weights, shared))
+                    cache = add("decode", run.grow, cache, held=beside, slots=missing)
+                more = writing_weights, shared, cache, writing, 1.0
+                cache, writing = add("decode", run.go_on, *more, held=held, tokens=tokens, **how)
             if k < layout.num_pictures:
-                cache, next_B = add("decode", run.close, weights, shared, cache, writing)
-                shown, following = (weights, shared, cache, next_B, None, ids, valid, picture), layout.turn_lens[k + 1]
-                _, ready = add("pictures", run.append, *shown, length=following)
+                end = add("decode", run.close, writing_weights, shared, cache, writing, held=held)
+                cache, next_B = self._moved(self.sampler and self.mesh, end)
+                shown, following = (
+                    (reading, read_prompts, cache, next_B, None, ids, valid, picture),
+                    layout.turn_lens[k + 1],
+                )
+                _, ready = add("pictures", run.append, *shown, held=read_held, length=following)
         return programs
+
+    def _moved(self, mesh: Mesh | None, tree):
+        """Shapes of a rollout's arrays as they lie on another mesh (`move_rows_to`); as they are without one."""
+        if mesh is None:
+            return tree
+
+        def one(x):
+            sharding = NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(one, tree)
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""

@@ -64,9 +64,11 @@ def text(report: dict) -> str:
     headline = [] if report["iteration"] is None else [*_headline(report["iteration"]), ""]
     lines = [
         *headline,
-        f"{report['preset']} on {report['chips']} x {report['chip']} ({report['topology']}), {mesh}; {report['prompts']} prompts x "
+        f"{report['preset']} on {report['chips']} x {report['chip']} ({report['topology']}), {mesh}, sampler {report['sampler']}; "
+        f"{report['prompts']} prompts x "
         f"{report['group']}, fine-tuning on {report['batch_size']} samples, {report['accumulate']} microbatches, "
         f"remat {report['remat']}, attention {report['attention']}",
+        *report["notes"],
         "",
         f"a chip, of {report['hbm_bytes'] / GIB:.2f} GiB:",
         table([_memory_row(name, row) for name, row in report["steps"].items()]),
