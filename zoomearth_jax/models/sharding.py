@@ -254,9 +254,9 @@ def process_share(mesh: Mesh | None) -> tuple[int, int]:
         return 0, 1
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows: Mapping[Any, Any] = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))).devices_indices_map((shards,))
-    held: dict[int, set[int]] = {}  # processes of devices that are only compiled for are among them
+    held: dict[int, set[int]] = {process: set() for process in range(jax.process_count())}
     for device, (stretch,) in rows.items():
-        held.setdefault(device.process_index, set()).add(stretch.indices(shards)[0])
+        held[device.process_index].add(stretch.indices(shards)[0])
     stretches = sorted({tuple(sorted(own)) for own in held.values()})
     if sum(map(len, stretches)) != shards:
         raise UserError("mesh config: tensor groups overlap processes in part; choose another tensor size")

@@ -22,7 +22,7 @@ from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
 from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch
-from zoomearth_jax.rl.rollout.programs import RolloutPrograms
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
 
@@ -143,9 +143,9 @@ class Training:
         reading = writing_weights = add("prefill", run.cast, params, held=0)
         read_held = write_held = chip_bytes(params)
         if self.sampler:
-            parts = {name: part for name, part in reading.items() if name != "vision"}  # as `RolloutPrograms.weights`
+            parts, vision = decoder_parts(reading)
             shared_out = add("prefill", run.share_out, parts, held=chip_bytes(params))
-            writing_weights = type(reading)({**reading, **shared_out})
+            writing_weights = joined_parts(shared_out, vision)
             read_held, write_held = read_held + chip_bytes(shared_out), write_held + chip_bytes(reading)
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
         _, read_prompts, ready = add(
@@ -167,11 +167,8 @@ class Training:
             if k < layout.num_pictures:
                 end = add("decode", run.close, writing_weights, shared, cache, writing, held=held)
                 cache, next_B = self._moved(self.sampler and self.mesh, end)
-                shown, following = (
-                    (reading, read_prompts, cache, next_B, None, ids, valid, picture),
-                    layout.turn_lens[k + 1],
-                )
-                _, ready = add("pictures", run.append, *shown, held=read_held, length=following)
+                shown = reading, read_prompts, cache, next_B, None, ids, valid, picture
+                _, ready = add("pictures", run.append, *shown, held=read_held, length=layout.turn_lens[k + 1])
         return programs
 
     def _moved(self, mesh: Mesh | None, tree):

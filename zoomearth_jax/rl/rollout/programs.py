@@ -52,6 +52,17 @@ class Prompts(NamedTuple):
     writing: Prefix
 
 
+def decoder_parts(params) -> tuple[dict, dict]:
+    """A model's parameters that tokens need, and the vision encoder's, which they don't."""
+    vision = {"vision": params["vision"]}
+    return {name: part for name, part in params.items() if name not in vision}, vision
+
+
+def joined_parts(decoder: dict, vision: dict) -> nnx.State:
+    """The parameters that `decoder_parts` took apart."""
+    return nnx.State({**decoder, **vision})
+
+
 class OnMesh:
     """A compiled function that runs with a mesh of its own in context; without one, in the caller's."""
 
@@ -128,8 +139,8 @@ class RolloutPrograms:
         reading = self.cast(params) if gathers or wide else params
         if self.sampler is None:
             return Weights(reading, reading)
-        parts = {name: part for name, part in reading.items() if name != "vision"}  # tokens need no encoder
-        return Weights(reading, type(reading)({**reading, **self.share_out(parts)}))
+        decoder, rest = decoder_parts(reading)
+        return Weights(reading, joined_parts(self.share_out(decoder), rest))
 
     def read(self, weights: Weights, ids, valid, images: Images, *, group: int, filters: SamplingConfig):
         """`prefill`, with the prompts' cache in both layouts."""
