@@ -26,6 +26,12 @@ def test_default_shape(devices, parameters, slices, shape):
     assert MeshConfig().shape(devices, parameters, slices) == shape
 
 
+@pytest.mark.parametrize(("gib", "fsdp"), [(15.75, 16), (31.24, 8), (95.73, 4)])
+def test_larger_memories_take_fewer_shards(gib, fsdp):
+    """60 GB of the 3B's state, a quarter of a chip's memory each."""
+    assert MeshConfig().shape(64, B3, memory=gib * 2**30) == (64 // fsdp, fsdp, 1)
+
+
 def test_what_is_given_stays():
     assert MeshConfig(tensor=4).shape(64, B3) == (4, 4, 4)  # a tensor group shares the state too
     assert MeshConfig(data=2).shape(16, NANO) == (2, 8, 1)

@@ -259,6 +259,8 @@ def test_bandwidth_follows_the_torus():
     assert torus(3).permute_load([(0, 2), (1, 2)]) == 2
     far = Network(CHIP, [SimpleNamespace(coords=[0], slice_index=n) for n in (0, 1)])
     assert far.bandwidth([0, 1]) == CHIP.network_bandwidth
+    halves = Network(CHIP, [SimpleNamespace(coords=[n // 2]) for n in range(4)])  # two devices a chip
+    assert (halves.bandwidth([0, 1]), halves.bandwidth([0, 2])) == (4e8, 1e8)
 
 
 def test_latency_follows_the_longest_way():

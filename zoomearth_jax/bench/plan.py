@@ -9,6 +9,7 @@ import time
 import jax
 
 from zoomearth_jax.bench.peers import CASES
+from zoomearth_jax.bench.published import published
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.errors import UserError
@@ -33,6 +34,7 @@ class PlanBenchConfig:
         group: episodes per question.
         repeats: timings of each program, alternating, of which the median counts.
         compute: number types and backends.
+        published: in place of that, what it predicts for published runs of MaxText on TPUs; needs libtpu, and minutes.
         json: print JSON.
     """
 
@@ -41,6 +43,7 @@ class PlanBenchConfig:
     group: int = 4
     repeats: int = 5
     compute: ComputeConfig = ComputeConfig()
+    published: bool = False
     json: bool = False
 
     def __post_init__(self):
@@ -49,7 +52,9 @@ class PlanBenchConfig:
 
 
 def bench_plan(config: PlanBenchConfig) -> list[dict]:
-    """Rows `model, step, predicted_s, measured_s, ratio` (measured / predicted)."""
+    """Rows `model, step, predicted_s, measured_s, ratio` (measured / predicted); or those of `published`."""
+    if config.published:
+        return published()
     devices = jax.devices()
     known = chip(devices[0].device_kind) or measured_chip(devices, config.compute.dtype)
     rows = []

@@ -7,7 +7,10 @@ import dataclasses
 from zoomearth_jax.errors import UserError
 
 STATE_BYTES = 16  # of a parameter in training: float32 master, gradient, and AdamW's two moments
-DEVICE_BYTES = 4e9  # that a device should spend on them: a quarter of the smallest TPU's memory
+STATE_SHARE = (
+    1 / 4
+)  # of a device's memory that they should take; the rollout's whole weights and activations need room too
+UNKNOWN_BYTES = 16e9  # memory of a device that isn't known, the smallest TPU's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class MeshConfig:
     Attributes:
         data: groups of devices that each hold all parameters; 0 for what fsdp and tensor leave.
         fsdp: devices that share out one group's parameters and optimizer state; 0 for as few as keep a device's part of
-            them under 4 GB in training (1 for nano; 16 for the 3B, 64 for the 7B, where there are that many).
+            them under a quarter of its memory in training (1 for nano; for the 3B 16 on v5e, 8 on v6e, 4 on v5p).
         tensor: devices that share out each layer's heads and MLP.
         gather: in rollouts each device gathers the weights of its tensor group once per rollout, in the compute type. Without
             it they are gathered layer by layer for every token: slow, for models that don't fit otherwise.
@@ -50,12 +53,15 @@ class MeshConfig:
         elif ":" not in self.coordinator or not 0 <= self.process < self.processes:
             raise UserError("mesh config: coordinator HOST:PORT needs processes, and process from 0 to processes - 1")
 
-    def shape(self, devices: int, parameters: int, slices: int = 1) -> tuple[int, int, int]:
+    def shape(
+        self, devices: int, parameters: int, slices: int = 1, memory: float = UNKNOWN_BYTES
+    ) -> tuple[int, int, int]:
         """Sizes along (data, fsdp, tensor) for that many devices.
 
         Args:
             parameters: number of the model's parameters, which decides fsdp where it is 0.
             slices: number of slices of a TPU system; only data spans them.
+            memory: bytes of a device.
 
         Raises:
             UserError: sizes that don't make up the devices.
@@ -64,7 +70,7 @@ class MeshConfig:
         left = devices // tensor
         if not fsdp:
             room = left // data if data else left // slices
-            wanted = parameters * STATE_BYTES / tensor / DEVICE_BYTES
+            wanted = parameters * STATE_BYTES / tensor / (STATE_SHARE * memory)
             sizes = [size for size in range(1, room + 1) if room % size == 0]
             fsdp = room if data else next((size for size in sizes if size >= wanted), max(room, 1))
         data = data or left // fsdp

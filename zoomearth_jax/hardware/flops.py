@@ -150,6 +150,23 @@ def grpo_flops(
     return updates * (text + vision) + scorings * scored
 
 
+def maxtext_flops(config: Sizes, counts: RowCounts, passes: int = 3) -> float:
+    """FLOPs of a training step as MaxText counts them (`calculate_tflops_training_per_device`), to read our MFU beside its own.
+
+    Forward and backward pass over every slot, with logits for all of them and attention over all pairs of a row, as if it were not
+    causal: so in what it published. Since commit 6288c233 (April 2026) MaxText halves attention. Vision is left out here.
+
+    Args:
+        counts: rows with every slot filled (`full_counts`).
+        passes: forward passes that the step is worth: 3, and 4 with a reference policy, as MaxText counts DPO's.
+    """
+    prompt_B = np.repeat(counts.prompt_A, counts.samples // len(counts.prompt_A)).astype(np.int64)
+    row_B = prompt_B + counts.reply_B
+    pairs = int((counts.prompt_A.astype(np.int64) ** 2).sum() + (row_B**2 - prompt_B**2).sum())
+    token = config.token_flops + 2 * config.width * config.vocab_size
+    return float(passes * (token * counts.tokens + config.pair_flops * pairs))
+
+
 def _trained(forward: Flops, lora: bool) -> float:
     """FLOPs of the decoder's forward and backward pass."""
     return (forward.layers + forward.logits) * _passes(lora) + forward.attention * 3

@@ -98,9 +98,10 @@ class Network:
 
     def _all_dimensions(self, coords: np.ndarray) -> float:
         spans = [len(set(column)) > 1 for column in coords.T]
-        return self.chip.link_bandwidth * sum(
-            1 + self._ring(side) for side, span in zip(self.sides, spans, strict=True) if span
-        )
+        links = sum(1 + self._ring(side) for side, span in zip(self.sides, spans, strict=True) if span)
+        return self.chip.link_bandwidth * (
+            links or self.chip.links
+        )  # devices of one chip: no slower than all its links
 
     def _ring(self, side: int) -> bool:
         return self.chip.wraps > 0 and side % self.chip.wraps == 0

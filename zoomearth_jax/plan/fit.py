@@ -1,4 +1,4 @@
-"""`plan --fit`: the fastest mesh, number of microbatches and remat policy that fits."""
+"""`plan --fit`: the fastest mesh, layout of the sampler, number of microbatches and remat policy that fits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from zoomearth_jax.configs.plan import PlanConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.hardware.chips import GIB, Chip
 from zoomearth_jax.models.presets import preset
-from zoomearth_jax.models.sharding import num_slices
-from zoomearth_jax.plan.report import report_of, step_flops
+from zoomearth_jax.models.sharding import make_mesh, num_slices
+from zoomearth_jax.plan.report import decoding, report_of, step_flops
 from zoomearth_jax.plan.steps import count_parameters
 from zoomearth_jax.terminal.progress import tracked
 
@@ -24,6 +24,7 @@ class Candidate:
     """Settings to try, with a rough guess of their memory and time."""
 
     mesh: tuple[int, int, int]
+    sampler: int
     accumulate: int
     remat: str
     guessed_bytes: float
@@ -32,7 +33,9 @@ class Candidate:
     def apply(self, config: PlanConfig) -> PlanConfig:
         """The plan's settings with these."""
         compute = dataclasses.replace(config.compute, remat=self.remat)
-        return dataclasses.replace(config, mesh=self.mesh, accumulate=self.accumulate, compute=compute, fit=False)
+        return dataclasses.replace(
+            config, mesh=self.mesh, sampler=self.sampler, accumulate=self.accumulate, compute=compute, fit=False
+        )
 
 
 def fastest(config: PlanConfig, devices, known: Chip) -> dict:
@@ -51,7 +54,9 @@ def fastest(config: PlanConfig, devices, known: Chip) -> dict:
     fitting = [entry for entry in reports if entry[0]]
     if not fitting:
         tried = (
-            "; ".join(f"mesh {c.mesh}, {c.accumulate} microbatches, remat {c.remat}" for c in chosen)
+            "; ".join(
+                f"mesh {c.mesh}, sampler {c.sampler}, {c.accumulate} microbatches, remat {c.remat}" for c in chosen
+            )
             or "nothing was near"
         )
         raise UserError(
@@ -65,6 +70,7 @@ def _tried(candidate: Candidate, report: dict, fits: bool, seconds: float | None
     steps = {f"{name} s": row["seconds"] for name, row in report["steps"].items() if row["seconds"]}
     return {
         "mesh": " ".join(map(str, candidate.mesh)),
+        "sampler": candidate.sampler,
         "microbatches": candidate.accumulate,
         "remat": candidate.remat,
         "guessed GiB": candidate.guessed_bytes / GIB,
@@ -84,24 +90,39 @@ def candidates(config: PlanConfig, devices, known: Chip) -> list[Candidate]:
     flops = max(step_flops(name, config, model, layout) for name in ("sft", "grpo"))
     tokens = max(config.samples, config.prompts * config.group) * (layout.prompt_len + layout.reply_len)
     out = []
-    for fsdp, tensor, parts, remat in itertools.product(_powers(chips), _powers(8), _powers(16), RECOMPUTED):
+    for fsdp, tensor in itertools.product(_powers(chips), _powers(8)):
         data = chips // (fsdp * tensor)
-        shards = data * fsdp * parts
         if data * fsdp * tensor != chips or data % slices or model.text.num_heads % tensor:
             continue
-        if config.prompts % shards or config.samples % shards:
-            continue
-        kept = tokens / shards * model.text.num_layers * model.text.width * 2 * KEPT_VALUES[remat]
-        state = parameters * STATE_BYTES / (fsdp * tensor)
-        gathered = parameters * 2 / tensor if fsdp > 1 else 0  # in the rollout, in the compute type
-        links = known.link_bandwidth * known.links
-        seconds = flops * RECOMPUTED[remat] / chips / known.peak_flops
-        if tensor > 1:
-            seconds *= 1.5
-        if fsdp > 1:
-            seconds += 3 * parts * parameters * 2 / tensor / links
-        out.append(Candidate((data, fsdp, tensor), parts, remat, max(state + kept, state + gathered), seconds))
+        samplers = _samplers(config, (data, fsdp, tensor), devices, layout.written_len)
+        for parts, remat in itertools.product(_powers(16), RECOMPUTED):
+            shards = data * fsdp * parts
+            if config.prompts % shards or config.samples % shards:
+                continue
+            kept = tokens / shards * model.text.num_layers * model.text.width * 2 * KEPT_VALUES[remat]
+            state = parameters * STATE_BYTES / (fsdp * tensor)
+            links = known.link_bandwidth * known.links
+            seconds = flops * RECOMPUTED[remat] / chips / known.peak_flops
+            if tensor > 1:
+                seconds *= 1.5
+            if fsdp > 1:
+                seconds += 3 * parts * parameters * 2 / tensor / links
+            for size, held, decoding_seconds in samplers:
+                guess = max(state + kept, held), seconds + decoding_seconds
+                out.append(Candidate((data, fsdp, tensor), size, parts, remat, *guess))
     return sorted(out, key=lambda c: (c.guessed_seconds, c.guessed_bytes))
+
+
+def _samplers(config: PlanConfig, sizes: tuple[int, int, int], devices, tokens: int) -> list[tuple[int, float, float]]:
+    """The sampler's layouts on a mesh: devices that share the weights out, bytes of a device, seconds of decoding.
+
+    By the estimate that the training verbs choose by; one layout, which takes nothing, where no rollout is planned.
+    """
+    if "rollout" not in config.programs:
+        return [(1, 0.0, 0.0)]
+    known = decoding(config, make_mesh(sizes, devices))
+    layouts = [config.sampler] if config.sampler else known.sizes()
+    return [(size, known.held_bytes(size), tokens * known.seconds(size) if known.chip else 0.0) for size in layouts]
 
 
 def _powers(largest: int) -> list[int]:

@@ -8,31 +8,43 @@ import time
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.plan import PlanConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.hardware.chips import Chip
-from zoomearth_jax.hardware.flops import RowCounts, forward_flops, full_counts, grpo_flops, mfu, sft_flops
+from zoomearth_jax.hardware.chips import Chip, chip
+from zoomearth_jax.hardware.decoding import Decoding, lay_out
+from zoomearth_jax.hardware.flops import (
+    RowCounts,
+    forward_flops,
+    full_counts,
+    grpo_flops,
+    maxtext_flops,
+    mfu,
+    sft_flops,
+)
+from zoomearth_jax.models.families import abstract_model
 from zoomearth_jax.models.family import Sizes
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.sharding import make_mesh, num_slices
 from zoomearth_jax.plan.cost import Cost, Network, Player
 from zoomearth_jax.plan.hlo import parse
+from zoomearth_jax.plan.iteration import REWARDS_PER_SECOND, filled_trips, iteration
 from zoomearth_jax.plan.steps import Training, chip_bytes, count_parameters
 from zoomearth_jax.terminal.progress import tracked
 
-STEPS = {
+STEPS = {  # program -> its rows
     "sft": ("sft",),
     "rollout": ("prefill", "decode", "pictures"),
     "grpo": ("grpo",),
-}  # program -> its rows
+}
 
 
 def report_of(config: PlanConfig, devices, known: Chip) -> dict:
     """The report on one mesh and set of settings."""
-    training = _training(config, devices)
+    training, notes = _training(config, devices, known)
     steps: dict[str, dict] = {}
     for program in tracked(config.programs, "compiling"):
         began = time.perf_counter()
@@ -54,38 +66,57 @@ def report_of(config: PlanConfig, devices, known: Chip) -> dict:
         "topology": config.topology or "attached devices",
         "hbm_bytes": known.hbm_bytes,
         "mesh": dict(zip(training.mesh.axis_names, training.mesh.axis_sizes, strict=True)),
+        "sampler": training.sampler.shape["weights"] if training.sampler else 1,
+        "notes": notes,
         "prompts": config.prompts,
         "group": config.group,
         "batch_size": config.samples,
         "accumulate": config.accumulate,
         "remat": config.compute.remat,
         "attention": config.compute.attention,
-        "fill": config.fill,
-        "steps": {name: steps[name] for name in ("sft", "prefill", "decode", "pictures", "grpo") if name in steps},
+        "iteration": iteration(config, training, steps, known),
+        "steps": {name: steps[name] for rows in STEPS.values() for name in rows if name in steps},
         "assumptions": assumptions(config, known),
         "versions": versions(),
     }
 
 
-def _training(config: PlanConfig, devices) -> Training:
+def _training(config: PlanConfig, devices, known: Chip) -> tuple[Training, list[str]]:
+    """What is compiled, and what is worth saying about the sampler's layout."""
     model, episode = preset(config.preset)
     episode = config.layout.of(episode, model.merged_px)
-    sizes = config.mesh or MeshConfig().shape(len(devices), count_parameters(model), num_slices(devices))
+    sizes = config.mesh or MeshConfig().shape(
+        len(devices), count_parameters(model), num_slices(devices), known.hbm_bytes
+    )
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise UserError(f"--mesh {' '.join(map(str, sizes))}: that is not the {len(devices)} devices of the topology")
     shards = sizes[0] * sizes[1] * config.accumulate
     for name, rows in (("prompts", config.prompts), ("batch-size", config.samples)):
         if rows % shards:
             raise UserError(f"--{name} {rows} doesn't divide over data x fsdp x accumulate = {shards}; take a multiple")
-    return Training(
+    mesh = make_mesh(sizes, devices)
+    sampler, notes = lay_out(decoding(config, mesh), config.sampler)
+    training = Training(
         model,
         episode,
         config.compute,
-        make_mesh(sizes, devices),
+        mesh,
         gather=config.gather,
         freeze_vision=config.freeze_vision,
         accumulate=config.accumulate,
         kl=config.kl,
+        sampler=sampler,
+    )
+    return training, notes
+
+
+def decoding(config: PlanConfig, mesh: Mesh) -> Decoding:
+    """What decides on the sampler's layout, as the training verbs see it: devices that aren't known take the trainer's."""
+    model, episode = preset(config.preset)
+    layout = config.layout.of(episode, model.merged_px).layout(model.merged_px)
+    known, slots = chip(mesh.devices.flat[0].device_kind), layout.prompt_len + layout.reply_len
+    return Decoding(
+        abstract_model(model, config.compute), mesh, config.prompts, config.group, slots, known, trains=True
     )
 
 
@@ -112,12 +143,23 @@ def _plan_rollout(config: PlanConfig, training: Training, network: Network) -> d
     if failed:
         return {name: row | failed for name, row in rows.items()}
     costs = {cycles: {name: Cost() for name in rows} for cycles in (True, False)}
-    for cycles, parts in costs.items():
-        for each in programs:
-            parts[each.name].add(play(each.compiled, training, network, cycles, each.tokens))
+    filled = {True: Cost(), False: Cost()}
+    for each, trips in zip(programs, filled_trips(programs, config.fill, training.layout), strict=True):
+        for cycles, parts in costs.items():
+            cost = play(each.compiled, training, network, cycles, each.tokens)
+            parts[each.name].add(cost)
+            if each.name == "decode" and trips:
+                filled[cycles].add(cost)
+                for _, token in cost.open_loops:
+                    filled[cycles].add(token, trips - each.tokens)
     rows = {name: row | _cost_row(costs[False][name], costs[True][name]) for name, row in rows.items()}
     tokens = sum(training.layout.turn_lens)
-    rows["decode"] |= {"tokens": tokens, "token_seconds": rows["decode"]["seconds"] / tokens}
+    rows["decode"] |= {
+        "tokens": tokens,
+        "token_seconds": rows["decode"]["seconds"] / tokens,
+        "filled_seconds": filled[False].seconds,
+        "filled_cycle_seconds": filled[True].seconds,
+    }
     return rows
 
 
@@ -181,6 +223,7 @@ def _cost_row(cost: Cost, cycles: Cost) -> dict:
     """The roofline's figures, and the time by the compiler's counts of cycles; the hottest places are of the latter."""
     parts = {name: getattr(cost, name) for name in ("compute", "memory", "links", "copies")}
     return {
+        "latency_seconds": cost.latency,
         "flops": cost.flops,
         "traffic_bytes": cost.hbm_bytes,
         "collectives": {kind: {"times": n, "bytes": sent} for kind, (n, sent) in cost.collectives.items()},
@@ -203,14 +246,24 @@ def _too_large(message: str) -> dict:
 def _finished(name: str, row: dict, config: PlanConfig, training: Training, known: Chip) -> dict:
     """The row with what follows from chip and model."""
     row["fits"] = "parameters_bytes" in row and row["total_bytes"] <= known.hbm_bytes
-    row["model_flops"] = config.fill * step_flops(name, config, training.model, training.layout)
+    row["model_flops"] = step_flops(name, config, training.model, training.layout)
     chips = training.mesh.size
     for seconds, share in (("seconds", "mfu"), ("cycle_seconds", "cycle_mfu")):
         row[share] = mfu(row["model_flops"], row[seconds], chips, known.peak_flops) if seconds in row else None
         row.setdefault(seconds, None)
+    if name in ("sft", "grpo") and row["seconds"]:
+        flops = _maxtext_flops(name, config, training)
+        row["maxtext_mfu"] = mfu(flops, row["seconds"], chips, known.peak_flops)
     row.setdefault("flops", None)
     row["hottest"] = dict(list(row.get("hottest", {}).items())[: config.hottest])
     return row
+
+
+def _maxtext_flops(name: str, config: PlanConfig, training: Training) -> float:
+    if name == "sft":
+        return maxtext_flops(training.model, full_counts(training.layout, config.samples))
+    counts = full_counts(training.layout, config.prompts, config.group)
+    return maxtext_flops(training.model, counts, 3 + config.kl)
 
 
 def step_flops(name: str, config: PlanConfig, model: Sizes, layout: RowLayout) -> float:
@@ -237,16 +290,23 @@ def step_flops(name: str, config: PlanConfig, model: Sizes, layout: RowLayout) -
 
 def assumptions(config: PlanConfig, known: Chip) -> list[str]:
     """What the figures rest on."""
-    tera, giga = 1e12, 1e9
+    tera, giga, micro = 1e12, 1e9, 1e-6
     links = f"{known.links} links of {known.link_bandwidth / giga:.3g} GB/s a direction"
+    longest, later = config.fill.longest
     return [
         f"a chip: {known.peak_flops / tera:.4g} TFLOP/s, {known.hbm_bandwidth / giga:.4g} GB/s, {links}, "
         f"{known.network_bandwidth / giga:.3g} GB/s between slices",
+        f"a collective has the latency of its hops beside its bytes: {known.hop_seconds / micro:.3g} us each, between slices "
+        f"{known.network_seconds / micro:.3g} us, on the longest way in its group, twice for an all-reduce",
         "instructions run one after the other as XLA scheduled them, each for the longer of FLOPs / peak and bytes / bandwidth"
         + (f"; by cycles: or for XLA's own count of cycles at {known.clock / giga:.3g} GHz" if known.clock else ""),
         "asynchronous copies and collectives run beside them, synchronous ones don't; links are not shared with other work",
         "loops count by their trips, those over tokens to the end of their slots; vision blocks by their share of full ones",
-        f"MFU: model FLOPs without padding, recomputation and cached work, {config.fill:.0%} of the slots filled",
+        f"measured lengths: {config.fill.looks:.0%} of the episodes look closer; a batch's longest row has {longest} tokens in the "
+        f"first turn, {later} in a later one, which ends at the host's next look; prompts, pictures and update take all slots",
+        "MFU: model FLOPs without padding, recomputation and cached work",
+        "MaxText MFU: 6 x weights x tokens, logits for every slot, attention as if it were not causal (MaxText until April 2026)",
+        f"rewards take what one host needs for {REWARDS_PER_SECOND:,} answers a second, after the rollout",
         "nothing runs on SparseCores, which v5p and v6e have",
         "no time for the host: reading images, sending batches, starting programs",
     ]

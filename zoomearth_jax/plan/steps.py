@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
 from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
-from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
+from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
@@ -108,6 +107,19 @@ class Training:
         step = make_sft_step(graph, OptimizerConfig().build(1000), self.layout, self.accumulate)
         return self._compile(step, state, self._row_batch(batch_size, 1))
 
+    def text(self, rows: int, length: int) -> Program:
+        """The fine-tuning step on packed rows of nothing but text; a row has one visual token, which no id asks for."""
+        graph, state = self.init()
+        step = make_sft_step(graph, OptimizerConfig().build(1000), self.layout)
+
+        def slots(dtype):
+            return self._on_rows(jax.ShapeDtypeStruct((rows, length), dtype))
+
+        ids, views = slots(jnp.int32), jax.ShapeDtypeStruct((rows, 1, self.model.width), self.compute.dtype)
+        grids = self._on_rows(jax.ShapeDtypeStruct((rows, 1, 2), jnp.int32))
+        batch = PackedBatch(ids, ids, ids, ids, slots(bool), ids, grids, self._on_rows(views))
+        return self._compile(step, state, batch)
+
     def rollout(self, prompts: int, group: int) -> list[Program]:
         """The programs of a rollout in their order: weights in the compute type; prompts; each turn's first token, loop over
         tokens and last token; the pictures before the next turn."""
@@ -123,42 +135,52 @@ class Training:
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         programs: list[Program] = []
 
-        def add(name: str, held: int, function, *args, tokens: int = 1, **static):
+        def add(name: str, function, *args, tokens: int = 1, held: int, **static):
             compiled = self._compile(function, *args, **static)
             programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
             return compiled.results
 
-        def moved(mesh: Mesh, tree):
-            return tree if self.sampler is None else placed(tree, jax.tree.map(functools.partial(_on_mesh, mesh), tree))
-
-        reading = writing = add("prefill", 0, run.cast, params)
-        held_reading = held_writing = chip_bytes(params)
-        if self.sampler is not None:
-            moving, rest = decoder_parts(reading)
-            shared = add("prefill", held_reading, run.share_out, moving)
-            writing = joined_parts(shared, rest)
-            held_reading, held_writing = held_reading + chip_bytes(shared), held_writing + chip_bytes(reading)
-            held_writing -= chip_bytes(rest)  # arguments, though not read
+        reading = writing_weights = add("prefill", run.cast, params, held=0)
+        read_held = write_held = chip_bytes(params)
+        if self.sampler:
+            parts, vision = decoder_parts(reading)
+            shared_out = add("prefill", run.share_out, parts, held=chip_bytes(params))
+            writing_weights = joined_parts(shared_out, vision)
+            read_held, write_held = read_held + chip_bytes(shared_out), write_held + chip_bytes(reading)
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        how: dict[str, Any] = {"group": group, "filters": filters}
-        _, prompt, ready = add("prefill", held_reading, run.prefill, reading, *read, **how)
-        on_sampler = self.sampler or self.mesh
-        prompt_there = moved(on_sampler, prompt)
-        held_growing = held_writing + chip_bytes((writing, prompt_there))
+        _, read_prompts, ready = add(
+            "prefill", run.prefill, reading, *read, held=read_held, group=group, filters=filters
+        )
+        shared, keys, asked = *self._moved(self.sampler, (read_prompts, keys)), None
         for k, length in enumerate(layout.turn_lens):
-            asked = moved(on_sampler, (ready, active if k else None, keys))
-            turn = add("decode", held_writing, run.begin, writing, *asked, 1.0, length=length, filters=filters)
-            cache = asked[0].cache
+            ready, asked = self._moved(self.sampler, (ready, asked))
+            held, how = write_held, {"group": group, "filters": filters}
+            begin = writing_weights, ready, asked, keys, 1.0
+            writing = add("decode", run.begin, *begin, held=held, length=length, filters=filters)
+            cache, asked = ready.cache, active
             for size, tokens in run.buckets(length).items():
                 if missing := layout.turn(k).start + size - cache.k.shape[3]:
-                    cache = add("decode", held_growing, run.grow, cache, slots=missing)
-                more = writing, prompt_there, cache, turn, 1.0
-                cache, turn = add("decode", held_writing, run.go_on, *more, tokens=tokens, **how)
+                    beside = held + chip_bytes((writing_weights, shared))
+                    cache = add("decode", run.grow, cache, held=beside, slots=missing)
+                more = writing_weights, shared, cache, writing, 1.0
+                cache, writing = add("decode", run.go_on, *more, held=held, tokens=tokens, **how)
             if k < layout.num_pictures:
-                ended = add("decode", held_writing, run.close, writing, prompt_there, cache, turn)
-                shown, following = (*moved(self.mesh, ended), None, ids, valid, picture), layout.turn_lens[k + 1]
-                _, ready = add("pictures", held_reading, run.append, reading, prompt, *shown, length=following)
+                end = add("decode", run.close, writing_weights, shared, cache, writing, held=held)
+                cache, next_B = self._moved(self.sampler and self.mesh, end)
+                shown = reading, read_prompts, cache, next_B, None, ids, valid, picture
+                _, ready = add("pictures", run.append, *shown, held=read_held, length=layout.turn_lens[k + 1])
         return programs
+
+    def _moved(self, mesh: Mesh | None, tree):
+        """Shapes of a rollout's arrays as they lie on another mesh (`move_rows_to`); as they are without one."""
+        if mesh is None:
+            return tree
+
+        def one(x):
+            sharding = NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(one, tree)
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
@@ -253,11 +275,6 @@ class Training:
             views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
-
-
-def _on_mesh(mesh: Mesh, x) -> NamedSharding:
-    """Where a mesh has an array of a rollout."""
-    return NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
 
 
 def count_parameters(model: Sizes) -> int:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.io import read_yaml, to_dict, write_yaml
-from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.mesh import UNKNOWN_BYTES, MeshConfig
 from zoomearth_jax.configs.training import TrainingConfig
 from zoomearth_jax.data_pipeline.questions.mixture import ENDLESS, SceneQuestions, Source, open_sources
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -73,7 +73,11 @@ def on_mesh(config: MeshConfig, model: str | Path, processes: bool = True) -> It
     joined = processes and _join(config)
     try:
         devices = jax.devices()
-        mesh = make_mesh(config.shape(len(devices), count_parameters(model), num_slices(devices)), devices)
+        known = chip(devices[0].device_kind)
+        sizes = config.shape(
+            len(devices), count_parameters(model), num_slices(devices), known.hbm_bytes if known else UNKNOWN_BYTES
+        )
+        mesh = make_mesh(sizes, devices)
         with jax.set_mesh(mesh):
             yield mesh
     finally:

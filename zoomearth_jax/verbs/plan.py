@@ -54,17 +54,21 @@ def topology_devices(topology: str, slices: int = 1) -> list:
         return topologies.get_topology_desc(topology, platform="tpu", **options).devices
     except Exception as error:
         raise UserError(
-            f"--topology {topology}: {str(error).splitlines()[0]}; try v5e:4x4, v5p:4x4x4, v6e:16x16"
+            f"--topology {topology}: {str(error).splitlines()[0]}; try v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4"
         ) from None
 
 
 def text(report: dict) -> str:
-    """The report in lines: settings, a table per chip, collectives, assumptions."""
+    """The report in lines: the iteration, settings, tables a chip, collectives, assumptions."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    headline = [] if report["iteration"] is None else [*_headline(report["iteration"]), ""]
     lines = [
-        f"{report['preset']} on {report['chips']} x {report['chip']} ({report['topology']}), {mesh}; {report['prompts']} prompts x "
+        *headline,
+        f"{report['preset']} on {report['chips']} x {report['chip']} ({report['topology']}), {mesh}, sampler {report['sampler']}; "
+        f"{report['prompts']} prompts x "
         f"{report['group']}, fine-tuning on {report['batch_size']} samples, {report['accumulate']} microbatches, "
         f"remat {report['remat']}, attention {report['attention']}",
+        *report["notes"],
         "",
         f"a chip, of {report['hbm_bytes'] / GIB:.2f} GiB:",
         table([_memory_row(name, row) for name, row in report["steps"].items()]),
@@ -83,6 +87,22 @@ def text(report: dict) -> str:
     return "\n".join([*lines, "", "assumptions:", *(f"- {line}" for line in report["assumptions"]), versions])
 
 
+def _headline(whole: dict) -> list[str]:
+    """The iteration, and the same with the lengths that were measured."""
+    lines = []
+    for title, one in (("every slot written", whole), ("measured lengths", whole["filled"])):
+        by_cycles = one["cycle_seconds"] != one["seconds"]
+        cycles = [
+            f" ({one[f'cycle_{name}']:.3g} by cycles)" if by_cycles else "" for name in ("seconds", "episodes_per_s")
+        ]
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in one["shares"].items())
+        lines.append(
+            f"a GRPO iteration of {one['episodes']} episodes, {title}: {one['seconds']:.3g} s{cycles[0]}, "
+            f"{one['episodes_per_s']:.3g} episodes a second{cycles[1]}, MFU {one['mfu']:.1%}; {shares}"
+        )
+    return lines
+
+
 def _memory_row(name: str, row: dict) -> dict:
     parts = ("parameters", "optimizer", "reference", "cache", "activations", "total")
     cells = {f"{part} GiB": row[f"{part}_bytes"] / GIB for part in parts if f"{part}_bytes" in row}
@@ -98,9 +118,12 @@ def _time_row(name: str, row: dict) -> dict:
         "HBM GB": row["traffic_bytes"] / 1e9,
         "sent GB": sum(c["bytes"] for c in row["collectives"].values()) / 1e9,
         **{f"{part} s": row[f"{part}_bound_seconds"] for part in ("compute", "memory", "links", "copies")},
+        "latency s": row["latency_seconds"],
         "seconds": row["seconds"],
         "MFU": row["mfu"],
     }
     if row["cycle_seconds"] != row["seconds"]:
         shown |= {"by cycles s": row["cycle_seconds"], "MFU ": row["cycle_mfu"]}
+    if "maxtext_mfu" in row:
+        shown["MaxText MFU"] = row["maxtext_mfu"]
     return shown
