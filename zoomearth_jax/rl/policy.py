@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 
 from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Array, Places, take_rows
-from zoomearth_jax.models.sharding import constrain, num_devices
+from zoomearth_jax.models.sharding import cast_kernels, constrain, num_devices, on_own_rows
 
-LOGITS_BUDGET = (
-    2**28
-)  # of a device at a time, a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
+LOGITS_BUDGET = 2**28  # of a device at a time, a gigabyte of float32
 
 
 class Segment(NamedTuple):
@@ -76,11 +76,11 @@ def masked_logits(logits, banned_ids: tuple[int, ...]):
     return jnp.where(banned_V, -jnp.inf, logits)  # a scatter would copy the logits into another layout on TPUs
 
 
-def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperature, banned_ids=()):
+def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperature: float, banned_ids=()):
     """Log-probabilities of targets, in chunks of slots that the backward pass recomputes.
 
     No [B, T, V] array over LOGITS_BUDGET exists on a device. A chunk has some slots of every row, so that each device works
-    on its own rows.
+    on its own rows. The head's weights are gathered once for all chunks, and their gradient is added up over the devices once.
 
     Args:
         hidden_BTD: the states that predict the targets.
@@ -94,23 +94,56 @@ def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperatu
     step = min(length, max(1, tokens // batch))
     step = -(-length // -(-length // step))  # equal chunks: as little padding as that number of chunks allows
     padding = -length % step
+    graph, weights = nnx.split(model.head)
 
     def chunks(x):
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
-        return x.reshape(batch, -1, step, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(x.shape[0], -1, step, *x.shape[2:]).swapaxes(0, 1)
 
-    def one(hidden_BTD, targets_BT):
-        logits = constrain(model.logits(hidden_BTD) / temperature, "batch", None, "vocab")
+    def one(weights, hidden_BTD, targets_BT):
+        logits = model.logits(hidden_BTD, nnx.merge(graph, weights))
+        logits = constrain(logits / temperature, "batch", None, "vocab")
         logp = jax.nn.log_softmax(masked_logits(logits, banned_ids))
         # the product of a banned id's 0 and -inf would have a NaN gradient inside the choice
         entropy = -jnp.sum(jnp.exp(logp) * jnp.where(jnp.isfinite(logp), logp, 0.0), axis=-1)
         is_target = targets_BT[..., None] == jnp.arange(logp.shape[-1])  # a sum over the vocabulary stays on its shards
         return jnp.sum(jnp.where(is_target, logp, 0.0), axis=-1), entropy
 
-    if step == length:  # all logits are within LOGITS_BUDGET: kept for the backward pass
-        return one(hidden_BTD, targets_BT)
-    results = jax.lax.map(lambda x: jax.checkpoint(one)(*x), (chunks(hidden_BTD), chunks(targets_BT)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in results)
+    def own_rows(weights, hidden_BTD, targets_BT):
+        if step == length:  # all logits are within LOGITS_BUDGET: kept for the backward pass
+            return one(weights, hidden_BTD, targets_BT)
+        results = map_chunks(one, weights, chunks(hidden_BTD), chunks(targets_BT))
+        return tuple(x.swapaxes(0, 1).reshape(len(hidden_BTD), -1)[:, :length] for x in results)
+
+    return on_own_rows(own_rows, cast_kernels(weights, model.compute.dtype), hidden_BTD, targets_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def map_chunks(function, weights, states, targets):
+    """function(weights, states, targets) of one chunk after the other, stacked as by `jax.lax.map`. The backward pass computes
+    each chunk again, and adds the gradients of the weights up in float32; targets have none."""
+    return jax.lax.map(lambda chunk: function(weights, *chunk), (states, targets))
+
+
+def _map_forward(function, *inputs):
+    return map_chunks(function, *inputs), inputs
+
+
+def _map_backward(function, inputs, gradients):
+    weights, states, targets = inputs
+
+    def one(total, chunk):
+        states, targets, gradient = chunk
+        _, pull = jax.vjp(lambda weights, states: function(weights, states, targets), weights, states)
+        weights_gradient, states_gradient = pull(gradient)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, weights_gradient), states_gradient
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), weights)
+    total, states_gradient = jax.lax.scan(one, zeros, (states, targets, gradients))
+    return jax.tree.map(lambda a, x: a.astype(x.dtype), total, weights), states_gradient, None
+
+
+map_chunks.defvjp(_map_forward, _map_backward)
 
 
 def reply_hidden(model: VisionLanguageModel, prompt: Segment, reply: Segment, places: Places | None = None):
