@@ -12,7 +12,7 @@ import re
 import jax
 import numpy as np
 
-from tests.rl.test_logprobs import KINDS, SLOTS, VOCAB, WIDTH, inputs, make_model, values_and_gradients
+from tests.rl.test_logprobs import KINDS, VOCAB, WIDTH, inputs, make_model, values_and_gradients
 from zoomearth_jax.models.sharding import make_mesh, param_shardings, shard_batch
 
 MESHES = (8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2)

@@ -67,7 +67,9 @@ def plainly(graph, params, hidden, targets):
     def loss(params, hidden):
         logits = nnx.merge(graph, params).logits(hidden) / TEMPERATURE
         logp = jax.nn.log_softmax(jnp.delete(logits, np.array(BANNED), axis=-1, assume_unique_indices=True))
-        target = jnp.take_along_axis(logp, targets[..., None] - len(BANNED), axis=-1)[..., 0]  # all targets are above them
+        target = jnp.take_along_axis(logp, targets[..., None] - len(BANNED), axis=-1)[
+            ..., 0
+        ]  # all targets are above them
         found = target, -(jnp.exp(logp) * logp).sum(-1)
         return weighted(found), found
 
