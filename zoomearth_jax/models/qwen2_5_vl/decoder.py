@@ -163,8 +163,8 @@ class Decoder(nnx.Module):
         return constrain(constrain(x_BTD, "group", None, "embed"), "batch", None, None)
 
     @property
-    def head(self) -> nnx.Module:
-        """What the logits' weights lie in: the embeddings, or a layer of its own where they aren't tied."""
+    def head(self) -> Any:
+        """The module that logits are made with: the embeddings, or a `Linear` of its own where they aren't tied."""
         return self.embed if self.config.tie_embeddings else self.lm_head
 
     def logits(self, hidden, head=None):

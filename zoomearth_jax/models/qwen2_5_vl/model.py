@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ class Qwen2_5_VL(nnx.Module):
         return self.vision.scored(patchify(images.pixels, layout.positions_IP2, self.config.vision), layout)
 
     @property
-    def head(self) -> nnx.Module:
+    def head(self) -> Any:
         """See `Decoder.head`."""
         return self.decoder.head
 
