@@ -104,9 +104,14 @@ class TinyModel(nnx.Module):
         x_BTD, reply_positions, _ = self._inputs(*reply[:3], start)
         return self.decoder.grouped(x_AUD, positions, prompt[1], x_BTD, reply_positions, reply[1], places)
 
-    def logits(self, hidden_BTD):
+    @property
+    def head(self):
         """See `VisionLanguageModel`."""
-        return self.decoder.logits(hidden_BTD)
+        return self.decoder.head
+
+    def logits(self, hidden_BTD, head=None):
+        """See `VisionLanguageModel`."""
+        return self.decoder.logits(hidden_BTD, head)
 
 
 def from_hf_config(raw, where):

@@ -124,8 +124,13 @@ class VisionLanguageModel(Protocol):
         """Hidden states [A, U, D] of prompts and [B, T, D] of the B / A replies that follow each, in one pass."""
         ...
 
-    def logits(self, hidden_BTD) -> jax.Array:
-        """float32 logits [..., V] of hidden states."""
+    @property
+    def head(self) -> Any:
+        """The `nnx.Module` that holds what logits are made with."""
+        ...
+
+    def logits(self, hidden_BTD, head=None) -> jax.Array:
+        """float32 logits [..., V] of hidden states; `head` takes the place of the model's own."""
         ...
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.models.fused_attention import compile_platform
 from zoomearth_jax.models.sharding import constrain
 
 Array = jax.Array | np.ndarray  # on the devices, or on the host before it goes there
@@ -24,10 +25,11 @@ _REMAT = {
 
 
 class Linear(nnx.Linear):
-    """A linear layer over the last dimension, run on [tokens, width].
+    """A linear layer over the last dimension, run on [tokens, width], but on TPUs on [batch, tokens, width].
 
     With the batch and token dimensions merged XLA's CPU backend keeps the weight gradient's operands in place; otherwise
-    it transposes them element by element, which doubles the time of a training step.
+    it transposes them element by element, which doubles the time of a training step. On TPUs it is the merging that copies:
+    into another layout, or where a row's tokens aren't whole tiles.
 
     Attributes:
         lora: an adapter whose output is added, see `models.lora`.
@@ -57,11 +59,11 @@ class Linear(nnx.Linear):
         )
 
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`
-        x_TD = x.reshape(-1, x.shape[-1])
-        y_TD = super().__call__(x_TD)
+        flat = x if compile_platform() == "tpu" else x.reshape(-1, x.shape[-1])
+        y = super().__call__(flat)
         if self.lora is not None:
-            y_TD = y_TD + self.lora(x_TD)
-        return y_TD.reshape(*x.shape[:-1], self.out_features)
+            y = y + self.lora(flat)
+        return y.reshape(*x.shape[:-1], self.out_features)
 
 
 class SwiGLU(nnx.Module):

@@ -79,6 +79,8 @@ def partition_spec(
 ) -> PartitionSpec:
     """Where an array's dimensions go; a dimension that its mesh axes don't divide evenly stays whole.
 
+    Inside `on_own_rows` the axes that the rows lie along are left out: each device sees its own part already.
+
     Args:
         axes: logical axes of the trailing dimensions; leading ones (a stack of layers) stay whole.
         shape: the array's shape.
@@ -86,10 +88,11 @@ def partition_spec(
         without: mesh axes to leave out.
     """
     axes = (*[None] * (len(shape) - len(axes)), *axes)
-    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    sizes = {name: size for name, size, kind in kinds if kind != AxisType.Manual and name not in without}
     parts = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(name for name in RULES[axis] if sizes.get(name, 1) > 1 and name not in without)
+        names = tuple(name for name in RULES[axis] if sizes.get(name, 1) > 1)
         fits = names and size % int(np.prod([sizes[name] for name in names])) == 0
         parts.append((names if len(names) > 1 else names[0]) if fits else None)
     return PartitionSpec(*parts)
@@ -240,6 +243,41 @@ def cast_kernels(params, dtype, gather: bool = False):
         return x.replace(value)
 
     return jax.tree.map(one, params, is_leaf=_is_variable)
+
+
+def on_own_rows(function, params, *rows):
+    """function(params, *rows) on each device's own rows, where the mesh in context shards them.
+
+    The parameters are gathered whole along fsdp, once, and their gradient is added up over the devices once, however often the
+    function uses them: the compiler would do both at each use. Along tensor they stay as they are.
+
+    Args:
+        function: gives a tree of arrays whose first dimension is the rows'.
+        params: a tree of parameters, in the type in which they should travel.
+        rows: arrays of equally many rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    row_spec = PartitionSpec() if mesh.empty else partition_spec(("batch",), rows[0].shape[:1], mesh)
+    axes = {axis for axis in RULES["batch"] if axis in jax.tree.leaves(tuple(row_spec))}
+    if not axes:
+        return function(params, *rows)
+    specs = jax.tree.map(
+        lambda x: partition_spec(_axes(x), x.shape, mesh, without=("tensor",)), params, is_leaf=_is_variable
+    )
+
+    def gathered(x, spec):
+        cut = {axis: dim for dim, axis in enumerate(spec) if axis}
+        value = jax.lax.pcast(x[...], tuple(axes - set(cut)), to="varying")
+        for axis, dim in cut.items():
+            value = jax.lax.all_gather(value, axis, axis=dim, tiled=True)
+        return x.replace(value)
+
+    def own(params, *rows):
+        return function(jax.tree.map(gathered, params, specs, is_leaf=_is_variable), *rows)
+
+    return jax.shard_map(
+        own, in_specs=(specs, *[row_spec] * len(rows)), out_specs=row_spec, axis_names=axes, mesh=mesh
+    )(params, *rows)
 
 
 def process_share(mesh: Mesh | None) -> tuple[int, int]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 
 from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Array, Places, take_rows
-from zoomearth_jax.models.sharding import constrain, num_devices
+from zoomearth_jax.models.sharding import cast_kernels, constrain, num_devices, on_own_rows
 
-LOGITS_BUDGET = (
-    2**28
-)  # of a device at a time, a gigabyte of float32; smaller chunks would add up the embedding's gradient more often
+LOGITS_BUDGET = 2**28  # of a device at a time, a gigabyte of float32
 
 
 class Segment(NamedTuple):
@@ -76,11 +76,11 @@ def masked_logits(logits, banned_ids: tuple[int, ...]):
     return jnp.where(banned_V, -jnp.inf, logits)  # a scatter would copy the logits into another layout on TPUs
 
 
-def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperature, banned_ids=()):
+def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperature: float, banned_ids=()):
     """Log-probabilities of targets, in chunks of slots that the backward pass recomputes.
 
     No [B, T, V] array over LOGITS_BUDGET exists on a device. A chunk has some slots of every row, so that each device works
-    on its own rows.
+    on its own rows. The head's weights are gathered once for all chunks, and their gradient is added up over the devices once.
 
     Args:
         hidden_BTD: the states that predict the targets.
@@ -94,23 +94,81 @@ def token_logprobs(model: VisionLanguageModel, hidden_BTD, targets_BT, temperatu
     step = min(length, max(1, tokens // batch))
     step = -(-length // -(-length // step))  # equal chunks: as little padding as that number of chunks allows
     padding = -length % step
+    graph, weights = nnx.split(model.head)
+
+    def logits(weights, hidden_BTD):
+        logits = model.logits(hidden_BTD, nnx.merge(graph, weights)) / temperature
+        return masked_logits(constrain(logits, "batch", None, "vocab"), banned_ids)
 
     def chunks(x):
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
-        return x.reshape(batch, -1, step, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(x.shape[0], -1, step, *x.shape[2:]).swapaxes(0, 1)
 
-    def one(hidden_BTD, targets_BT):
-        logits = constrain(model.logits(hidden_BTD) / temperature, "batch", None, "vocab")
-        logp = jax.nn.log_softmax(masked_logits(logits, banned_ids))
-        # the product of a banned id's 0 and -inf would have a NaN gradient inside the choice
-        entropy = -jnp.sum(jnp.exp(logp) * jnp.where(jnp.isfinite(logp), logp, 0.0), axis=-1)
-        is_target = targets_BT[..., None] == jnp.arange(logp.shape[-1])  # a sum over the vocabulary stays on its shards
-        return jnp.sum(jnp.where(is_target, logp, 0.0), axis=-1), entropy
+    def own_rows(weights, hidden_BTD, targets_BT):
+        results = chunk_logprobs(logits, weights, chunks(hidden_BTD), chunks(targets_BT))
+        return tuple(x.swapaxes(0, 1).reshape(len(hidden_BTD), -1)[:, :length] for x in results)
 
-    if step == length:  # all logits are within LOGITS_BUDGET: kept for the backward pass
-        return one(hidden_BTD, targets_BT)
-    results = jax.lax.map(lambda x: jax.checkpoint(one)(*x), (chunks(hidden_BTD), chunks(targets_BT)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in results)
+    return on_own_rows(own_rows, cast_kernels(weights, model.compute.dtype), hidden_BTD, targets_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def chunk_logprobs(logits, weights, hidden_CBTD, targets_CBT):
+    """Log-probabilities and entropies [C, B, T] of the targets, one chunk C after the other.
+
+    The backward pass computes a chunk's logits again, unless there is only one, and adds the gradients of the weights up in
+    float32. It is written out, because it needs no sum over the vocabulary that the forward pass hasn't made.
+
+    Args:
+        logits: (weights, hidden [B, T, D]) -> float32 [B, T, V].
+    """
+    return _chunk_forward(logits, weights, hidden_CBTD, targets_CBT)[0]
+
+
+def _is_target(targets_BT, logits_BTV):
+    return targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])  # a sum over the vocabulary stays on its shards
+
+
+def _chunk_forward(logits, weights, hidden_CBTD, targets_CBT):
+    only = logits(weights, hidden_CBTD[0]) if len(hidden_CBTD) == 1 else None
+
+    def one(hidden_BTD, targets_BT, logits_BTV):
+        if logits_BTV is None:
+            logits_BTV = logits(weights, hidden_BTD)
+        largest_BT = logits_BTV.max(axis=-1)
+        shifted_BTV = logits_BTV - largest_BT[..., None]
+        parts_BTV = jnp.exp(shifted_BTV)
+        sum_BT = parts_BTV.sum(axis=-1)
+        mean_BT = jnp.where(parts_BTV > 0, parts_BTV * shifted_BTV, 0.0).sum(axis=-1) / sum_BT  # banned ids are -inf
+        target_BT = jnp.where(_is_target(targets_BT, logits_BTV), shifted_BTV, 0.0).sum(axis=-1)
+        return target_BT - jnp.log(sum_BT), jnp.log(sum_BT) - mean_BT, largest_BT + jnp.log(sum_BT)
+
+    if only is None:
+        logp, entropy, norm = jax.lax.map(lambda chunk: one(*chunk, None), (hidden_CBTD, targets_CBT))
+    else:
+        logp, entropy, norm = (x[None] for x in one(hidden_CBTD[0], targets_CBT[0], only))
+    return (logp, entropy), (weights, hidden_CBTD, targets_CBT, entropy, norm, only)
+
+
+def _chunk_backward(logits, kept, gradients):
+    weights, hidden_CBTD, targets_CBT, entropy_CBT, norm_CBT, only = kept
+
+    def one(total, chunk):
+        hidden_BTD, targets_BT, entropy_BT, norm_BT, (logp_gradient_BT, entropy_gradient_BT) = chunk
+        logits_BTV, pull = jax.vjp(logits, weights, hidden_BTD)
+        logp_BTV = (logits_BTV if only is None else only) - norm_BT[..., None]
+        by_entropy_BTV = entropy_gradient_BT[..., None] * (logp_BTV + entropy_BT[..., None])
+        by_target_BTV = jnp.where(_is_target(targets_BT, logits_BTV), logp_gradient_BT[..., None], 0.0)
+        own, hidden_gradient_BTD = pull(
+            by_target_BTV - jnp.exp(logp_BTV) * (logp_gradient_BT[..., None] + by_entropy_BTV)
+        )
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, own), hidden_gradient_BTD
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), weights)
+    total, hidden_gradient = jax.lax.scan(one, zeros, (hidden_CBTD, targets_CBT, entropy_CBT, norm_CBT, gradients))
+    return jax.tree.map(lambda a, x: a.astype(x.dtype), total, weights), hidden_gradient, None
+
+
+chunk_logprobs.defvjp(_chunk_forward, _chunk_backward)
 
 
 def reply_hidden(model: VisionLanguageModel, prompt: Segment, reply: Segment, places: Places | None = None):

@@ -165,9 +165,15 @@ class Decoder(nnx.Module):
         x_BTD = table_VD[constrain(ids_BT, "group", None)].astype(self.embed.dtype)
         return constrain(constrain(x_BTD, "group", None, "embed"), "batch", None, None)
 
-    def logits(self, hidden):
-        """float32 logits [..., V] of hidden states [..., D]."""
+    @property
+    def head(self) -> Any:
+        """The module that logits are made with: the embeddings, or a `Linear` of its own where they aren't tied."""
+        return self.embed if self.config.tie_embeddings else self.lm_head
+
+    def logits(self, hidden, head=None):
+        """float32 logits [..., V] of hidden states [..., D]; `head` takes the place of the decoder's own."""
+        head = self.head if head is None else head
         tied = self.config.tie_embeddings
-        kernel_DV = self.embed.embedding[...].T if tied else self.lm_head.kernel[...]
+        kernel_DV = head.embedding[...].T if tied else head.kernel[...]
         logits = jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return logits if tied or self.lm_head.lora is None else logits + self.lm_head.lora(hidden).astype(logits.dtype)
+        return logits if tied or head.lora is None else logits + head.lora(hidden).astype(logits.dtype)

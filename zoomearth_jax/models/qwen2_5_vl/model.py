@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +105,14 @@ class Qwen2_5_VL(nnx.Module):
         layout = images.layout
         return self.vision.scored(patchify(images.pixels, layout.positions_IP2, self.config.vision), layout)
 
-    def logits(self, hidden_BTD):
-        """float32 logits [..., V] of hidden states."""
-        return self.decoder.logits(hidden_BTD)
+    @property
+    def head(self) -> Any:
+        """See `Decoder.head`."""
+        return self.decoder.head
+
+    def logits(self, hidden_BTD, head=None):
+        """float32 logits [..., V] of hidden states; `head` takes the place of the model's own."""
+        return self.decoder.logits(hidden_BTD, head)
 
     def embed(self, ids_BT, features_BMD=None):
         """Token embeddings with image features at the placeholders.
