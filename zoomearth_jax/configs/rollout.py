@@ -23,8 +23,8 @@ class RolloutConfig:
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
-        ahead: the episodes of a step are played by the policy before the step in hand's update, while that runs: one step off
-            policy, which the objective's `importance_cap` corrects. The first step, and the first after a checkpoint, are on policy.
+        ahead: a step's episodes are played while the step before updates, by the policy from before that update: one step off
+            policy, which the objective's `importance_cap` corrects. The first step's, and those after a checkpoint, are on policy.
         visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
     """
 

@@ -223,7 +223,7 @@ class GRPOConfig(TrainingConfig):
             self.refuse("rollout.turn_ids retokenised needs objective.mask reference: nobody sampled those ids")
         if self.rollout.ahead and not self.objective.importance_cap:
             self.refuse(
-                "rollout.ahead plays one step off policy and needs the weights that correct it; set objective.importance_cap, such as 2"
+                "rollout.ahead plays one step off policy, which weights must correct; set objective.importance_cap, such as 2"
             )
         if self.compact < 0:
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
