@@ -79,6 +79,19 @@ def test_two_processes_validate_as_one_device(verb, tmp_path):
 
 
 @pytest.mark.slow
+def test_episodes_played_ahead_in_two_processes_are_those_of_one_device(tmp_path):
+    ahead = ["--rollout.ahead", "--objective.importance-cap", 2, "--updates", 1]
+    want = train(tmp_path / "one", "grpo", 4, 1, *ahead)
+    got = train(tmp_path / "two", "grpo", 4, 2, "--mesh.fsdp", 2, *ahead, processes=2)
+    assert error(got, want) < 1e-4
+    assert np.ptp(want) > 0.1 * np.abs(want).max()
+    gaps = [row["sampler_gap"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl")]
+    assert (
+        gaps[0] < 1e-5 < 1e-3 < min(gaps[1:])
+    )  # one update lies between sampler and trainer, but for the first rollout
+
+
+@pytest.mark.slow
 def test_packed_rows_train_on_8_devices_and_in_two_processes_as_on_one_device(tmp_path):
     """The third batch fills two rows of a device in the first process, and one in the second. The gradients agree as the losses
     do, which each follow from the gradients of the steps before."""

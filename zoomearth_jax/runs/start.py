@@ -79,8 +79,9 @@ def on_mesh(config: MeshConfig, model: str | Path, processes: bool = True) -> It
 
 
 def _join(config: MeshConfig) -> bool:
-    """Starts `jax.distributed` where settings or surroundings ask for it; whether this call did."""
-    if jax.distributed.is_initialized():
+    """Starts `jax.distributed` where settings or surroundings ask for it; whether this call did. A run within another mesh, as
+    those of `ablate`, is of the processes that are there."""
+    if jax.distributed.is_initialized() or not jax.sharding.get_abstract_mesh().empty:
         return False
     if config.coordinator not in ("", "auto"):
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
