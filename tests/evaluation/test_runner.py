@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tests.evaluation.official_files import mme_row, picture, write_mme
 from tests.processes import address, start
 from zoomearth_jax.cli import main
 from zoomearth_jax.evaluation import runner
@@ -75,6 +76,34 @@ def test_two_processes_finish_what_one_began(undisturbed, killed, tmp_path):
     assert ["accuracy" in printed for printed, _ in said] == [True, False]
     assert records(out) == records(undisturbed)
     assert [file.name for file in out.glob("records*")] == ["records.jsonl"]
+
+
+@pytest.mark.slow
+def test_two_processes_play_a_benchmark_as_one_does(tmp_path):
+    """Seven rows, an image that can't be read among them, in two ways of showing crops."""
+    texts = ["What color is the roof?", "Which roof is red?"]
+    write_mme(tmp_path, [mme_row(n, Text=texts[n % 2]) for n in range(6)] + [mme_row(6, Image="broken.png")])
+    picture(tmp_path / "broken.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:60])
+    args = ["evaluate", "--benchmark", "mme-realworld-rs", "--data", tmp_path, "--crops", "shown", "masked"]
+    args += ["--temperature", "1", "--batch-size", "2"]
+    mesh = ["--mesh.coordinator", address(), "--mesh.processes", "2", "--mesh.fsdp", "2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    started = [
+        start("evaluation/dying.py", 4, 99, *args, "--out", two, *mesh, "--mesh.process", number) for number in (0, 1)
+    ]
+    started.append(start("evaluation/dying.py", 1, 99, *args, "--out", one))
+    for process in started:
+        _, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err[-2000:]
+    for folder in (".", "masked"):
+        assert records(two / folder) == records(one / folder)
+        assert len(records(one / folder)) == 7
+        assert [bool(record.get("fault")) for record in records(one / folder)] == [False] * 6 + [True]
+    ours, theirs = (json.loads((out / "results.json").read_text()) for out in (two, one))
+    assert ours["counts"] == theirs["counts"]
+    for crops in ("shown", "masked"):
+        assert ours["runs"][crops]["summary"] == theirs["runs"][crops]["summary"]
 
 
 def test_a_cut_line_alone_is_no_record(undisturbed, tmp_path):

@@ -10,7 +10,7 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.models.presets import preset
 from zoomearth_jax.rl.batches import GRPOBatch, row_batch
-from zoomearth_jax.rl.grpo import minibatches, sampled_kl, updated
+from zoomearth_jax.rl.grpo import minibatches, sampled_kl, update_metrics
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_grpo_step, make_scorer, scored_slots
 from zoomearth_jax.runs.models import load_model
@@ -101,23 +101,19 @@ def test_minibatches_are_whole_groups(batch):
     assert all(part.kept is None and part.old_logp is None for part in parts)
 
 
-def test_an_update_passes_over_its_batches():
-    """Metrics are means over the last pass, maxima stay maxima, the gap is the first step's; what broke is seen."""
-    seen, losses = [], iter(range(99))
+def test_metrics_of_an_update_are_those_of_its_last_pass():
+    """Means over the last pass, maxima stay maxima, the gap is the first step's; what broke is seen."""
 
-    def step(state, reference, batch):
-        seen.append(batch)
-        loss = np.float32(next(losses))
+    def steps(*losses):
         finite = np.float32(1)
-        return state + 1, {
-            "loss": loss, "grad_norm": finite, "update_ratio": finite, "ratio_max": loss, "sampler_gap": loss,
-        }  # fmt: skip
+        return [
+            {"loss": np.float32(x), "grad_norm": finite, "update_ratio": finite, "ratio_max": x, "sampler_gap": x}
+            for x in losses
+        ]
 
-    state, metrics = updated(step, 0, None, ["a", "b", "c"], 2)
-    assert (state, seen) == (6, list("abcabc"))
+    metrics = update_metrics(steps(0, 1, 2, 3, 4, 5), 2)
     assert (metrics["loss"], metrics["ratio_max"], metrics["sampler_gap"]) == (4, 5, 0)
-    losses = iter([0.0, np.nan, 2.0, 3.0])
-    assert np.isnan(updated(step, 0, None, ["a", "b"], 2)[1]["loss"])
+    assert np.isnan(update_metrics(steps(0, np.nan, 2, 3), 2)["loss"])
 
 
 def test_the_kl_of_episodes_by_hand():

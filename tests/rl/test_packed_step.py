@@ -76,7 +76,7 @@ def test_a_sample_sees_nothing_of_its_neighbours(nano, packed):
     other_text = (packed.samples[row] == 1) & (packed.ids[row] != nano.rows.image_id)
     ids = packed.ids.copy()
     ids[row, other_text] = 50
-    first_view = packed.features[row, 0] // nano.rows.layout.view_tokens
+    first_view = packed.features[0, row, 0] // nano.rows.layout.view_tokens
     got = np.asarray(logprobs(ids, features.at[first_view].set(7.0)))
     mask = packed.target[row]
     np.testing.assert_array_equal(got[own & mask], want[own & mask])

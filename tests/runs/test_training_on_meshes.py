@@ -78,6 +78,35 @@ def test_two_processes_validate_as_one_device(verb, tmp_path):
     assert two[2].keys() >= one[0].keys()
 
 
+@pytest.mark.slow
+def test_episodes_played_ahead_in_two_processes_are_those_of_one_device(tmp_path):
+    ahead = ["--rollout.ahead", "--objective.importance-cap", 2, "--updates", 1]
+    want = train(tmp_path / "one", "grpo", 4, 1, *ahead)
+    got = train(tmp_path / "two", "grpo", 4, 2, "--mesh.fsdp", 2, *ahead, processes=2)
+    assert error(got, want) < 1e-4
+    assert np.ptp(want) > 0.1 * np.abs(want).max()
+    gaps = [row["sampler_gap"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl")]
+    assert (
+        gaps[0] < 1e-5 < 1e-3 < min(gaps[1:])
+    )  # one update lies between sampler and trainer, but for the first rollout
+
+
+@pytest.mark.slow
+def test_packed_rows_train_on_8_devices_and_in_two_processes_as_on_one_device(tmp_path):
+    """The third batch fills two rows of a device in the first process, and one in the second. The gradients agree as the losses
+    do, which each follow from the gradients of the steps before."""
+    runs = {"fixed": (1, 1, ()), "1": (1, 1, (128,)), "8": (8, 1, (128,)), "2 x 4": (4, 2, (128,))}
+    for name, (devices, processes, pack_len) in runs.items():
+        how = [*(["--pack-len", *pack_len] if pack_len else []), *(["--mesh.fsdp", 2] if devices > 1 else [])]
+        train(tmp_path / name, "sft", 4, devices, *how, processes=processes)
+    rows = {name: read_metrics(tmp_path / name / "metrics.jsonl") for name in runs}
+    for metric in ("loss", "grad_norm", "entropy"):
+        values = {name: np.array([row[metric] for row in rows[name]]) for name in runs}
+        for name in ("1", "8", "2 x 4"):
+            assert error(values[name], values["fixed"]) < 1e-4, (name, metric)
+        assert np.ptp(values["fixed"]) > 0.1 * np.abs(values["fixed"]).max()
+
+
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(AssertionError, match="a step of 16 questions doesn't divide over 3 devices"):
         train(tmp_path, "sft", 1, 3)

@@ -112,7 +112,7 @@ class Ours:
             group=self.group,
             score=lambda asked, played: episode_rewards(REWARD, asked, played.episodes, self.rows),
         )
-        return played, np.asarray(group_advantages(rewards["total"], self.group, OBJECTIVE.advantage))
+        return played, np.asarray(group_advantages(rewards.result()["total"], self.group, OBJECTIVE.advantage))
 
     def update(self, played: Trajectories, advantages: np.ndarray) -> dict[str, float]:
         """Takes one optimizer step; returns its metrics."""

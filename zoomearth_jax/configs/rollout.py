@@ -23,6 +23,8 @@ class RolloutConfig:
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
+        ahead: a step's episodes are played while the step before updates, by the policy from before that update: one step off
+            policy, which the objective's `importance_cap` corrects. The first step's, and those after a checkpoint, are on policy.
         visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
         bucket: slots by which the caches grow while a turn is written: those that no row has reached yet aren't read. Each size
             has a program of its own; 0 is all slots at once.
@@ -34,6 +36,7 @@ class RolloutConfig:
     crop: Literal["model", "grow", "reference"] = "model"
     mask_crop: bool = False
     batches: int = 1
+    ahead: bool = False
     visit: int = 32
     bucket: int = 128
 

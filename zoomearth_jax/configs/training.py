@@ -221,6 +221,10 @@ class GRPOConfig(TrainingConfig):
             self.refuse("updates and minibatches must be positive")
         if self.rollout.turn_ids == "retokenised" and self.objective.mask != "reference":
             self.refuse("rollout.turn_ids retokenised needs objective.mask reference: nobody sampled those ids")
+        if self.rollout.ahead and not self.objective.importance_cap:
+            self.refuse(
+                "rollout.ahead plays one step off policy, which weights must correct; set objective.importance_cap, such as 2"
+            )
         if self.compact < 0:
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:
@@ -230,3 +234,8 @@ class GRPOConfig(TrainingConfig):
     def optimizer_steps(self) -> int:
         """Optimizer steps on each rollout."""
         return self.updates * self.minibatches
+
+    def plays_ahead(self, step: int) -> bool:
+        """Whether the episodes of the step after `step` others are played by the policy of the step before. After a checkpoint
+        they aren't, so that a run that goes on from it plays the same ones."""
+        return self.rollout.ahead and step < self.steps and step % self.checkpoint_every > 0

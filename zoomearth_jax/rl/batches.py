@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies
-from zoomearth_jax.data_pipeline.rows.packing import PackedRows
+from zoomearth_jax.data_pipeline.rows.packing import PackedRows, padded
 from zoomearth_jax.models.family import Images, Sizes
 from zoomearth_jax.models.layers import Array, Places
 from zoomearth_jax.models.sharding import constrain
@@ -87,6 +89,17 @@ def row_batch(
 def packed_batch(rows: PackedRows, config: Sizes) -> PackedBatch:
     """Packed rows from NumPy arrays."""
     return PackedBatch(*rows[:-1], config.prepare(*rows.views))
+
+
+def as_the_fullest(batch: PackedBatch) -> PackedBatch:
+    """A batch, NumPy arrays beside its views, with as many rows and targets as the process needs that needs most.
+
+    All processes must call it at the same time, in the thread that runs their programs.
+    """
+    if jax.process_count() == 1:
+        return batch
+    own = np.array([batch.features.shape[1], batch.target.shape[1]])
+    return padded(batch, *multihost_utils.process_allgather(own).max(axis=0).tolist())
 
 
 def split_batch(batch, rows: int, parts: int):

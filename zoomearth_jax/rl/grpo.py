@@ -1,13 +1,15 @@
-"""A GRPO step in its parts: play, advantages, update."""
+"""A GRPO step in its parts: play, update; and the next step's episodes played while the update runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -28,6 +30,14 @@ from zoomearth_jax.rl.state import init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_scorer
 
 
+class Asked(NamedTuple):
+    """What a step plays: A questions, what they show first as `send` gives it, and the number of steps before it."""
+
+    questions: Sequence[Question]
+    looks: Sequence[SentPrompts]
+    step: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Played:
     """A step's episodes.
@@ -35,14 +45,42 @@ class Played:
     Attributes:
         questions: the A questions that were played.
         episodes: A x G.
-        rewards: rewards of each episode by name, [A x G].
+        scores: what `rewards` waits for.
         rows: what the learner trains on, on the devices.
     """
 
     questions: Sequence[Question]
     episodes: Trajectories
-    rewards: Mapping[str, np.ndarray]
+    scores: Future[dict[str, np.ndarray]]
     rows: RowBatch
+
+    @property
+    def rewards(self) -> Mapping[str, np.ndarray]:
+        """Rewards of each episode by name, [A x G]; waits until they are known."""
+        return self.scores.result()
+
+
+@dataclasses.dataclass(frozen=True)
+class Updated:
+    """The optimizer steps on a rollout, which the devices may still be at work on.
+
+    Attributes:
+        batch: what they were made on.
+        advantages: of each episode within its group, [A x G].
+        kl: the estimated KL of each episode by the name `kl`, where it is in the reward; else empty.
+        steps: metrics of each optimizer step, on the devices.
+        passes: how often they went over the batch.
+    """
+
+    batch: GRPOBatch
+    advantages: np.ndarray
+    kl: Mapping[str, np.ndarray]
+    steps: Sequence[Mapping[str, jax.Array]]
+    passes: int
+
+    def metrics(self) -> dict[str, float]:
+        """Waits for the steps; see `update_metrics`."""
+        return update_metrics(self.steps, self.passes)
 
 
 class GRPO:
@@ -97,23 +135,48 @@ class GRPO:
         """A step's prompts on the devices, in the parts that it is played in."""
         return send_parts(self.engine, prompts, self._config.rollout.batches)
 
-    def play(self, questions: Sequence[Question], looks: Sequence[SentPrompts], step: int) -> Played:
+    def play(self, asked: Asked) -> Played:
         """Plays and scores the questions of a step; what is drawn follows from the seed and the step's number."""
+        played = self._play(asked, self.state.params)
+        wait([played.scores])
+        return played
+
+    def _play(self, asked: Asked, params, meanwhile: Callable[[], None] | None = None) -> Played:
         config = self._config
-        episodes, rewards = play_scored(
+        episodes, scores = play_scored(
             self.engine,
-            self.state.params,
-            questions,
-            looks,
-            jax.random.fold_in(jax.random.key(config.seed), step),
+            params,
+            asked.questions,
+            asked.looks,
+            jax.random.fold_in(jax.random.key(config.seed), asked.step),
             sampling=SamplingConfig(temperature=config.temperature),
             group=config.group,
             score=lambda asked, played: episode_rewards(config.reward, asked, played.episodes, self.rows),
+            meanwhile=meanwhile,
         )
         rows = learner_rows(episodes, self._sizes, config.freeze_vision, self._mesh, config.compact)
-        return Played(questions, episodes, rewards, rows)
+        return Played(asked.questions, episodes, scores, rows)
 
-    def advantages(self, played: Played) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def update(self, played: Played, following: Asked | None = None) -> tuple[Updated, Played | None]:
+        """Takes the optimizer steps on a rollout, without waiting for them; and plays `following`, if any, on the parameters
+        from before them.
+
+        One thread sends everything to the devices, so that all processes do it in the same order: first the first turns of
+        `following`, meanwhile the rewards of `played` are computed; then the steps, meanwhile the tools of `following` run.
+        """
+        if following is None:
+            return self._update(played), None
+        updates: list[Updated] = []
+        upcoming = self._play(following, self._held_weights(), lambda: updates.append(self._update(played)))
+        return updates[0], upcoming
+
+    def _held_weights(self):
+        """The sampler's weights as of now, none of them an array of the state, whose memory an update gives away."""
+        params = self.state.params
+        own = {id(x) for x in jax.tree.leaves(params)}
+        return jax.tree.map(lambda x: jnp.copy(x) if id(x) in own else x, self.engine.weights(params))
+
+    def _advantages(self, played: Played) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Advantages [A x G] within each group; and where the KL is in the reward, its estimate of each episode as `kl`."""
         objective, total, more = self._config.objective, played.rewards["total"], {}
         if objective.kl_in_reward:
@@ -123,16 +186,19 @@ class GRPO:
             total = total - objective.kl_weight * kl_sum
         return group_advantages(total, self._config.group, objective.advantage), more
 
-    def update(self, played: Played, advantages: np.ndarray) -> tuple[dict[str, float], GRPOBatch]:
-        """The optimizer steps on a rollout: their metrics, and the batch that they were made on."""
+    def _update(self, played: Played) -> Updated:
+        advantages, kl = self._advantages(played)
         config, drops = self._config, self._config.objective.flat_groups == "drop"
         kept = disagreeing(played.rewards["total"], config.group) if drops else None
         batch = shard_batch(GRPOBatch(played.rows, played.episodes.logprobs, advantages, kept), self._mesh)
         if self._scores_old:
             batch = batch._replace(old_logp=self._score(self.state.trainable, self.state.frozen, batch.rows))
         batches = [batch] if config.minibatches == 1 else minibatches(batch, config.minibatches)
-        self.state, metrics = updated(self._train_step, self.state, self.reference, batches, config.updates)
-        return metrics, batch
+        steps = []
+        for one in batches * config.updates:
+            self.state, metrics = self._train_step(self.state, self.reference, one)
+            steps.append(metrics)
+        return Updated(batch, advantages, kl, steps, config.updates)
 
 
 def learner_rows(
@@ -167,20 +233,12 @@ def minibatches(batch: GRPOBatch, parts: int) -> list[GRPOBatch]:
     return [part(i) for i in range(parts)]
 
 
-def updated(train_step, state, reference, batches: Sequence[GRPOBatch], updates: int):
-    """The optimizer steps on one rollout: `updates` passes over its batches.
-
-    Returns:
-        the state, and metrics: means over the last pass (a step that is not finite stands for all, so that it is seen), and
-        the gap to the sampler before the first step, of its batch.
-    """
-    metrics = []
-    for batch in [*batches] * updates:
-        state, one = train_step(state, reference, batch)
-        metrics.append(one)
-    metrics = jax.device_get(metrics)
+def update_metrics(steps: Sequence[Mapping[str, jax.Array]], passes: int) -> dict[str, float]:
+    """The metrics of a rollout's optimizer steps: means over the last pass (a step that is not finite stands for all, so that
+    it is seen), and the gap to the sampler before the first step, of its batch."""
+    metrics = jax.device_get(steps)
     gap = {name: x for name, x in metrics[0].items() if name.startswith("sampler_gap")}
     broken = [one for one in metrics if not np.isfinite(one["loss"] + one["grad_norm"] + one["update_ratio"])]
-    last = broken[:1] or metrics[-len(batches) :]
+    last = broken[:1] or metrics[-(len(metrics) // passes) :]
     merge = {name: np.max if name.endswith("_max") else np.mean for name in metrics[0]}
-    return state, {name: merge[name]([one[name] for one in last]) for name in merge} | gap
+    return {name: merge[name]([one[name] for one in last]) for name in merge} | gap

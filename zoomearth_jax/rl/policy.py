@@ -227,6 +227,8 @@ def packed_logprobs(model: VisionLanguageModel, batch, features_IMD):
         batch: `data_pipeline.packing.PackedRows`, on the device.
         features_IMD: visual tokens of its views.
     """
-    features_BMD = features_IMD.reshape(-1, features_IMD.shape[-1])[batch.features]
+    stretches, rows, slots = batch.features.shape
+    own = features_IMD.reshape(stretches, -1, features_IMD.shape[-1])  # of a device's views
+    features_BMD = take_rows(own, batch.features.reshape(stretches, -1)).reshape(stretches * rows, slots, -1)
     hidden_BTD, _, _ = model.segment(batch.ids, batch.samples, features_BMD, batch.grids)
     return token_logprobs(model, take_rows(hidden_BTD, batch.places), batch.targets, 1.0)

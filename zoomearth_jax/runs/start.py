@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -110,8 +111,9 @@ def lay_out_sampler(
 
 
 def _join(config: MeshConfig) -> bool:
-    """Starts `jax.distributed` where settings or surroundings ask for it; whether this call did."""
-    if jax.distributed.is_initialized():
+    """Starts `jax.distributed` where settings or surroundings ask for it; whether this call did. A run within another mesh, as
+    those of `ablate`, is of the processes that are there."""
+    if jax.distributed.is_initialized() or not jax.sharding.get_abstract_mesh().empty:
         return False
     if config.coordinator not in ("", "auto"):
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
@@ -322,6 +324,25 @@ def look_ahead(batches: Iterator, prepare: Callable[[Any], Any]) -> Iterator:
         while (batch := ready.result()) is not ended:
             ready = thread.submit(following)
             yield batch
+
+
+class Peekable:
+    """An iterator whose next item can be had before it is taken."""
+
+    def __init__(self, items: Iterator):
+        self._items, self._peeked = items, deque[Any]()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self._peeked.popleft() if self._peeked else next(self._items)
+
+    def peek(self) -> Any:
+        """The next item, which stays; there must be one."""
+        if not self._peeked:
+            self._peeked.append(next(self._items))
+        return self._peeked[0]
 
 
 def of_all_processes(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -139,11 +139,6 @@ def demo(config: DemoConfig) -> dict:
     grpo_config = GRPOConfig(
         model=str(runs["sft"]), out=runs["grpo"], seed=config.seed, overwrite=True, objective=no_kl
     )
-    with clock.phase("sft"):
-        sft(sft_config)
-    with clock.phase("grpo"):
-        grpo(grpo_config)
-
     local = scene_questions("test", config.seed, 0, config.questions, global_share=0.0)
     whole = scene_questions("test", config.seed, config.questions, config.global_questions, global_share=1.0)
     models: dict[str, str | Path] = {"base": "nano", "sft": runs["sft"], "grpo": runs["grpo"]}
@@ -152,7 +147,11 @@ def demo(config: DemoConfig) -> dict:
     def save():
         write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
 
-    with on_mesh(MeshConfig(), "nano") as mesh:
+    with on_mesh(MeshConfig(), "nano", processes=False) as mesh:
+        with clock.phase("sft"):
+            sft(sft_config)
+        with clock.phase("grpo"):
+            grpo(grpo_config)
         base, rows = load_model(models["base"], mesh=mesh)
         engine = RolloutEngine(base, rows, mesh)
         with clock.phase("evaluation"):

@@ -13,7 +13,7 @@ from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import grpo_flops, rollout_flops, row_counts
 from zoomearth_jax.reports.panel import write_panel
-from zoomearth_jax.rl.grpo import GRPO
+from zoomearth_jax.rl.grpo import GRPO, Asked, Played
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.rewards.custom_rewards import load_custom
 from zoomearth_jax.runs.checkpoints import Checkpoints, about_run
@@ -22,6 +22,7 @@ from zoomearth_jax.runs.monitor import open_monitor
 from zoomearth_jax.runs.preemption import StopSignal
 from zoomearth_jax.runs.sinks import check_sinks
 from zoomearth_jax.runs.start import (
+    Peekable,
     Run,
     broken_images,
     lay_out_sampler,
@@ -74,21 +75,30 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
         done = start = int(training.state.step) // per_rollout
         before = validation.before_training(training.state.params, start)
         with open_monitor(config, "grpo", start, mesh, SHOWN, config.compact > 0, before) as monitor:
-            for step, looks in monitor.steps(look_ahead(loader.batches(start, config.steps), training.send)):
+            batches = Peekable(look_ahead(loader.batches(start, config.steps), training.send))
+            upcoming: Played | None = None  # the episodes of this step, where they were played ahead
+            for step, looks in monitor.steps(batches):
                 if stop.requested():
                     break
                 with monitor.phase("rollout"):
-                    played = training.play(loader.questions(step), looks, step)
-                    advantages, more = training.advantages(played)
-                    table = episode_table(played.questions, played.episodes, played.rewards, advantages, rows.layout)
-                    table = of_all_processes(table | more)
+                    played = upcoming or training.play(Asked(loader.questions(step), looks, step))
                 if stop.requested():  # the resumed run plays the same episodes again
                     break
+                done, following = step + 1, None
+                if config.plays_ahead(done):
+                    with monitor.phase("data_wait"):
+                        next_looks = batches.peek()
+                    following = Asked(loader.questions(done), next_looks, done)
+                with monitor.phase("rollout" if following else "update"):
+                    updated, upcoming = training.update(played, following)
+                table = episode_table(
+                    played.questions, played.episodes, played.rewards, updated.advantages, rows.layout
+                )
+                table = of_all_processes(table | updated.kl)
                 with monitor.phase("update"):
-                    metrics, batch = training.update(played, advantages)
+                    metrics = updated.metrics()
                 run.begin()
-                done = step + 1
-                monitor.stop_if_broken(done, metrics, batch, training.state)
+                monitor.stop_if_broken(done, metrics, updated.batch, training.state)
                 metrics |= {"lr": lr[done * per_rollout - 1]} | rollout_metrics(table, config.group)
                 metrics["broken_images"] = broken_images(loader, step, mesh)
                 if validation.due(done):
@@ -97,7 +107,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 counts = row_counts(played.episodes.prompts, played.episodes.replies)
                 monitor.log(done, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and done % config.panel_every == 0 and jax.process_index() == 0:
-                    scores = {**played.rewards, "advantage": advantages}
+                    scores = {**played.rewards, "advantage": updated.advantages}
                     picture = write_panel(config.out / "panels", done, played.questions, played.episodes, scores)
                     monitor.picture(done, picture)
                 if done % config.checkpoint_every == 0 or done == config.steps:

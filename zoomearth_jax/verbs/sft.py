@@ -10,13 +10,12 @@ from jax.sharding import Mesh
 
 from zoomearth_jax.configs.training import SFTConfig
 from zoomearth_jax.data_pipeline.rows.packing import pack
-from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import row_counts, sft_flops
 from zoomearth_jax.models.lora import add_lora, has_lora
-from zoomearth_jax.models.sharding import shard_batch
-from zoomearth_jax.rl.batches import packed_batch, row_batch
+from zoomearth_jax.models.sharding import process_share, shard_batch
+from zoomearth_jax.rl.batches import as_the_fullest, packed_batch, row_batch
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
@@ -37,8 +36,6 @@ def sft(config: SFTConfig) -> Path:
 
 
 def _sft(config: SFTConfig, mesh: Mesh) -> Path:
-    if config.pack_len and jax.process_count() > 1:
-        raise UserError("sft config: packed rows are for one process; leave pack_len out")
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
     slots = rows.layout.prompt_len + rows.layout.reply_len
@@ -49,13 +46,18 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     train_step = make_sft_step(graph, optimizer, rows.layout, config.accumulate)
     lr, adapted, frozen = config.optimizer.rates(config.steps), has_lora(model), "vision" not in state.trainable
 
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] // process_share(mesh)[1]  # that hold rows of this process's own
+
     def prepare(batch):
         (prompts, replies), sizes = batch, model.config
         counts = row_counts(prompts, replies)
         if not config.pack_len:
             return shard_batch(row_batch(prompts, replies, sizes), mesh), counts
-        packed = pack(prompts, replies, rows.layout.view_tokens, config.pack_len)
-        return shard_batch(packed_batch(packed, sizes), mesh), counts
+        packed = packed_batch(pack(prompts, replies, rows.layout.view_tokens, config.pack_len, devices), sizes)
+        return packed._replace(views=shard_batch(packed.views, mesh)), counts
+
+    def send(batch):
+        return shard_batch(as_the_fullest(batch) if config.pack_len else batch, mesh)
 
     loader = open_loader(
         config, "sft", rows.supervised, config.batch_size, config.questions, mesh, check=rows.check_supervised
@@ -78,6 +80,7 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
                 if stop.requested():
                     break
                 with monitor.phase("update"):
+                    batch = send(batch)
                     state, metrics = train_step(state, batch)
                     metrics = jax.device_get(metrics) | {"lr": lr[step]}
                 run.begin()

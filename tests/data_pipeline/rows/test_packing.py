@@ -1,12 +1,13 @@
 """Packing: every token and target once, in order; deterministic; what doesn't fit is refused."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.data_pipeline.rows.packing import first_fit, pack
+from zoomearth_jax.data_pipeline.rows.packing import PackedRows, first_fit, pack, padded
 from zoomearth_jax.errors import UserError
 
 
@@ -25,7 +26,7 @@ def test_first_fit_places_each_sample_once_and_no_two_rows_would_fit_into_one(le
 
 
 def test_a_sample_longer_than_a_row_is_refused():
-    with pytest.raises(UserError, match="sample 1 of the batch has 51 tokens, a packed row 50; raise pack_len"):
+    with pytest.raises(UserError, match="a sample of the batch has 51 tokens, a packed row 50; raise pack_len"):
         first_fit([3, 51], 50)
 
 
@@ -59,7 +60,7 @@ def test_each_sample_is_whole_and_its_targets_follow_the_tokens_before_them(nano
 
 def test_features_are_those_of_the_samples_own_views(nano, fixed):
     packed = pack(*fixed, nano.rows.layout.view_tokens, 200)
-    views = packed.features // nano.rows.layout.view_tokens
+    views = packed.features[0] // nano.rows.layout.view_tokens
     for row in range(len(packed.ids)):
         images = packed.grids[row].prod(-1)
         used = np.repeat(np.arange(len(images)), images)  # which of the row's images each placeholder is of
@@ -74,8 +75,30 @@ def test_features_are_those_of_the_samples_own_views(nano, fixed):
             assert tuple(packed.ids[row, start : start + len(prompt)]) == prompt
 
 
-def test_rows_divide_over_devices_and_plans_repeat(nano, fixed):
-    first, again = (pack(*fixed, nano.rows.layout.view_tokens, 200, rows_multiple=4) for _ in range(2))
-    assert len(first.ids) % 4 == 0
-    for a, b in zip(first[:-1], again[:-1], strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_each_device_has_its_own_samples_and_all_have_as_many_rows(nano, fixed):
+    """The stretches of a batch are the batches that its parts would be by themselves, but for empty rows."""
+    view_tokens = nano.rows.layout.view_tokens
+    whole = pack(*fixed, view_tokens, 200, shards=3)
+    parts = [jax.tree.map(lambda x, n=n: np.split(x, 3)[n], fixed) for n in range(3)]
+    apart = [pack(*part, view_tokens, 200) for part in parts]
+    rows, targets = whole.features.shape[1], whole.target.shape[1]
+    assert (rows, targets) == tuple(max(x) for x in zip(*((len(p.ids), p.target.shape[1]) for p in apart), strict=True))
+    grown = [padded(part, rows, targets) for part in apart]
+    for name in PackedRows._fields[:-1]:
+        want = np.concatenate([getattr(part, name) for part in grown])
+        np.testing.assert_array_equal(getattr(whole, name), want, name)
+    np.testing.assert_array_equal(whole.views.grids, np.concatenate([part.views.grids for part in apart]))
+    np.testing.assert_array_equal(whole.views.pixels, np.concatenate([part.views.pixels for part in apart]))
+
+
+def test_room_for_more_is_empty(nano, fixed):
+    packed = pack(*fixed, nano.rows.layout.view_tokens, 200, shards=2)
+    grown = padded(packed, packed.features.shape[1] + 2, packed.target.shape[1] + 5)
+    assert grown.ids.shape == (len(packed.ids) + 4, 200)
+    assert grown.target.shape == (len(packed.ids) + 4, packed.target.shape[1] + 5)
+    for name in ("ids", "samples", "targets", "target", "grids", "features"):
+        was, now = getattr(packed, name), getattr(grown, name)
+        assert now.dtype == was.dtype
+        assert now.sum() == was.sum(), name
+    first = packed.features.shape[1] + 2  # of the second stretch
+    np.testing.assert_array_equal(grown.ids[first : first + len(packed.ids) // 2], packed.ids[len(packed.ids) // 2 :])

@@ -234,7 +234,7 @@ def test_parts_play_the_same_episodes_and_are_scored_meanwhile(engine, params, q
 
     looks = send_parts(engine, nano.rows.prompts(questions), 2)
     played, rewards = play_scored(Watched(), params, questions, looks, KEY, sampling=T1, group=GROUP, score=score)
-    assert rewards["total"].tolist() == [*range(8), *range(8)]
+    assert rewards.result()["total"].tolist() == [*range(8), *range(8)]
     np.testing.assert_array_equal(played.replies.ids, whole.replies.ids)
     assert played.episodes == whole.episodes
     zoomed = [e.zoomed for e in whole.episodes]

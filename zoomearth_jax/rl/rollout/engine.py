@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -194,6 +194,7 @@ class RolloutEngine:
         seeds: Sequence[int] | None = None,
         tool: Tool | None = None,
         look: SentPrompts | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Trajectories:
         """Plays `group` episodes of each question.
 
@@ -205,6 +206,8 @@ class RolloutEngine:
                 them 0, 1, 2, …
             tool: a tool in place of the engine's own.
             look: what the questions show first, where it is ready; else it is made here.
+            meanwhile: called once, while the tools of the first turn run: what it sends to the devices fills the time that
+                they would wait for pictures.
 
         Raises:
             UserError: a question that doesn't fit the prompt slot, or an image that can't be read. What the model writes
@@ -233,6 +236,8 @@ class RolloutEngine:
             cache, writing = self.programs.start(weights, shared.writing, ready, active, keys[k], length=length, **how)
             cache, writing = self._finish(weights, shared.writing, cache, writing, how, turns, k)
             ids_BT, logprobs[k], written_BT = local_rows((writing.ids_BT, writing.logps_BT, writing.written_BT))
+            if meanwhile and k == 0:
+                meanwhile()
             pictures = turns.close()
             read, own = self._read_on(_written(ids_BT, written_BT), turns, length)
             for row, one in zip(ids, read, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -33,25 +33,36 @@ def play_scored(
     sampling: SamplingConfig,
     group: int,
     score: Score,
-) -> tuple[Trajectories, dict[str, np.ndarray]]:
+    meanwhile: Callable[[], None] | None = None,
+) -> tuple[Trajectories, Future[dict[str, np.ndarray]]]:
     """Plays a step's questions, and scores them in a thread.
 
     Args:
+        params: the model's state, or what `RolloutEngine.weights` made of it.
         looks: what `send_parts` gives. Samples don't depend on their number.
         score: (questions, their episodes) -> rewards [rows] by name; called once per part, in their order.
+        meanwhile: see `RolloutEngine`; called in the first part.
 
     Returns:
-        all episodes, and all rewards.
+        all episodes, and all rewards once they are known.
     """
     weights, count = engine.weights(params), len(questions) // len(looks)
     first, played, scores = process_share(engine.mesh)[0] * len(questions), [], []
-    with ThreadPoolExecutor(1, thread_name_prefix="score") as scorer:
+    scorer = ThreadPoolExecutor(1, thread_name_prefix="score")
+    try:
         for part, look in enumerate(looks):
             begin = part * count
             asked = questions[begin : begin + count]
             seeds = range((first + begin) * group, (first + begin + count) * group)
-            one = engine(weights, asked, key, sampling=sampling, group=group, seeds=seeds, look=look)
+            how = {"sampling": sampling, "group": group, "seeds": seeds, "look": look}
+            one = engine(weights, asked, key, **how, meanwhile=None if part else meanwhile)
             played.append(one)
             scores.append(scorer.submit(score, asked, one))
-        rewards = [one.result() for one in scores]
-    return join(played), {name: np.concatenate([one[name] for one in rewards]) for name in rewards[0]}
+        return join(played), scorer.submit(_all_rewards, scores)
+    finally:
+        scorer.shutdown(wait=False)
+
+
+def _all_rewards(parts: Sequence[Future[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    rewards = [part.result() for part in parts]
+    return {name: np.concatenate([one[name] for one in rewards]) for name in rewards[0]}
