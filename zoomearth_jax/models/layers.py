@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.models.quantize import Int8Kernel, int8_product
 from zoomearth_jax.models.sharding import constrain
 
 Array = jax.Array | np.ndarray  # on the devices, or on the host before it goes there
@@ -27,7 +28,8 @@ class Linear(nnx.Linear):
     """A linear layer over the last dimension, run on [tokens, width].
 
     With the batch and token dimensions merged XLA's CPU backend keeps the weight gradient's operands in place; otherwise
-    it transposes them element by element, which doubles the time of a training step.
+    it transposes them element by element, which doubles the time of a training step. In decoding the kernel may be an
+    `Int8Kernel`; an adapter is then added in the compute type as ever.
 
     Attributes:
         lora: an adapter whose output is added, see `models.lora`.
@@ -58,10 +60,15 @@ class Linear(nnx.Linear):
 
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`
         x_TD = x.reshape(-1, x.shape[-1])
-        y_TD = super().__call__(x_TD)
+        kernel = self.kernel.get_value()
+        y_TD = self._int8(x_TD, kernel) if isinstance(kernel, Int8Kernel) else super().__call__(x_TD)
         if self.lora is not None:
             y_TD = y_TD + self.lora(x_TD)
         return y_TD.reshape(*x.shape[:-1], self.out_features)
+
+    def _int8(self, x_TD, kernel: Int8Kernel):
+        y_TD = int8_product(x_TD.astype(self.dtype), kernel)
+        return y_TD if self.bias is None else y_TD + self.bias[...].astype(self.dtype)
 
 
 class SwiGLU(nnx.Module):
