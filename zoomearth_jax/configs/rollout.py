@@ -23,6 +23,9 @@ class RolloutConfig:
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
+        weights: what decoding reads: weights in the `compute` type, or `int8` ones of the decoder's layers, each channel with its scale,
+            made once a rollout: half the bytes of bfloat16. Prompts and pictures are read with exact weights, and so is the update, so
+            that the sampler's probabilities differ from the trainer's: the objective's importance_cap must correct that.
         visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
     """
 
@@ -32,6 +35,7 @@ class RolloutConfig:
     crop: Literal["model", "grow", "reference"] = "model"
     mask_crop: bool = False
     batches: int = 1
+    weights: Literal["compute", "int8"] = "compute"
     visit: int = 32
 
     def __post_init__(self):

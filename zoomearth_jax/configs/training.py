@@ -221,6 +221,10 @@ class GRPOConfig(TrainingConfig):
             self.refuse("updates and minibatches must be positive")
         if self.rollout.turn_ids == "retokenised" and self.objective.mask != "reference":
             self.refuse("rollout.turn_ids retokenised needs objective.mask reference: nobody sampled those ids")
+        if self.rollout.weights == "int8" and not self.objective.importance_cap:
+            self.refuse(
+                "rollout.weights int8 needs objective.importance_cap (2 is usual): the trainer's weights are not the sampler's"
+            )
         if self.compact < 0:
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:

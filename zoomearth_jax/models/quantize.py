@@ -1,6 +1,7 @@
 """int8 kernels for decoding, which is bound by reading weights: half the bytes of bfloat16.
 
-Symmetric, with one scale for each output channel (and layer): a channel's largest weight is ±127 scales. Products read the int8
+Only the kernels of the decoder's layers: embeddings and the table or head that gives logits stay as they are, and so do biases,
+norms, adapters and the vision encoder. Symmetric, with one scale for each output channel (and layer): a channel's largest weight is ±127 scales. Products read the int8
 values, convert them to the compute type on the way, and are scaled in float32 afterwards.
 """
 
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 LEVELS = 127  # of either sign; -128 is left out, so that a weight and its negative round alike
 
@@ -38,3 +40,15 @@ def int8_product(x, kernel: Int8Kernel):
     """x [T, in] times a kernel, [T, out] in the type of x, in which the int8 values are read; sums and scaling are in float32."""
     y = jnp.matmul(x, kernel.values.astype(x.dtype), preferred_element_type=jnp.float32)
     return (y * kernel.scale).astype(x.dtype)
+
+
+def quantize_layers(params: nnx.State) -> nnx.State:
+    """A model's parameters with an `Int8Kernel` as the value of each stacked kernel [L, in, out] outside the vision encoder."""
+
+    def one(path, x):
+        names = [str(getattr(part, "key", part)) for part in path]
+        if "vision" in names or names[-1] != "kernel" or x.get_value().ndim != 3:
+            return x
+        return x.replace(quantize(x.get_value()))
+
+    return jax.tree_util.tree_map_with_path(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -106,11 +106,11 @@ class Training:
 
         @jax.jit
         def first(params, *args):
-            return programs.first_turn(programs.cast(params), *args, group=group, filters=filters)
+            return programs.first_turn(programs.weights(params), *args, group=group, filters=filters)
 
         @functools.partial(jax.jit, static_argnames="length")
         def following(params, *args, length):
-            return programs.next_turn(programs.cast(params), *args, length=length, filters=filters)
+            return programs.next_turn(programs.weights(params), *args, length=length, filters=filters)
 
         args: tuple = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
         turns, shapes = [self._compile(first, *args)], jax.eval_shape(first, *args)

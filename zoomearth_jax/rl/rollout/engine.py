@@ -28,7 +28,7 @@ from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import constrain, local_rows, process_share, row_shards, shard_batch
 from zoomearth_jax.rl.episode import Episode, Turn
 from zoomearth_jax.rl.rollout.decoding import Writing
-from zoomearth_jax.rl.rollout.programs import RolloutPrograms
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms, Weights
 from zoomearth_jax.rl.rollout.sampling import row_keys
 from zoomearth_jax.tools import chosen_tool
 from zoomearth_jax.tools.tool import Request, Tool, View
@@ -156,7 +156,9 @@ class RolloutEngine:
         """
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
-        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config.visit)
+        self.programs = RolloutPrograms(
+            model, rows.layout, rows.tokens, mesh, gather, config.visit, config.weights == "int8"
+        )
         self._sizes = model.config
         self._warm: set = set()
         self.readers = ThreadPoolExecutor(8, thread_name_prefix="tool")
@@ -167,9 +169,9 @@ class RolloutEngine:
         other.rows, other.tool = rows, chosen_tool(self.config, rows)
         return other
 
-    def weights(self, params):
-        """See `RolloutPrograms.weights`."""
-        return self.programs.weights(params)
+    def weights(self, params) -> Weights:
+        """See `RolloutPrograms.weights`; what it made itself stays as it is."""
+        return params if isinstance(params, Weights) else self.programs.weights(params)
 
     def look(self, questions: Sequence[Question]) -> SentPrompts:
         """Makes the prompts of questions, reading overviews in threads; errors as of a call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,22 @@ from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.family import Images, VisionLanguageModel
+from zoomearth_jax.models.quantize import quantize_layers
 from zoomearth_jax.models.sharding import cast_kernels
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, close, narrow, prefill, reread, widen
 from zoomearth_jax.rl.rollout.sampling import mark_seen
+
+
+class Weights(NamedTuple):
+    """A model's parameters as a rollout's programs take them.
+
+    Attributes:
+        reading: for prompts and pictures. writing: for tokens.
+    """
+
+    reading: Any
+    writing: Any
 
 
 class RolloutPrograms:
@@ -31,36 +43,43 @@ class RolloutPrograms:
         mesh: Mesh | None = None,
         gather: bool = False,
         visit: int = 32,
+        int8: bool = False,
     ):
         """Takes the model's structure; parameters come with each call.
 
         Args:
             mesh, gather: see `RolloutEngine`.
             visit: see `RolloutConfig`.
+            int8: whether tokens are written with int8 kernels.
         """
         self._layout, self._tokens, self._mesh, self._gather, self._visit = layout, tokens, mesh, gather, visit
+        self._int8 = int8
         self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
         options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
         self.first_turn = jax.jit(self._first_turn, static_argnames=("group", "filters"), **options)
         self.next_turn = jax.jit(self._next_turn, static_argnames=("length", "filters"), **options)
         self.go_on = jax.jit(self._go_on, static_argnames="filters", donate_argnames="cache", **options)
-        self.cast = jax.jit(self._cast)
+        self.cast, self.quantize = jax.jit(self._cast), jax.jit(quantize_layers)
         self.narrow = jax.jit(narrow, static_argnames="rows")
         self.widen = jax.jit(widen)
 
     def _cast(self, params):
         return cast_kernels(params, self._dtype, self._gather)
 
-    def weights(self, params):
+    def weights(self, params) -> Weights:
         """What the programs run on: the parameters themselves, or once per rollout in the compute type and gathered, where
         that makes a difference."""
         whole = self._mesh is None or not self._gather or self._mesh.shape["fsdp"] == 1
         wide = any(x.dtype.itemsize > jnp.dtype(self._dtype).itemsize for x in jax.tree.leaves(params))
-        return params if whole and not wide else self.cast(params)
+        cast = params if whole and not wide else self.cast(params)
+        return Weights(cast, self.quantize(cast) if self._int8 else cast)
 
-    def _first_turn(self, weights, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig):
+    def _first_turn(
+        self, weights: Weights, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig
+    ):
         """Returns (visual tokens of the overviews, cache, the turn's first tokens) of `group` samples of each prompt."""
-        model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
+        model, writer = (nnx.merge(self._graph, part) for part in weights)
+        sampler = Sampler(self._tokens, temperature, filters)
         length = self._layout.turn_lens[0]
         features, hidden, cache, start = prefill(model, ids, valid, images, group, length, self._layout.prune)
         seen = None
@@ -68,16 +87,16 @@ class RolloutPrograms:
             nothing = jnp.zeros((len(ids), model.config.vocab_size), bool)
             seen = repeat_rows(mark_seen(nothing, ids, valid), group)
         active = jnp.ones(hidden.shape[:1], bool)
-        writing = sampler.begin(model, hidden, cache, length, start, active, keys, seen)
-        return features, *sampler.go_on(model, cache, writing, self._visit)
+        writing = sampler.begin(writer, hidden, cache, length, start, active, keys, seen)
+        return features, *sampler.go_on(writer, cache, writing, self._visit)
 
-    def _go_on(self, weights, cache, writing: Writing, temperature, filters: SamplingConfig):
+    def _go_on(self, weights: Weights, cache, writing: Writing, temperature, filters: SamplingConfig):
         sampler = Sampler(self._tokens, temperature, filters)
-        return sampler.go_on(nnx.merge(self._graph, weights), cache, writing, self._visit)
+        return sampler.go_on(nnx.merge(self._graph, weights.writing), cache, writing, self._visit)
 
     def _next_turn(
         self,
-        weights,
+        weights: Weights,
         cache,
         written: Writing,
         own,
@@ -98,11 +117,12 @@ class RolloutPrograms:
             ids, valid, images: picture slots and pictures. active: rows that have one.
             length: slots of the turn.
         """
-        model, sampler = nnx.merge(self._graph, weights), Sampler(self._tokens, temperature, filters)
-        cache, next_B = close(model, cache, written) if own is None else reread(model, cache, written, *own)
+        model, writer = (nnx.merge(self._graph, part) for part in weights)
+        sampler = Sampler(self._tokens, temperature, filters)
+        cache, next_B = close(writer, cache, written) if own is None else reread(model, cache, written, *own)
         features, hidden, cache, next_B = append_pictures(
             model, cache, ids, valid, images, next_B, length, self._layout.prune
         )
         seen = mark_seen(written.seen_BV, ids, valid)
-        writing = sampler.begin(model, hidden, cache, length, next_B, active, keys, seen)
-        return features, *sampler.go_on(model, cache, writing, self._visit)
+        writing = sampler.begin(writer, hidden, cache, length, next_B, active, keys, seen)
+        return features, *sampler.go_on(writer, cache, writing, self._visit)
