@@ -23,9 +23,9 @@ class RolloutConfig:
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
-        weights: what decoding reads: weights in the `compute` type, or `int8` ones of the decoder's layers, each channel with its scale,
-            made once a rollout: half the bytes of bfloat16. Prompts and pictures are read with exact weights, and so is the update, so
-            that the sampler's probabilities differ from the trainer's: the objective's importance_cap must correct that.
+        weights: what tokens are decoded with: the model's weights in the `compute` type, or `int8` kernels in the decoder's layers
+            (`models/quantize.py`), made once a rollout. Prompts and pictures are read with exact weights, and so is the
+            update: the sampler's probabilities are not the trainer's, and the objective's importance_cap must be set.
         visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
     """
 
