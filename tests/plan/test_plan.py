@@ -92,7 +92,7 @@ def test_the_rollout_is_its_parts(planned):
     parts = sum(planned["steps"][name]["model_flops"] for name in ("prefill", "decode", "pictures"))
     assert parts == pytest.approx(rollout_flops(model, full_counts(episode.layout(28), 2, 2)))
     decode = planned["steps"]["decode"]
-    assert decode["token_seconds"] == decode["seconds"] / (sum(episode.turn_lens) - 2)
+    assert decode["token_seconds"] == decode["seconds"] / sum(episode.turn_lens)
 
 
 def test_the_text_has_what_the_json_has(planned):
@@ -190,11 +190,11 @@ def test_tpu_flags_leave_what_is_set(monkeypatch):
 def test_bench_plan(monkeypatch):
     programs = bench._programs
     monkeypatch.setattr(
-        bench, "_programs", lambda *args: {k: v for k, v in programs(*args).items() if k in ("turn1", "sft")}
+        bench, "_programs", lambda *args: {k: v for k, v in programs(*args).items() if k in ("decode 4", "sft")}
     )
     monkeypatch.setattr(Training, "grpo", lambda *_: None)
     rows = bench.bench_plan(bench.PlanBenchConfig(models=("nano",), prompts=1, group=2, repeats=1))
-    assert [row["step"] for row in rows] == ["sft", "turn1"]
+    assert [row["step"] for row in rows] == ["sft", "decode 4"]
     for row in rows:
         assert row["ratio"] == row["measured_s"] / row["predicted_s"] > 0
 

@@ -167,15 +167,22 @@ class _Bench:
         """What the compiler allots to the largest program, its arguments and results."""
         layout, look, programs = engine.rows.layout, engine.look([question]), engine.programs
         keys = row_keys(jax.random.key(0), np.zeros(1, np.uint32), turns=layout.num_turns)
-        how = {"temperature": 0.0, "filters": GREEDY.filters}
-        first = partial(programs.first_turn, group=1, **how)
-        compiled = [programs.first_turn.lower(self.params, *look.on_devices, keys[0], group=1, **how).compile()]
-        if layout.num_pictures:
-            views = engine.rows.views([None], layout.picture_side)
-            shown = *engine.rows.picture_slots(views.grids), self.model.config.prepare(*views), np.ones(1, bool)
-            _, cache, writing = jax.eval_shape(first, self.params, *look.on_devices, keys[0])
-            args = self.params, cache, writing, None, *shown, keys[1]
-            compiled.append(programs.next_turn.lower(*args, length=layout.turn_lens[1], **how).compile())
+        filters = GREEDY.filters
+        read = partial(programs.prefill, group=1, filters=filters)
+        compiled = [programs.prefill.lower(self.params, *look.on_devices, group=1, filters=filters).compile()]
+        ready = jax.eval_shape(read, self.params, *look.on_devices)[1]
+        for k, length in enumerate(layout.turn_lens):
+            start = partial(programs.begin, length=length, filters=filters)
+            writing = jax.eval_shape(start, self.params, ready, None, keys[k], 0.0)
+            args = self.params, ready.cache, writing
+            compiled.append(programs.go_on.lower(*args, 0.0, filters=filters).compile())
+            if k < layout.num_pictures:
+                views = engine.rows.views([None], layout.picture_side)
+                shown = *engine.rows.picture_slots(views.grids), self.model.config.prepare(*views)
+                args = self.params, ready.cache, writing.start_B, None, *shown
+                compiled.append(programs.append.lower(*args, length=layout.turn_lens[k + 1]).compile())
+                append = partial(programs.append, length=layout.turn_lens[k + 1])
+                ready = jax.eval_shape(append, *args)[1]
         return max(map(_allotted, compiled))
 
 

@@ -58,8 +58,8 @@ def bench_plan(config: PlanBenchConfig) -> list[dict]:
         training = Training(CASES[name]().config, episode, config.compute, make_mesh((len(devices), 1, 1)))
         programs, network = _programs(training, config, len(devices)), Network(known, devices)
         measured = _measured(programs, config.repeats)
-        for step, (program, trips) in programs.items():
-            predicted = play(program.compiled, training, network, False, trips)[0].seconds
+        for step, program in programs.items():
+            predicted = play(program.compiled, training, network, False, program.tokens).seconds
             rows.append(_row(name, step, predicted, measured[step]))
     return rows
 
@@ -74,31 +74,23 @@ def _row(model: str, step: str, predicted: float, measured: float) -> dict:
     }
 
 
-def _programs(training: Training, config: PlanBenchConfig, devices: int) -> dict[str, tuple[Program, int]]:
-    """Programs with the trips of their loops over tokens."""
+def _programs(training: Training, config: PlanBenchConfig, devices: int) -> dict[str, Program]:
     prompts = config.prompts * devices
-    turns = {
-        f"turn{k + 1}": (program, length - 1)
-        for k, (program, length) in enumerate(
-            zip(training.rollout(prompts, config.group), training.layout.turn_lens, strict=True)
-        )
-    }
+    rollout = training.rollout(prompts, config.group)
     return {
-        "sft": (training.sft(prompts * config.group), 1),
-        **turns,
-        "grpo": (training.grpo(prompts, config.group), 1),
+        "sft": training.sft(prompts * config.group),
+        **{f"{each.name} {number}": each for number, each in enumerate(rollout, 1)},
+        "grpo": training.grpo(prompts, config.group),
     }
 
 
-def _measured(programs: dict[str, tuple[Program, int]], repeats: int) -> dict[str, float]:
+def _measured(programs: dict[str, Program], repeats: int) -> dict[str, float]:
     """Median seconds of each program after a first run."""
-    args = {step: program.example() for step, (program, _) in programs.items()}
     seconds: dict[str, list[float]] = {step: [] for step in programs}
     for _ in range(repeats + 1):
-        for step, (program, _) in programs.items():
+        for step, program in programs.items():
+            args = jax.block_until_ready(program.example())  # anew: programs take states and caches over
             began = time.perf_counter()
-            out = jax.block_until_ready(program.compiled(*args[step]))
+            jax.block_until_ready(program.compiled(*args))
             seconds[step].append(time.perf_counter() - began)
-            if step in ("sft", "grpo"):  # they take the state over and give it back
-                args[step] = (out[0], *args[step][1:])
     return {step: statistics.median(times[1:]) for step, times in seconds.items()}

@@ -135,7 +135,9 @@ class _Bench:
         look = engine.send(played.prompts)
         keys = jax.random.split(self.key, len(replies.ids))
         how = {"temperature": 1.0, "filters": T1.filters}
-        _, cache, writing = engine.programs.first_turn(self.params, *look.on_devices, keys, group=group, **how)
+        programs, weights = engine.programs, engine.weights(self.params)
+        _, ready = programs.prefill(weights.reading, *look.on_devices, group=group, filters=T1.filters)
+        cache, writing = programs.start(weights, ready, None, keys, length=length, **how)
         written = rows.replies([[ids] for ids in _ids(writing)], rows.views([None] * len(replies.ids)))
         own = jax.device_put((written.ids[:, first], written.valid[:, first]))
         repeated = jax.tree.map(lambda x: np.repeat(x, group, axis=0), played.prompts)
@@ -156,10 +158,14 @@ class _Bench:
             return cache, append_pictures(model, cache, *crop, next_B, after_len)[1:]
 
         stopped = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
-        zoom = [
-            engine.programs.next_turn(self.params, c, s, o, *crop, active, keys, length=after_len, **how)[2]
-            for c, s, o in ((cache, writing, None), (anew(self.params, writing)[0], stopped, own))
-        ]
+
+        def zoomed(cache, next_B):
+            _, ready = programs.append(weights.reading, cache, next_B, None, *crop, length=after_len)
+            return programs.start(weights, ready, active, keys, length=after_len, **how)[1]
+
+        again = programs.reread(weights.reading, anew(self.params, writing)[0], stopped, *own)
+        kept = jax.tree.map(jnp.copy, cache)  # the program takes it over
+        zoom = [zoomed(*programs.close(weights.writing, kept, writing)), zoomed(*again)]
         tokens = np.where(active, replies.pictures.grids.prod(-1) + 2, 0)
         before = np.repeat(played.prompts.valid.sum(1), group) + written.valid[:, first].sum(1)
         grids, overviews = replies.pictures.grids, np.repeat(played.prompts.views.grids, group, axis=0)

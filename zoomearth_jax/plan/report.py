@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import re
 import time
@@ -24,7 +23,11 @@ from zoomearth_jax.plan.hlo import parse
 from zoomearth_jax.plan.steps import Training, chip_bytes, count_parameters
 from zoomearth_jax.terminal.progress import tracked
 
-STEPS = {"sft": ("sft",), "rollout": ("prefill", "decode", "crop"), "grpo": ("grpo",)}  # program -> its rows
+STEPS = {
+    "sft": ("sft",),
+    "rollout": ("prefill", "decode", "pictures"),
+    "grpo": ("grpo",),
+}  # program -> its rows
 
 
 def report_of(config: PlanConfig, devices, known: Chip) -> dict:
@@ -57,6 +60,7 @@ def report_of(config: PlanConfig, devices, known: Chip) -> dict:
         "accumulate": config.accumulate,
         "remat": config.compute.remat,
         "attention": config.compute.attention,
+        "int8": config.int8,
         "fill": config.fill,
         "steps": {name: steps[name] for name in ("sft", "prefill", "decode", "pictures", "grpo") if name in steps},
         "assumptions": assumptions(config, known),
@@ -83,6 +87,7 @@ def _training(config: PlanConfig, devices) -> Training:
         freeze_vision=config.freeze_vision,
         accumulate=config.accumulate,
         kl=config.kl,
+        int8=config.int8,
     )
 
 
@@ -97,31 +102,24 @@ def _plan_grpo(config: PlanConfig, training: Training, network: Network) -> dict
 
 
 def _plan_rollout(config: PlanConfig, training: Training, network: Network) -> dict:
-    """One program per turn, each some work and a loop over tokens: prefill is the first without its loop, pictures the others."""
-    turns = [program.compiled for program in training.rollout(config.prompts, config.group)]
+    """A row for each part of the rollout, which may have several programs."""
+    programs = training.rollout(config.prompts, config.group)
     cache = training.cache_bytes(config.prompts * config.group)
-    names = ["prefill", *["pictures"] * (len(turns) - 1)]
-    memory = [_memory(compiled, training, reference=config.kl, resident=True, cache=cache) for compiled in turns]
-    rows = {name: _largest(row for row, own in zip(memory, names, strict=True) if own == name) for name in names}
-    rows["decode"] = _largest(memory)
-    failed = next(filter(None, map(_unreadable, turns)), None)
+    memory: dict[str, list[dict]] = {}
+    for each in programs:
+        row = _memory(each.compiled, training, config.kl, each.held_bytes, cache, resident=True)
+        memory.setdefault(each.name, []).append(row)
+    rows = {name: _largest(own) for name, own in memory.items()}
+    failed = next(filter(None, (_unreadable(each.compiled) for each in programs)), None)
     if failed:
         return {name: row | failed for name, row in rows.items()}
-    tokens = [length - 1 for length in training.layout.turn_lens]
     costs = {cycles: {name: Cost() for name in rows} for cycles in (True, False)}
     for cycles, parts in costs.items():
-        for name, compiled, trips in zip(names, turns, tokens, strict=True):
-            whole, loop = play(compiled, training, network, cycles, trips)
-            parts["decode"].add(loop)
-            parts[name].add(whole)
-            parts[name].add(loop, -1.0)
-    rows = {
-        name: rows[name] | _cost_row(costs[False][name], costs[True][name])
-        for name in ("prefill", "decode", "pictures")
-        if name in rows
-    }
-    rows["decode"]["tokens"] = sum(tokens)
-    rows["decode"]["token_seconds"] = rows["decode"]["seconds"] / sum(tokens)
+        for each in programs:
+            parts[each.name].add(play(each.compiled, training, network, cycles, each.tokens))
+    rows = {name: row | _cost_row(costs[False][name], costs[True][name]) for name, row in rows.items()}
+    tokens = sum(training.layout.turn_lens)
+    rows["decode"] |= {"tokens": tokens, "token_seconds": rows["decode"]["seconds"] / tokens}
     return rows
 
 
@@ -132,8 +130,15 @@ def _largest(rows) -> dict:
 _PROGRAMS = {"sft": _plan_sft, "rollout": _plan_rollout, "grpo": _plan_grpo}
 
 
-def _memory(compiled, training: Training, reference: bool = False, resident: bool = False, cache: int = 0) -> dict:
-    """Bytes of a chip by what they hold; `resident` adds the training state that a rollout's program doesn't take."""
+def _memory(
+    compiled, training: Training, reference: bool = False, held: int = 0, cache: int = 0, resident: bool = False
+) -> dict:
+    """Bytes of a chip by what they hold.
+
+    Args:
+        held: bytes of parameters beside the program's arguments. resident: adds the training state that a rollout's program
+            doesn't take.
+    """
     found = compiled.memory_analysis()
     _, state = training.init()
     params, optimizer = chip_bytes(state.params), chip_bytes(state.opt_state)
@@ -145,7 +150,7 @@ def _memory(compiled, training: Training, reference: bool = False, resident: boo
         + found.temp_size_in_bytes
         + found.generated_code_size_in_bytes
     )
-    total = program + (optimizer + ref if resident else 0)
+    total = program + held + (optimizer + ref if resident else 0)
     return {
         "total_bytes": total,
         "parameters_bytes": params,
@@ -156,20 +161,13 @@ def _memory(compiled, training: Training, reference: bool = False, resident: boo
     }
 
 
-def play(compiled, training: Training, network: Network, cycles: bool, open_trips: int = 1) -> tuple[Cost, Cost]:
-    """The cost of a program, and what of it its loop over tokens is."""
-    share = training.model.branch_shares
-    cost = Player(parse(compiled.as_text()), network, share, open_trips, cycles).play()
-    loops = Cost()
-    for trips, body in cost.open_loops:
-        loops.add(body, trips)
-    return dataclasses.replace(cost, collectives=dict(cost.collectives), spots=dict(cost.spots), open_loops=[]), loops
+def play(compiled, training: Training, network: Network, cycles: bool, open_trips: int = 1) -> Cost:
+    """The cost of a program; `open_trips` as of `Player`."""
+    return Player(parse(compiled.as_text()), network, training.model.branch_shares, open_trips, cycles).play()
 
 
 def _time(compiled, training: Training, network: Network) -> dict:
-    return _unreadable(compiled) or _cost_row(
-        *(play(compiled, training, network, cycles)[0] for cycles in (False, True))
-    )
+    return _unreadable(compiled) or _cost_row(*(play(compiled, training, network, cycles) for cycles in (False, True)))
 
 
 def _unreadable(compiled) -> dict:

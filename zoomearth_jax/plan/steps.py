@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +28,21 @@ from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
 
 
 class Program(NamedTuple):
-    """A compiled program and the shapes of its arguments."""
+    """A compiled program.
+
+    Attributes:
+        args: shapes of its arguments. results: those of what it gives.
+        name: the part of a rollout that it belongs to.
+        tokens: trips of its loop over tokens, if it has one.
+        held_bytes: what of parameters and weights a chip holds beside its arguments.
+    """
 
     compiled: Compiled
     args: tuple
+    results: Any
+    name: str = ""
+    tokens: int = 1
+    held_bytes: int = 0
 
     def example(self) -> tuple:
         """Arguments to run it with, on attached devices: zeros, and every row and token there, but an empty past."""
@@ -59,6 +69,7 @@ class Training:
         freeze_vision: the verbs' setting: nothing of the vision encoder trains.
         accumulate: microbatches.
         kl: whether GRPO holds a reference policy.
+        int8: whether rollouts write tokens with int8 kernels.
     """
 
     model: Sizes
@@ -69,6 +80,7 @@ class Training:
     freeze_vision: bool = True
     accumulate: int = 1
     kl: bool = True
+    int8: bool = False
 
     @property
     def layout(self) -> RowLayout:
@@ -96,33 +108,39 @@ class Training:
         return self._compile(step, state, self._row_batch(batch_size, 1))
 
     def rollout(self, prompts: int, group: int) -> list[Program]:
-        """The rollout's turns, each with the weights' cast: overviews, prefill and the first; pictures and each after it."""
+        """The programs of a rollout in their order: weights in the compute type; prompts; each turn's first token, loop over
+        tokens and last token; the pictures before the next turn."""
         _, state = self.init()
-        rows, filters, layout = prompts * group, SamplingConfig(temperature=1.0), self.layout
+        params, rows, layout = state.params, prompts * group, self.layout
+        filters = SamplingConfig(temperature=1.0).filters
         model, visit = abstract_model(self.model, self.compute), max(layout.turn_lens)  # each turn in one visit
-        programs = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit)
+        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit, int8=self.int8)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
-
-        @jax.jit
-        def first(params, *args):
-            return programs.first_turn(programs.weights(params), *args, group=group, filters=filters)
-
-        @functools.partial(jax.jit, static_argnames="length")
-        def following(params, *args, length):
-            return programs.next_turn(programs.weights(params), *args, length=length, filters=filters)
-
-        args: tuple = (state.params, batch.prompt_ids, batch.prompt_valid, batch.overviews, keys, 1.0)
-        turns, shapes = [self._compile(first, *args)], jax.eval_shape(first, *args)
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
         ids, valid = (self._on_rows(jax.ShapeDtypeStruct(slots, dtype)) for dtype in dtypes)
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
-        for length in layout.turn_lens[1:]:
-            _, cache, writing = placed(shapes, turns[-1].compiled.output_shardings)
-            args = (state.params, cache, writing, None, ids, valid, picture, active, keys, 1.0)
-            turns.append(self._compile(following, *args, length=length))
-            shapes = jax.eval_shape(functools.partial(following, length=length), *args)
-        return turns
+        programs: list[Program] = []
+
+        def add(name: str, function, *args, tokens: int = 1, held: int = chip_bytes(params), **static):
+            compiled = self._compile(function, *args, **static)
+            programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
+            return compiled.results
+
+        weights = add("prefill", run.cast, params, held=0)
+        own = add("prefill", run.quantize, weights) if self.int8 else weights  # what turns are written with
+        read = batch.prompt_ids, batch.prompt_valid, batch.overviews
+        _, ready = add("prefill", run.prefill, weights, *read, group=group, filters=filters)
+        for k, length in enumerate(layout.turn_lens):
+            asked = active if k else None
+            writing = add("decode", run.begin, own, ready, asked, keys, 1.0, length=length, filters=filters)
+            more = own, ready.cache, writing
+            cache, writing = add("decode", run.go_on, *more, 1.0, tokens=length - 1, filters=filters)
+            if k < layout.num_pictures:
+                cache, next_B = add("decode", run.close, own, cache, writing)
+                shown, following = (weights, cache, next_B, None, ids, valid, picture), layout.turn_lens[k + 1]
+                _, ready = add("pictures", run.append, *shown, length=following)
+        return programs
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
@@ -159,7 +177,9 @@ class Training:
 
     def _compile(self, function, *args, **static) -> Program:
         with jax.set_mesh(self.mesh):
-            return Program(function.lower(*args, **static).compile(), args)
+            lowered = function.lower(*args, **static)
+            compiled = lowered.compile()
+        return Program(compiled, args, placed(lowered.out_info, compiled.output_shardings))
 
     def _tokens(self) -> TokenIds:
         """Special ids; the stops are banned, so that rows run to the ends of their slots."""

@@ -99,7 +99,7 @@ def test_crops_are_read_while_other_rows_write_on(in_visits):
 def test_without_pictures_there_is_no_second_turn(nano, questions, monkeypatch):
     model = Qwen2_5_VL(nano.model.config, rngs=nnx.Rngs(7))
     engine = RolloutEngine(model, nano.rows)
-    monkeypatch.setattr(engine.programs, "next_turn", None)
+    monkeypatch.setattr(engine.programs, "append", None)
     played = engine(nnx.state(model, nnx.Param), questions, KEY, group=2)
     assert not any(e.zoomed for e in played.episodes)
     assert played.picture_features.shape == (len(questions) * 2, *played.overview_features.shape[1:])

@@ -48,6 +48,20 @@ class Writing(NamedTuple):
     seen_BV: jax.Array | None
 
 
+class Ready(NamedTuple):
+    """B rows that are about to write a turn.
+
+    Attributes:
+        hidden_BD: the state that predicts the first token. start_B: that token's position.
+        cache: its last slots are the turn's, empty. seen_BV: see `Writing`.
+    """
+
+    hidden_BD: jax.Array
+    cache: KVCache
+    start_B: jax.Array
+    seen_BV: jax.Array | None = None
+
+
 def _pin(cache_LBKSH):
     """Keeps each row's keys or values on the devices that hold the row."""
     return constrain(cache_LBKSH, None, "batch", "kv_heads", None, None)
@@ -133,33 +147,30 @@ class Sampler(NamedTuple):
     temperature: jax.Array | float
     filters: SamplingConfig = SamplingConfig()
 
-    def begin(
-        self, model: VisionLanguageModel, hidden_BD, cache: KVCache, length: int, start_B, alive_B, keys_B, seen_BV=None
-    ) -> Writing:
+    def begin(self, model: VisionLanguageModel, ready: Ready, length: int, alive_B, keys_B) -> Writing:
         """Draws the first token of a turn.
 
         Args:
-            hidden_BD: the state that predicts it.
-            cache: its last `length` slots (T) are the turn's.
-            alive_B: rows that write at all.
-            start_B, keys_B, seen_BV: see `Writing`.
+            length: the turn's slots (T), the last ones of the cache.
+            alive_B: rows that write at all; None for all.
+            keys_B: see `Writing`.
         """
-        batch = len(hidden_BD)
+        batch = len(ready.hidden_BD)
         writing = Writing(
             row_B=jnp.arange(batch),
-            first=jnp.int32(cache.k.shape[3] - length),
+            first=jnp.int32(ready.cache.k.shape[3] - length),
             step=jnp.int32(0),
-            start_B=start_B,
-            position_B=start_B,
+            start_B=ready.start_B,
+            position_B=ready.start_B,
             ids_BT=jnp.full((batch, length), self.tokens.pad_id, jnp.int32),
             logps_BT=jnp.zeros((batch, length)),
             written_BT=jnp.zeros((batch, length), bool),
-            alive_B=alive_B,
+            alive_B=jnp.ones(batch, bool) if alive_B is None else alive_B,
             most_alive=jnp.int32(0),
             keys_B=keys_B,
-            seen_BV=seen_BV,
+            seen_BV=ready.seen_BV,
         )
-        return _counted(self._draw(model, hidden_BD, writing, start_B))
+        return _counted(self._draw(model, ready.hidden_BD, writing, ready.start_B))
 
     def _draw(self, model, hidden_BD, writing: Writing, position_B) -> Writing:
         """Draws one more token for every row that goes on."""

@@ -223,10 +223,12 @@ class RolloutEngine:
         ids: list[list[list[int]]] = [[] for _ in asked]
         logprobs = [np.zeros((len(asked), length), np.float32) for length in layout.turn_lens]
         views, features = [], []
-        overview_features, cache, writing = self.programs.first_turn(
-            weights, *look.on_devices, keys[0], group=group, **how
+        overview_features, ready = self.programs.prefill(
+            weights.reading, *look.on_devices, group=group, filters=sampling.filters
         )
+        active = None
         for k, length in enumerate(layout.turn_lens):
+            cache, writing = self.programs.start(weights, ready, active, keys[k], length=length, **how)
             cache, writing = self._finish(weights, cache, writing, how, turns, last=k == layout.num_pictures)
             ids_BT, logprobs[k], written_BT = local_rows((writing.ids_BT, writing.logps_BT, writing.written_BT))
             pictures = turns.close()
@@ -236,17 +238,15 @@ class RolloutEngine:
             if not _anywhere(bool(turns.active.any())):
                 break
             views.append(rows.views(pictures, layout.picture_side))
-            picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k]), turns.active
-            own = None if own is None else shard_batch(own, self.mesh)
-            seen, cache, writing = self.programs.next_turn(
-                weights,
-                cache,
-                writing,
-                own,
-                *shard_batch(picture, self.mesh),
-                keys[k + 1],
-                length=layout.turn_lens[k + 1],
-                **how,
+            picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k])
+            *picture, active = shard_batch((*picture, turns.active), self.mesh)
+            if own is None:
+                cache, next_B = self.programs.close(weights.writing, cache, writing)
+            else:
+                own = shard_batch(own, self.mesh)
+                cache, next_B = self.programs.reread(weights.reading, cache, writing, *own)
+            seen, ready = self.programs.append(
+                weights.reading, cache, next_B, writing.seen_BV, *picture, length=layout.turn_lens[k + 1]
             )
             features.append(seen)
         if unseen := layout.num_pictures - len(views):
@@ -262,7 +262,7 @@ class RolloutEngine:
             overviews=overviews,
         )
 
-    def _finish(self, weights, cache, writing: Writing, how: dict, turns: _Turns, last: bool):
+    def _finish(self, weights: Weights, cache, writing: Writing, how: dict, turns: _Turns, last: bool):
         """Writes a turn to its end. `turns` sees it after each visit, while the devices write on.
 
         Args:
@@ -276,7 +276,7 @@ class RolloutEngine:
                 small_cache, small, places = self.programs.narrow(cache, writing, rows=size)
                 outer.append((cache, writing, places))
                 cache, writing = small_cache, small
-            cache, following = self.programs.go_on(weights, cache, writing, **how)
+            cache, following = self.programs.go_on(weights.writing, cache, writing, **how)
             if not last:
                 turns.see(fresh)
             writing = following
@@ -289,14 +289,14 @@ class RolloutEngine:
             turns.see(writing, last)
         return cache, writing
 
-    def _warm_up(self, weights, cache, writing: Writing, how: dict, keep_cache: bool):
+    def _warm_up(self, weights: Weights, cache, writing: Writing, how: dict, keep_cache: bool):
         """Compiles what later calls with these shapes may need, by a run in which no row goes on; gives the cache back."""
         shape = (writing.ids_BT.shape, cache.k.shape, how["filters"])
         if shape in self._warm or writing.ids_BT.shape[1] <= self.config.visit:
             return cache
         self._warm.add(shape)
         writing = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
-        cache, writing = self.programs.go_on(weights, cache, writing, **how)
+        cache, writing = self.programs.go_on(weights.writing, cache, writing, **how)
         if size := _half(len(writing.alive_B), 0):
             small_cache, small, places = self.programs.narrow(cache, writing, rows=size)
             small_cache = self._warm_up(weights, small_cache, small, how, keep_cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,17 @@ from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.quantize import quantize_layers
 from zoomearth_jax.models.sharding import cast_kernels
 from zoomearth_jax.rl.policy import repeat_rows
-from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, close, narrow, prefill, reread, widen
+from zoomearth_jax.rl.rollout.decoding import (
+    Ready,
+    Sampler,
+    Writing,
+    append_pictures,
+    close,
+    narrow,
+    prefill,
+    reread,
+    widen,
+)
 from zoomearth_jax.rl.rollout.sampling import mark_seen
 
 
@@ -31,9 +42,32 @@ class Weights(NamedTuple):
     writing: Any
 
 
+class OnMesh:
+    """A compiled function that runs with a mesh of its own in context; without one, in the caller's."""
+
+    def __init__(self, function, mesh: Mesh | None):
+        self._function, self._mesh = function, mesh
+
+    def _context(self):
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def __call__(self, *args, **static):
+        with self._context():
+            return self._function(*args, **static)
+
+    def lower(self, *args, **static):
+        """As that of `jax.jit`."""
+        with self._context():
+            return self._function.lower(*args, **static)
+
+
 class RolloutPrograms:
-    """What the devices run: `first_turn`, then `next_turn` for each turn after it, both with the first tokens of their turn;
-    `go_on` for more tokens; `narrow` and `widen` to leave rows out that have stopped."""
+    """What the devices run.
+
+    Prompts and pictures are read by `prefill`, `reread` and `append`, on the mesh in context. Turns are written by `begin` (a
+    turn's first token), `go_on` (more of them) and `close`, with `narrow` and `widen` to leave rows out that have stopped;
+    those run on the sampler's mesh.
+    """
 
     def __init__(
         self,
@@ -43,6 +77,7 @@ class RolloutPrograms:
         mesh: Mesh | None = None,
         gather: bool = False,
         visit: int = 32,
+        sampler: Mesh | None = None,
         int8: bool = False,
     ):
         """Takes the model's structure; parameters come with each call.
@@ -50,18 +85,23 @@ class RolloutPrograms:
         Args:
             mesh, gather: see `RolloutEngine`.
             visit: see `RolloutConfig`.
-            int8: whether tokens are written with int8 kernels.
+            sampler: the mesh on which turns are written; that in context at the calls without one.
+            int8: whether turns are written with int8 kernels.
         """
         self._layout, self._tokens, self._mesh, self._gather, self._visit = layout, tokens, mesh, gather, visit
-        self._int8 = int8
-        self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
+        self._graph, self._dtype, self._int8 = nnx.graphdef(model), model.compute.dtype, int8
         options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
-        self.first_turn = jax.jit(self._first_turn, static_argnames=("group", "filters"), **options)
-        self.next_turn = jax.jit(self._next_turn, static_argnames=("length", "filters"), **options)
-        self.go_on = jax.jit(self._go_on, static_argnames="filters", donate_argnames="cache", **options)
+        self.prefill = jax.jit(self._prefill, static_argnames=("group", "filters"), **options)
+        self.reread = jax.jit(self._reread, donate_argnames="cache", **options)
+        self.append = jax.jit(self._append, static_argnames="length", **options)
+        self.begin = OnMesh(jax.jit(self._begin, static_argnames=("length", "filters"), **options), sampler)
+        self.go_on = OnMesh(
+            jax.jit(self._go_on, static_argnames="filters", donate_argnames="cache", **options), sampler
+        )
+        self.close = OnMesh(jax.jit(self._close, donate_argnames="cache", **options), sampler)
+        self.narrow = OnMesh(jax.jit(narrow, static_argnames="rows"), sampler)
+        self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast, self.quantize = jax.jit(self._cast), jax.jit(quantize_layers)
-        self.narrow = jax.jit(narrow, static_argnames="rows")
-        self.widen = jax.jit(widen)
 
     def _cast(self, params):
         return cast_kernels(params, self._dtype, self._gather)
@@ -74,55 +114,51 @@ class RolloutPrograms:
         cast = params if whole and not wide else self.cast(params)
         return Weights(cast, self.quantize(cast) if self._int8 else cast)
 
-    def _first_turn(
-        self, weights: Weights, ids, valid, images: Images, keys, temperature, group: int, filters: SamplingConfig
-    ):
-        """Returns (visual tokens of the overviews, cache, the turn's first tokens) of `group` samples of each prompt."""
-        model, writer = (nnx.merge(self._graph, part) for part in weights)
-        sampler = Sampler(self._tokens, temperature, filters)
-        length = self._layout.turn_lens[0]
-        features, hidden, cache, start = prefill(model, ids, valid, images, group, length, self._layout.prune)
+    def start(self, weights: Weights, ready: Ready, active, keys, *, length: int, temperature, filters: SamplingConfig):
+        """`begin` and a first `go_on`: the turn's cache, and its first tokens."""
+        writing = self.begin(weights.writing, ready, active, keys, temperature, length=length, filters=filters)
+        return self.go_on(weights.writing, ready.cache, writing, temperature, filters=filters)
+
+    def _model(self, weights) -> VisionLanguageModel:
+        return nnx.merge(self._graph, weights)
+
+    def _prefill(self, weights, ids, valid, images: Images, group: int, filters: SamplingConfig):
+        """Returns (visual tokens of the overviews, `group` samples of each prompt that are ready to write)."""
+        model = self._model(weights)
+        features, hidden, cache, start = prefill(
+            model, ids, valid, images, group, self._layout.turn_lens[0], self._layout.prune
+        )
         seen = None
         if filters.repetition_penalty != 1:
             nothing = jnp.zeros((len(ids), model.config.vocab_size), bool)
             seen = repeat_rows(mark_seen(nothing, ids, valid), group)
-        active = jnp.ones(hidden.shape[:1], bool)
-        writing = sampler.begin(writer, hidden, cache, length, start, active, keys, seen)
-        return features, *sampler.go_on(writer, cache, writing, self._visit)
+        return features, Ready(hidden, cache, start, seen)
 
-    def _go_on(self, weights: Weights, cache, writing: Writing, temperature, filters: SamplingConfig):
+    def _begin(self, weights, ready: Ready, active, keys, temperature, length: int, filters: SamplingConfig):
+        """The first token of rows that are `active` (all, where it is None)."""
         sampler = Sampler(self._tokens, temperature, filters)
-        return sampler.go_on(nnx.merge(self._graph, weights.writing), cache, writing, self._visit)
+        return sampler.begin(self._model(weights), ready, length, active, keys)
 
-    def _next_turn(
-        self,
-        weights: Weights,
-        cache,
-        written: Writing,
-        own,
-        ids,
-        valid,
-        images: Images,
-        active,
-        keys,
-        temperature,
-        length: int,
-        filters: SamplingConfig,
-    ):
-        """What `_first_turn` gives, of the next turn of rows that were shown a picture.
+    def _go_on(self, weights, cache, writing: Writing, temperature, filters: SamplingConfig):
+        sampler = Sampler(self._tokens, temperature, filters)
+        return sampler.go_on(self._model(weights), cache, writing, self._visit)
+
+    def _close(self, weights, cache, writing: Writing):
+        return close(self._model(weights), cache, writing)
+
+    def _reread(self, weights, cache, writing: Writing, ids, valid):
+        return reread(self._model(weights), cache, writing, ids, valid)
+
+    def _append(self, weights, cache, next_B, seen_BV, ids, valid, images: Images, length: int):
+        """What `_prefill` gives, of pictures and the rows that they are shown to.
 
         Args:
-            written: the turn before.
-            own: ids and valid to read in place of what was written; None for what was written.
-            ids, valid, images: picture slots and pictures. active: rows that have one.
-            length: slots of the turn.
+            cache, next_B: what `close` or `reread` gives.
+            seen_BV: of the turn before.
+            ids, valid, images: picture slots and pictures.
+            length: slots of the next turn.
         """
-        model, writer = (nnx.merge(self._graph, part) for part in weights)
-        sampler = Sampler(self._tokens, temperature, filters)
-        cache, next_B = close(writer, cache, written) if own is None else reread(model, cache, written, *own)
         features, hidden, cache, next_B = append_pictures(
-            model, cache, ids, valid, images, next_B, length, self._layout.prune
+            self._model(weights), cache, ids, valid, images, next_B, length, self._layout.prune
         )
-        seen = mark_seen(written.seen_BV, ids, valid)
-        writing = sampler.begin(writer, hidden, cache, length, next_B, active, keys, seen)
-        return features, *sampler.go_on(writer, cache, writing, self._visit)
+        return features, Ready(hidden, cache, next_B, mark_seen(seen_BV, ids, valid))
