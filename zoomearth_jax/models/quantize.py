@@ -1,8 +1,9 @@
 """int8 kernels for decoding, which is bound by reading weights: half the bytes of bfloat16.
 
-Only the kernels of the decoder's layers: embeddings and the table or head that gives logits stay as they are, and so do biases,
-norms, adapters and the vision encoder. Symmetric, with one scale for each output channel (and layer): a channel's largest weight is ±127 scales. Products read the int8
-values, convert them to the compute type on the way, and are scaled in float32 afterwards.
+Only the kernels of the decoder's layers become some: embeddings, the table or head that gives logits, biases, norms, adapters
+and the vision encoder stay as they are. Rounding is symmetric, with one scale for each output channel and layer: a channel's
+largest weight is ±127 scales. Products read the int8 values, convert them to the compute type on the way, and are scaled in
+float32 afterwards.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class RolloutEngine:
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
         self.programs = RolloutPrograms(
-            model, rows.layout, rows.tokens, mesh, gather, config.visit, config.weights == "int8"
+            model, rows.layout, rows.tokens, mesh, gather, config.visit, int8=config.weights == "int8"
         )
         self._sizes = model.config
         self._warm: set = set()
