@@ -198,24 +198,27 @@ def _attention_rows(what, attend, inputs, backend: str, flops: float, card: Chip
         yield _failed(error) | {"what": f"{what}: failed"}
 
 
-def _training(config: DeviceConfig, mesh: Mesh) -> Training:
+def _training(config: DeviceConfig, mesh: Mesh, int8: bool = False) -> Training:
     model, episode = preset(config.preset)
     episode = config.layout.of(episode, model.merged_px)
-    return Training(model, episode, config.compute, mesh, accumulate=config.accumulate)
+    return Training(model, episode, config.compute, mesh, accumulate=config.accumulate, int8=int8)
 
 
 def _rollout(config: DeviceConfig, card: Chip, mesh: Mesh) -> Iterator[dict]:
     """The programs of a rollout, each against its prediction; of decoding the tokens of all rows a second, and the bytes that it
-    moves by the prediction's count."""
-    training, network = _training(config, mesh), Network(card, jax.devices()[:1])
-    rows = config.prompts * config.group
-    for program in training.rollout(config.prompts, config.group):
-        cost = play(program.compiled, training, network, False, program.tokens)
-        decodes = program.tokens > 1
-        seconds = _program_seconds(program, config.repeats)
-        what = f"{program.name}, {rows} x {program.tokens} tokens" if decodes else program.name
-        row = _row(what, seconds, card, moved=cost.hbm_bytes if decodes else 0.0, predicted=cost.seconds)
-        yield row | ({"tokens_s": rows * program.tokens / seconds} if decodes else {})
+    moves by the prediction's count. Decoding with int8 kernels follows."""
+    network, rows = Network(card, jax.devices()[:1]), config.prompts * config.group
+    for int8 in (False, True):
+        training = _training(config, mesh, int8)
+        for program in training.rollout(config.prompts, config.group):
+            decodes = program.tokens > 1
+            if int8 and not decodes:
+                continue
+            cost = play(program.compiled, training, network, False, program.tokens)
+            seconds = _program_seconds(program, config.repeats)
+            what = f"{program.name}, {rows} x {program.tokens} tokens{', int8' * int8}" if decodes else program.name
+            row = _row(what, seconds, card, moved=cost.hbm_bytes if decodes else 0.0, predicted=cost.seconds)
+            yield row | ({"tokens_s": rows * program.tokens / seconds} if decodes else {})
 
 
 def _program_seconds(program: Program, repeats: int) -> float:
