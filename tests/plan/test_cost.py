@@ -261,6 +261,51 @@ def test_bandwidth_follows_the_torus():
     assert far.bandwidth([0, 1]) == CHIP.network_bandwidth
 
 
+def test_latency_follows_the_longest_way():
+    """By hand on 2 x 4 chips, device n at (n // 4, n % 4): the side of 4 is a ring, whose farthest chips are 2 hops apart."""
+    network = torus(2, 4)
+    network.chip = CHIP._replace(hop_seconds=1e-6, network_seconds=1e-3)
+    hops = {(0, 1, 2, 3): 2, (0, 4): 1, (0, 1): 1, (0, 3): 1, (0, 2): 2, tuple(range(8)): 3, (5,): 0}
+    assert {group: network.latency(list(group)) for group in hops} == {
+        g: pytest.approx(n * 1e-6) for g, n in hops.items()
+    }
+    assert network.latency(list(range(8)), one_ring=True) == pytest.approx(4e-6)
+    line = torus(3)  # open: from end to end
+    line.chip = network.chip
+    assert line.latency([0, 1, 2]) == pytest.approx(2e-6)
+    assert network.permute_latency([(0, 1), (0, 7)]) == pytest.approx(2e-6)  # one down, and one round the ring
+    far = Network(network.chip, [SimpleNamespace(coords=[0], slice_index=n) for n in (0, 1)])
+    assert far.latency([0, 1]) == far.permute_latency([(0, 1)]) == 1e-3
+    switched = Network(network.chip, [SimpleNamespace()] * 4)
+    assert (switched.latency([0, 1, 2]), switched.latency([1])) == (1e-6, 0.0)
+
+
+REDUCED = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0)
+  %sum = f32[1000]{0} all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %part = f32[250]{0} reduce-scatter(%sum), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+  %moved = f32[250]{0} collective-permute(%part), channel_id=3, source_target_pairs={{0,2},{2,0}}
+  ROOT %out = f32[1000]{0} all-gather(%moved), channel_id=4, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+
+
+def test_latency_comes_beside_the_bytes():
+    """On a closed ring of 4: 2 hops there and 2 back for the all-reduce, 2 for each of the others."""
+    free, ring = torus(4), torus(4)
+    ring.chip = CHIP._replace(hop_seconds=1e-6)
+    without, found = (Player(parse(REDUCED), network).play() for network in (free, ring))
+    assert (without.latency, found.latency) == (0.0, pytest.approx(10e-6))
+    assert found.link_seconds - without.link_seconds == pytest.approx(10e-6)
+    assert found.links - without.links == pytest.approx(10e-6)
+    assert found.collectives == without.collectives
+    thrice = without
+    thrice.add(found, 3)
+    assert thrice.latency == pytest.approx(30e-6)
+
+
 def test_arrays_of_printed_types():
     found = arrays("(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[], pred[3]{0})")
     assert [(a.dims, a.bytes, a.main_bytes) for a in found] == [((4, 8), 64, 0), ((), 4, 4), ((3,), 3, 3)]

@@ -1,4 +1,7 @@
-"""One table from logical axes to the mesh axes (data, fsdp, tensor), and what follows from it.
+"""One table from logical axes to mesh axes, and what follows from it.
+
+The trainer's mesh is (data, fsdp, tensor). The sampler may lay the same devices out as (data, weights): groups of consecutive
+devices that share out the weights, while rows and their caches are spread over all devices (`sampler_mesh`).
 
 Parameters name their logical axes where they are made (`layers.Linear`); activations are constrained by the same names.
 Without a mesh in context (`jax.set_mesh`) nothing here does anything.
@@ -20,16 +23,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zoomearth_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
+SAMPLER_AXES = ("data", "weights")
 
 RULES: dict[str | None, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),  # rows and images
+    "batch": ("data", "fsdp"),  # rows and images; in the sampler's layout states are the same on a group's devices
+    "rows": ("data", "fsdp", "weights"),  # rows of caches, and of attention to them
     "group": ("data",),  # rows that an fsdp group's devices have together
     "embed": ("fsdp",),  # model width of parameters
-    "heads": ("tensor",),
-    "kv_heads": (),  # 2 key-value heads: replicated under tensor parallelism
+    "heads": ("tensor", "weights"),
+    "kv_heads": ("weights",),  # 2 key-value heads: replicated under tensor parallelism
+    "attended": ("tensor",),  # heads, as the output projection takes them: the sampler's devices have all of them
+    "mixed": ("fsdp", "weights"),  # model width, as the output projection gives it
     "qkv": (),  # the vision encoder's fused projection: a slice of it would cut across q, k and v
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
+    "mlp": ("tensor", "weights"),
+    "vocab": ("tensor", "weights"),
+    "columns": ("weights",),  # parts of activations that a group's devices share out
     None: (),
 }
 
@@ -45,6 +53,11 @@ def make_mesh(shape: Sequence[int], devices=None) -> Mesh:
     else:
         grid = mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), **how)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def sampler_mesh(mesh: Mesh, size: int) -> Mesh:
+    """The same devices in the same order, groups of `size` of them along weights."""
+    return Mesh(mesh.devices.reshape(-1, size), SAMPLER_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def num_slices(devices) -> int:
@@ -67,7 +80,7 @@ def partition_spec(
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     parts = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(name for name in RULES[axis] if sizes[name] > 1 and name not in without)
+        names = tuple(name for name in RULES[axis] if sizes.get(name, 1) > 1 and name not in without)
         fits = names and size % int(np.prod([sizes[name] for name in names])) == 0
         parts.append((names if len(names) > 1 else names[0]) if fits else None)
     return PartitionSpec(*parts)
@@ -81,10 +94,51 @@ def constrain(x, *axes: str | None):
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
-def row_shards(rows: int) -> int:
-    """Equal parts in which the mesh in context holds so many rows."""
+def constrain_sampler(x, *axes: str | None):
+    """Pins an activation's layout where the mesh in context is a sampler's; elsewhere x as it is."""
     mesh = jax.sharding.get_abstract_mesh()
-    spec = None if mesh.empty else partition_spec(("batch",), (rows,), mesh)[0]
+    return x if mesh.empty or "weights" not in mesh.axis_names else constrain(x, *axes)
+
+
+def rows_of_columns(*columns_BTC):
+    """Takes activations whose columns the sampler's devices share out to where their rows are, all in one exchange.
+
+    On other meshes they stay as they are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh.shape.get("weights", 1)
+    if shards == 1:
+        return columns_BTC
+    if any(x.shape[-1] % shards for x in columns_BTC):
+        return tuple(constrain(x, "rows", None, None) for x in columns_BTC)
+    parts = [x.reshape(*x.shape[:-1], shards, -1) for x in columns_BTC]
+    joined = constrain(jnp.concatenate(parts, axis=-1), "batch", None, "columns", None)
+    joined = constrain(joined, "rows", None, None, None)
+    ends = np.cumsum([x.shape[-1] for x in parts])[:-1].tolist()
+    return tuple(part.reshape(x.shape) for part, x in zip(jnp.split(joined, ends, axis=-1), columns_BTC, strict=True))
+
+
+def row_axes(x) -> tuple[str | None, ...]:
+    """Logical axes of a rollout's arrays: rows come first, but in keys and values [L, B, K, S, H]."""
+    return tuple("rows" if dim == (x.ndim == 5) else None for dim in range(x.ndim))
+
+
+def move_rows_to(mesh: Mesh | None, tree):
+    """A tree of a rollout's arrays, laid out on another mesh of the same devices; as it is without one.
+
+    Where a device keeps its rows nothing is copied.
+    """
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))), tree
+    )
+
+
+def row_shards(rows: int, mesh=None) -> int:
+    """Equal parts in which a mesh, by default that in context, holds so many rows."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    spec = None if mesh.empty else partition_spec(("rows",), (rows,), mesh)[0]
     names = (spec,) if isinstance(spec, str) else spec or ()
     return int(np.prod([mesh.shape[name] for name in names], dtype=int))
 
@@ -122,8 +176,12 @@ def constrain_params(state):
         return state
 
     def one(x):
-        spec = partition_spec(_axes(x), x.shape, mesh) if _is_variable(x) else PartitionSpec()
-        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), x)
+        axes = _axes(x) if _is_variable(x) else ()
+
+        def pinned(leaf):
+            return jax.lax.with_sharding_constraint(leaf, partition_spec(axes, leaf.shape, mesh))
+
+        return jax.tree.map(pinned, x)  # an int8 kernel has two arrays
 
     return jax.tree.map(one, state, is_leaf=_is_variable)
 
@@ -139,7 +197,7 @@ def cast_kernels(params, dtype, gather: bool = False):
     mesh = jax.sharding.get_abstract_mesh()
 
     def one(x):
-        if "embed" not in _axes(x):
+        if not {"embed", "mixed"} & set(_axes(x)):
             return x
         value = x[...]
         if jnp.dtype(dtype).itemsize < value.dtype.itemsize:

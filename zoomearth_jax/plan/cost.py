@@ -7,6 +7,8 @@ The program is played in the order that XLA scheduled. Three resources have a cl
   a core's own memory (TPUs' vector memory) moves none.
 - A loop takes its body's time x its trips; a conditional its branches by their shares.
 - Copies ahead of time and asynchronous collectives run beside the core until something waits for them.
+- A collective takes its bytes' time and, beside it, the latency of its hops: the longest way between two of a group, twice for an
+  all-reduce, which scatters and gathers. Many small ones, as in decoding on sharded weights, cost little else.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Cost:
         hbm_bytes: bytes between main memory and the core.
         seconds: time of the whole, and its parts: `compute` and `memory` of instructions that the one or the other bounds,
             `links` and `copies` that the core waits for.
-        collectives: kind -> (times, bytes that a chip sends), times seconds on the links whether waited for or not.
+        link_seconds: time that collectives are on the links, whether waited for or not; `latency` is what of it their hops
+            take, not their bytes.
+        collectives: kind -> (times, bytes that a chip sends).
         spots: place in the traced function -> seconds.
         open_loops: costs of one trip of the loops whose trips the data decide, with the trips that were assumed.
     """
@@ -43,6 +47,7 @@ class Cost:
     links: float = 0.0
     copies: float = 0.0
     link_seconds: float = 0.0
+    latency: float = 0.0
     collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     spots: dict[str, float] = dataclasses.field(default_factory=dict)
     open_loops: list[tuple[int, Cost]] = dataclasses.field(default_factory=list)
@@ -53,7 +58,7 @@ class Cost:
 
     def add(self, other: Cost, times: float = 1.0) -> None:
         """Adds the cost of something that runs so many times."""
-        for name in ("flops", "hbm_bytes", "compute", "memory", "links", "copies", "link_seconds"):
+        for name in ("flops", "hbm_bytes", "compute", "memory", "links", "copies", "link_seconds", "latency"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for kind, pair in other.collectives.items():
             count, sent = self.collectives.get(kind, (0, 0))
@@ -100,6 +105,40 @@ class Network:
     def _ring(self, side: int) -> bool:
         return self.chip.wraps > 0 and side % self.chip.wraps == 0
 
+    def latency(self, group, one_ring: bool = False) -> float:
+        """Seconds until something of each of a group can be with every other of it.
+
+        Args:
+            group: numbers of the devices.
+            one_ring: see `bandwidth`; the longest way is then half of the ring.
+        """
+        if len(set(self.slices[group])) > 1:
+            return self.chip.network_seconds
+        if self.coords is None:
+            return self.chip.hop_seconds * (len(group) > 1)
+        return self.chip.hop_seconds * (len(group) // 2 if one_ring else self._longest_way(self.coords[group]))
+
+    def _longest_way(self, coords: np.ndarray) -> int:
+        """Hops between the two of some chips that are farthest apart in each dimension."""
+        ways = np.abs(self._offsets(coords[:, None], coords))
+        return int(ways.max((0, 1)).sum())
+
+    def _offsets(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Hops from source to target along each dimension, the shorter way round where it is a ring."""
+        sides = np.array(self.sides)
+        rings = np.array([self._ring(side) for side in self.sides])
+        offsets = target - source
+        return np.where(rings, (offsets + sides // 2) % sides - sides // 2, offsets)
+
+    def permute_latency(self, pairs) -> float:
+        """Seconds of a permutation's longest path."""
+        if any(self.slices[source] != self.slices[target] for source, target in pairs):
+            return self.chip.network_seconds
+        if self.coords is None:
+            return self.chip.hop_seconds
+        ways = [np.abs(self._offsets(self.coords[source], self.coords[target])).sum() for source, target in pairs]
+        return self.chip.hop_seconds * int(max(ways, default=0))
+
     def permute_load(self, pairs) -> float:
         """Messages over the busiest link in one direction, each sent along one dimension after the other."""
         if self.coords is None:
@@ -109,10 +148,8 @@ class Network:
             if self.slices[source] != self.slices[target]:
                 return self.chip.link_bandwidth / self.chip.network_bandwidth
             place = self.coords[source].copy()
-            for axis, side in enumerate(self.sides):
-                distance = int(self.coords[target][axis] - place[axis])
-                if self._ring(side):
-                    distance = (distance + side // 2) % side - side // 2
+            offsets = self._offsets(place, self.coords[target])
+            for axis, (side, distance) in enumerate(zip(self.sides, offsets.tolist(), strict=True)):
                 for _ in range(abs(distance)):
                     loads[(*place, axis, distance > 0)] += 1
                     place[axis] = (place[axis] + (1 if distance > 0 else -1)) % side
@@ -329,6 +366,7 @@ class _Run:
                 for p in re.findall(r"\{(\d+),(\d+)\}", collective.attributes.split("channel", 1)[-1])
             ]
             sent, seconds = given, given * network.permute_load(tuple(pairs)) / self.player.chip.link_bandwidth
+            latency = network.permute_latency(pairs)
             link = str(pairs)  # rings in opposite directions take different links
         else:
             if kind == "all-reduce" and inside and _scattered(inside, collective):
@@ -336,12 +374,14 @@ class _Run:
             group = groups(collective.attributes, devices)[0]
             whole = given * len(group) if kind == "all-gather" else given
             sent = whole * (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
-            rate = network.bandwidth(group, _one_ring(i, collective))
-            seconds = sent / rate if len(group) > 1 else 0.0
+            one_ring = _one_ring(i, collective)
+            seconds = sent / network.bandwidth(group, one_ring) if len(group) > 1 else 0.0
+            latency = network.latency(group, one_ring) * (2 if kind == "all-reduce" else 1)
         times, so_far = self.cost.collectives.get(kind, (0, 0))
         self.cost.collectives[kind] = (times + 1, so_far + sent)
-        self.cost.link_seconds += seconds
-        self.link_free[link] = max(self.link_free[link], self.now) + seconds
+        self.cost.link_seconds += seconds + latency
+        self.cost.latency += latency
+        self.link_free[link] = max(self.link_free[link], self.now) + seconds + latency
         if beside:
             self.ends[i.name] = self.link_free[link]
         else:

@@ -69,6 +69,7 @@ class Training:
         freeze_vision: the verbs' setting: nothing of the vision encoder trains.
         accumulate: microbatches.
         kl: whether GRPO holds a reference policy.
+        sampler: the same devices as tokens are written on them; as the mesh without one.
         int8: whether rollouts write tokens with int8 kernels.
     """
 
@@ -80,6 +81,7 @@ class Training:
     freeze_vision: bool = True
     accumulate: int = 1
     kl: bool = True
+    sampler: Mesh | None = None
     int8: bool = False
 
     @property
@@ -114,7 +116,7 @@ class Training:
         params, rows, layout = state.params, prompts * group, self.layout
         filters = SamplingConfig(temperature=1.0).filters
         model, visit = abstract_model(self.model, self.compute), max(layout.turn_lens)  # each turn in one visit
-        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit, int8=self.int8)
+        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, visit, self.sampler, self.int8)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
@@ -172,7 +174,7 @@ class Training:
     def cache_bytes(self, rows: int) -> int:
         """Bytes of the keys and values of all slots of a rollout's rows, on one chip."""
         shape = self.model.cache_shape(rows, self.layout.prompt_len + self.layout.reply_len)
-        spec = partition_spec((None, "batch", "kv_heads", None, None), shape, self.mesh)
+        spec = partition_spec((None, "rows", None, None, None), shape, self.sampler or self.mesh)
         return 2 * chip_bytes(jax.ShapeDtypeStruct(shape, self.compute.dtype, sharding=NamedSharding(self.mesh, spec)))
 
     def _compile(self, function, *args, **static) -> Program:

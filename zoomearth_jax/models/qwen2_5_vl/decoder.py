@@ -13,7 +13,7 @@ from zoomearth_jax.models.attention import KVCache, decoder_attention
 from zoomearth_jax.models.layers import Linear, Places, SwiGLU, move_rows, rms_norm, scan_layers, stack
 from zoomearth_jax.models.qwen2_5_vl.config import TextConfig
 from zoomearth_jax.models.rope import apply_rope, text_angles
-from zoomearth_jax.models.sharding import constrain
+from zoomearth_jax.models.sharding import constrain, constrain_sampler, rows_of_columns
 
 
 class DecoderLayer(nnx.Module):
@@ -28,7 +28,7 @@ class DecoderLayer(nnx.Module):
         self.q_proj = Linear(config.width, config.width, ("embed", "heads"), **settings)
         self.k_proj = Linear(config.width, kv_width, ("embed", "kv_heads"), **settings)
         self.v_proj = Linear(config.width, kv_width, ("embed", "kv_heads"), **settings)
-        self.o_proj = Linear(config.width, config.width, ("heads", "embed"), use_bias=False, **settings)
+        self.o_proj = Linear(config.width, config.width, ("attended", "mixed"), use_bias=False, **settings)
         self.mlp = SwiGLU(config.width, config.mlp_dim, use_bias=False, **settings)
 
     def __call__(self, x_BTD, angles_BTH, samples_BT, past: KVCache | None):
@@ -67,13 +67,14 @@ class DecoderLayer(nnx.Module):
 
     def _run(self, x_BTD, angles_BTH, attend):
         y_BTD = self.input_norm(x_BTD)
-        q, k, v = (
-            proj(y_BTD).reshape(*y_BTD.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        columns = rows_of_columns(*(proj(y_BTD) for proj in (self.q_proj, self.k_proj, self.v_proj)))
+        q, k, v = (x.reshape(*y_BTD.shape[:2], -1, self.head_dim) for x in columns)
         q, k = apply_rope(q, angles_BTH), apply_rope(k, angles_BTH)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         out = attend(q, k, v)
-        x_BTD = x_BTD + self.o_proj(out.reshape(x_BTD.shape))
+        # the sampler's devices attend to their own rows; each then has all rows of its group, and gives some columns
+        out = constrain_sampler(out.reshape(x_BTD.shape), "batch", None, None)
+        x_BTD = constrain_sampler(x_BTD + self.o_proj(out), "batch", None, None)
         return x_BTD + self.mlp(self.post_attention_norm(x_BTD)), (k, v)
 
 

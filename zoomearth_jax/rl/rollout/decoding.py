@@ -17,7 +17,7 @@ from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache, one_sample
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.pruning import pruned_views
-from zoomearth_jax.models.sharding import constrain, row_shards
+from zoomearth_jax.models.sharding import constrain, row_axes, row_shards
 from zoomearth_jax.rl.policy import last_valid, repeat_cache, repeat_rows
 from zoomearth_jax.rl.rollout.sampling import mark_seen, sample
 
@@ -64,7 +64,7 @@ class Ready(NamedTuple):
 
 def _pin(cache_LBKSH):
     """Keeps each row's keys or values on the devices that hold the row."""
-    return constrain(cache_LBKSH, None, "batch", "kv_heads", None, None)
+    return constrain(cache_LBKSH, *row_axes(cache_LBKSH))
 
 
 def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
@@ -176,7 +176,7 @@ class Sampler(NamedTuple):
         """Draws one more token for every row that goes on."""
         step, alive_B = writing.step, writing.alive_B
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(writing.keys_B, step)
-        logits_BV = model.logits(hidden_BD)
+        logits_BV = model.logits(constrain(hidden_BD, "batch", None))
         token_B, logp_B = sample(
             logits_BV, step_keys_B, self.temperature, self.tokens.banned_ids, self.filters, writing.seen_BV
         )
@@ -240,7 +240,7 @@ def _counted(writing: Writing) -> Writing:
 def _laid_out(writing: Writing) -> Writing:
     """Lays what the host reads with its rows, so that each process finds its own."""
     read = {name: getattr(writing, name) for name in ("row_B", "alive_B", "ids_BT", "logps_BT", "written_BT")}
-    return writing._replace(**{name: constrain(x, "batch", *[None] * (x.ndim - 1)) for name, x in read.items()})
+    return writing._replace(**{name: constrain(x, *row_axes(x)) for name, x in read.items()})
 
 
 def narrow(cache: KVCache, writing: Writing, rows: int) -> tuple[KVCache, Writing, jax.Array]:

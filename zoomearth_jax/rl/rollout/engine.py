@@ -142,6 +142,7 @@ class RolloutEngine:
         mesh: Mesh | None = None,
         gather: bool = False,
         config: RolloutConfig = RolloutConfig(),
+        sampler: Mesh | None = None,
     ):
         """Takes the model's structure; parameters come with each call.
 
@@ -149,6 +150,7 @@ class RolloutEngine:
             mesh: where rows go, as in context at the calls; the default device without one. Of several processes each
                 plays its own questions, all at the same time.
             gather: see `MeshConfig`.
+            sampler: the same devices as tokens are written on them, see `sampler_mesh`; as the mesh without one.
             config: settings of the rollout; the caller sees to its `crop` and `batches`.
 
         Raises:
@@ -156,9 +158,7 @@ class RolloutEngine:
         """
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
-        self.programs = RolloutPrograms(
-            model, rows.layout, rows.tokens, mesh, gather, config.visit, int8=config.weights == "int8"
-        )
+        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config.visit, sampler, config.weights == "int8")
         self._sizes = model.config
         self._warm: set = set()
         self.readers = ThreadPoolExecutor(8, thread_name_prefix="tool")
@@ -240,14 +240,9 @@ class RolloutEngine:
             views.append(rows.views(pictures, layout.picture_side))
             picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k])
             *picture, active = shard_batch((*picture, turns.active), self.mesh)
-            if own is None:
-                cache, next_B = self.programs.close(weights.writing, cache, writing)
-            else:
-                own = shard_batch(own, self.mesh)
-                cache, next_B = self.programs.reread(weights.reading, cache, writing, *own)
-            seen, ready = self.programs.append(
-                weights.reading, cache, next_B, writing.seen_BV, *picture, length=layout.turn_lens[k + 1]
-            )
+            own = None if own is None else shard_batch(own, self.mesh)
+            ended = self.programs.end(weights, cache, writing, own)
+            seen, ready = self.programs.append(weights.reading, *ended, *picture, length=layout.turn_lens[k + 1])
             features.append(seen)
         if unseen := layout.num_pictures - len(views):
             views += [rows.views([None] * len(asked), layout.picture_side)] * unseen
@@ -272,7 +267,7 @@ class RolloutEngine:
         cache = self._warm_up(weights, cache, writing, how, not last)
         while int(writing.step) < length and (alive := int(writing.most_alive)):
             fresh = writing
-            while size := _half(len(writing.alive_B), alive):
+            while size := self._half(len(writing.alive_B), alive):
                 small_cache, small, places = self.programs.narrow(cache, writing, rows=size)
                 outer.append((cache, writing, places))
                 cache, writing = small_cache, small
@@ -297,12 +292,18 @@ class RolloutEngine:
         self._warm.add(shape)
         writing = writing._replace(alive_B=jnp.zeros_like(writing.alive_B))
         cache, writing = self.programs.go_on(weights.writing, cache, writing, **how)
-        if size := _half(len(writing.alive_B), 0):
+        if size := self._half(len(writing.alive_B), 0):
             small_cache, small, places = self.programs.narrow(cache, writing, rows=size)
             small_cache = self._warm_up(weights, small_cache, small, how, keep_cache)
             wide = (cache, writing, small_cache) if keep_cache else (None, writing, None)
             self.programs.widen(*wide, small, places)
         return cache
+
+    def _half(self, rows: int, alive: int) -> int:
+        """Half the number of rows, if that holds the rows that go on (on the fullest device); else 0."""
+        shards = row_shards(rows, self.programs.sampler)
+        half, odd = divmod(rows // shards, 2)
+        return 0 if odd or half < max(alive, LEAST_ROWS) else half * shards
 
     def _read_on(self, written: list[list[int]], turns: _Turns, length: int):
         """The ids of a turn that later turns read: those written; or of rows that go on, their texts' up to an answer, and then
@@ -357,13 +358,6 @@ def _interleaved(*features_BMD):
 def _stack_features(*features_BMD):
     stacked = jnp.stack(features_BMD, axis=1)
     return constrain(stacked.reshape(-1, *stacked.shape[2:]), "batch", None, None)
-
-
-def _half(rows: int, alive: int) -> int:
-    """Half the number of rows, if that holds the rows that go on (on the fullest device); else 0."""
-    shards = row_shards(rows)
-    half, odd = divmod(rows // shards, 2)
-    return 0 if odd or half < max(alive, LEAST_ROWS) else half * shards
 
 
 def _anywhere(here: bool) -> bool:

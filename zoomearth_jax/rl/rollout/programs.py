@@ -15,7 +15,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.quantize import quantize_layers
-from zoomearth_jax.models.sharding import cast_kernels
+from zoomearth_jax.models.sharding import cast_kernels, constrain_params, move_rows_to
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
     Ready,
@@ -88,6 +88,7 @@ class RolloutPrograms:
             sampler: the mesh on which turns are written; that in context at the calls without one.
             int8: whether turns are written with int8 kernels.
         """
+        self.sampler, self._back = sampler, mesh if sampler else None
         self._layout, self._tokens, self._mesh, self._gather, self._visit = layout, tokens, mesh, gather, visit
         self._graph, self._dtype, self._int8 = nnx.graphdef(model), model.compute.dtype, int8
         options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
@@ -102,20 +103,38 @@ class RolloutPrograms:
         self.narrow = OnMesh(jax.jit(narrow, static_argnames="rows"), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast, self.quantize = jax.jit(self._cast), jax.jit(quantize_layers)
+        self.share_out = OnMesh(jax.jit(constrain_params), sampler)
 
     def _cast(self, params):
-        return cast_kernels(params, self._dtype, self._gather)
+        return cast_kernels(params, self._dtype, self._gather and self.sampler is None)
 
     def weights(self, params) -> Weights:
-        """What the programs run on: the parameters themselves, or once per rollout in the compute type and gathered, where
-        that makes a difference."""
-        whole = self._mesh is None or not self._gather or self._mesh.shape["fsdp"] == 1
+        """What the programs run on: the parameters themselves, or once per rollout in the compute type and, for tokens,
+        gathered or as the sampler's devices share them out, where that makes a difference."""
+        gathers = self._mesh is not None and self._gather and self.sampler is None and self._mesh.shape["fsdp"] > 1
         wide = any(x.dtype.itemsize > jnp.dtype(self._dtype).itemsize for x in jax.tree.leaves(params))
-        cast = params if whole and not wide else self.cast(params)
-        return Weights(cast, self.quantize(cast) if self._int8 else cast)
+        reading = self.cast(params) if gathers or wide else params
+        writing = self.quantize(reading) if self._int8 else reading
+        if self.sampler is None:
+            return Weights(reading, writing)
+        parts = {name: part for name, part in writing.items() if name != "vision"}  # tokens need no encoder
+        return Weights(reading, type(reading)({**reading, **self.share_out(parts)}))
+
+    def end(self, weights: Weights, cache, writing: Writing, own=None):
+        """The cache and position for what follows a turn, and its ids seen, on the mesh in context.
+
+        Args:
+            own: ids and validity [B, T] to read in place of what was written.
+        """
+        if own is None:
+            cache, next_B = self.close(weights.writing, cache, writing)
+            return move_rows_to(self._back, (cache, next_B, writing.seen_BV))
+        cache, writing = move_rows_to(self._back, (cache, writing))
+        return *self.reread(weights.reading, cache, writing, *own), writing.seen_BV
 
     def start(self, weights: Weights, ready: Ready, active, keys, *, length: int, temperature, filters: SamplingConfig):
         """`begin` and a first `go_on`: the turn's cache, and its first tokens."""
+        ready, active, keys = move_rows_to(self.sampler, (ready, active, keys))
         writing = self.begin(weights.writing, ready, active, keys, temperature, length=length, filters=filters)
         return self.go_on(weights.writing, ready.cache, writing, temperature, filters=filters)
 

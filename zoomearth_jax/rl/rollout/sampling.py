@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.models.sharding import constrain
 from zoomearth_jax.rl.policy import masked_logits
 
 
@@ -65,10 +66,13 @@ def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, 
         seen_BV: see `filtered_logits`.
     """
     greedy = temperature == 0
+    # filters sort whole rows, each on the device that has the row; else the vocabulary stays where its shards are
+    logits_BV = constrain(logits_BV, *(("batch", "vocab") if filters == SamplingConfig().filters else ("rows", None)))
     logits_BV = masked_logits(logits_BV / jnp.where(greedy, 1.0, temperature), banned_ids)
     draw = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))
     noise_BV = jax.lax.cond(greedy, lambda _: jnp.zeros_like(logits_BV), draw, keys_B)  # a draw takes its time at B x V
     kept_BV = filtered_logits(logits_BV, filters, seen_BV)
     ids_B = jnp.argmax(kept_BV + noise_BV, axis=-1)
     logp_BV = jax.nn.log_softmax(logits_BV)
-    return ids_B, jnp.take_along_axis(logp_BV, ids_B[:, None], axis=-1)[:, 0]
+    is_drawn_BV = ids_B[:, None] == jnp.arange(logits_BV.shape[1])  # a sum over the vocabulary stays on its shards
+    return ids_B, jnp.sum(jnp.where(is_drawn_BV, logp_BV, 0.0), axis=-1)
