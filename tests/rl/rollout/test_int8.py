@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.processes import result, start
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
@@ -66,6 +67,7 @@ def test_nothing_recompiles_and_weights_are_made_once(tuned, int8, questions):
     assert compilations  # the listener counts
 
 
+@pytest.mark.slow
 def test_a_step_corrects_the_gap_and_trains(tuned, questions):
     """The ratio to the trainer's own policy is 1 before the first update, though the sampler's probabilities are others."""
     config = GRPOConfig(prompts=8, group=4, rollout=INT8, objective=CAP, steps=2)
@@ -86,3 +88,11 @@ def test_int8_without_a_correction_is_refused():
     assert GRPOConfig(rollout=INT8, objective=CAP).rollout.weights == "int8"
     with pytest.raises(UserError, match="weights must be compute or int8, not 'int4'"):
         RolloutConfig(weights="int4")
+
+
+@pytest.mark.slow
+def test_meshes_and_samplers_write_the_same():
+    found = result(start("rl/rollout/int8_on_mesh.py", 8))
+    assert max(found["gaps"]) < 1e-5
+    assert all(found["same"])
+    assert found["shards"] == [[192, 192], [96, 96], [48, 48]]  # kernels and scales are cut alike

@@ -158,7 +158,8 @@ class RolloutEngine:
         """
         self.rows, self.mesh, self.config = rows, mesh, config
         self.tool = chosen_tool(config, rows)
-        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, config.visit, sampler, config.weights == "int8")
+        settings = config.visit, sampler, config.weights == "int8"
+        self.programs = RolloutPrograms(model, rows.layout, rows.tokens, mesh, gather, *settings)
         self._sizes = model.config
         self._warm: set = set()
         self.readers = ThreadPoolExecutor(8, thread_name_prefix="tool")
