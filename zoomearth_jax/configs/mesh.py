@@ -21,6 +21,9 @@ class MeshConfig:
         tensor: devices that share out each layer's heads and MLP.
         gather: in rollouts each device gathers the weights of its tensor group once per rollout, in the compute type. Without
             it they are gathered layer by layer for every token: slow, for models that don't fit otherwise.
+        sampler: devices that share out the weights while tokens are written; rows and their caches are then spread over all
+            devices. 1 is the layout of training; 0 for what an estimate finds fastest on devices that are known (TPUs,
+            some GPUs), 1 on others.
         coordinator: HOST:PORT of process 0, the same for all processes; `auto` asks the cluster's environment (SLURM, MPI,
             Kubernetes, Cloud TPU). Cloud TPU pods need nothing.
         processes: how many there are, with HOST:PORT.
@@ -31,6 +34,7 @@ class MeshConfig:
     fsdp: int = 0
     tensor: int = 1
     gather: bool = True
+    sampler: int = 0
     coordinator: str = ""
     processes: int = 0
     process: int = 0
@@ -38,6 +42,8 @@ class MeshConfig:
     def __post_init__(self):
         if self.data < 0 or self.fsdp < 0 or self.tensor < 1:
             raise UserError("mesh config: data and fsdp must be positive, or 0 to be chosen; tensor must be positive")
+        if self.sampler < 0:
+            raise UserError("mesh config: sampler must be a number of devices, or 0 to be chosen")
         if self.coordinator in ("", "auto"):
             if self.processes or self.process:
                 raise UserError("mesh config: processes and process go with a coordinator HOST:PORT")

@@ -5,7 +5,7 @@ NVIDIA's A100, H100, H200). Of a TPU's HBM we count what its compiler gives a pr
 Links of TPUs are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), 10 % under the makers' figures.
 
 Latencies are orders of magnitude, not measurements. A hop from chip to chip of a TPU takes about 1 us ("How to Scale Your Model",
-chapters on TPUs and on sharded matrices, where a collective of less than 45 kB a hop is bound by it). NVLink's is what NVIDIA's NCCL
+chapters on TPUs and on sharded matrices, where a collective of less than 45 kB a hop is bound by it). NVLink's is what NCCL
 needs for the smallest messages within a host, some 10 us for an all-reduce, which counts two hops. A message between slices or
 hosts crosses a data centre's switches and two network cards: 20 us.
 """

@@ -9,6 +9,7 @@ Without a mesh in context (`jax.set_mesh`) nothing here does anything.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,6 +61,15 @@ def sampler_mesh(mesh: Mesh, size: int) -> Mesh:
     return Mesh(mesh.devices.reshape(-1, size), SAMPLER_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def uneven_weights(params, size: int) -> str:
+    """The first parameter that a sampler's group of so many devices can't share out evenly; empty where there is none."""
+    for path, x in nnx.to_flat_state(params):
+        for axis, length in zip(reversed(_axes(x)), reversed(x.shape), strict=False):
+            if path[0] != "vision" and "weights" in RULES[axis] and length % size:
+                return f"{'.'.join(map(str, path))}, {length} wide,"
+    return ""
+
+
 def num_slices(devices) -> int:
     """Slices of a TPU system, which a slower network joins; 1 elsewhere."""
     return len({getattr(device, "slice_index", 0) for device in devices})
@@ -98,6 +108,13 @@ def constrain_sampler(x, *axes: str | None):
     """Pins an activation's layout where the mesh in context is a sampler's; elsewhere x as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or "weights" not in mesh.axis_names else constrain(x, *axes)
+
+
+def weight_shards(columns: int) -> int:
+    """Equal parts in which the devices of a sampler's mesh in context share out so many columns; 1 elsewhere."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh.shape.get("weights", 1)
+    return shards if columns % shards == 0 else 1
 
 
 def rows_of_columns(*columns_BTC):
@@ -176,14 +193,33 @@ def constrain_params(state):
         return state
 
     def one(x):
-        axes = _axes(x) if _is_variable(x) else ()
-
-        def pinned(leaf):
-            return jax.lax.with_sharding_constraint(leaf, partition_spec(axes, leaf.shape, mesh))
-
-        return jax.tree.map(pinned, x)  # an int8 kernel has two arrays
+        spec = partition_spec(_axes(x), x.shape, mesh) if _is_variable(x) else PartitionSpec()
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), x)
 
     return jax.tree.map(one, state, is_leaf=_is_variable)
+
+
+def share_out_params(params):
+    """Lays parameters out on the sampler's mesh in context: first a part on each device, then what a group's devices need.
+
+    XLA would otherwise gather whole parameters on the way where a group is not as large as fsdp.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def one(axes, value):
+        spec = partition_spec(axes, value.shape, mesh)
+        parts = [
+            ("weights", "data") if part == "weights" and length % mesh.size == 0 else part
+            for part, length in zip(spec, value.shape, strict=True)
+        ]
+        for layout in (PartitionSpec(*parts), spec):
+            value = jax.lax.with_sharding_constraint(value, layout)
+        return value
+
+    def both(x):  # an int8 kernel is two arrays
+        return x.replace(jax.tree.map(functools.partial(one, _axes(x)), x.get_value()))
+
+    return jax.tree.map(both, params, is_leaf=_is_variable)
 
 
 def cast_kernels(params, dtype, gather: bool = False):

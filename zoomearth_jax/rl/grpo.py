@@ -55,8 +55,14 @@ class GRPO:
         freezes_vision, adapted: whether the vision encoder is frozen, and whether adapters train.
     """
 
-    def __init__(self, config: GRPOConfig, model: VisionLanguageModel, rows: RowBuilder, mesh: Mesh):
-        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`."""
+    def __init__(
+        self, config: GRPOConfig, model: VisionLanguageModel, rows: RowBuilder, mesh: Mesh, sampler: Mesh | None = None
+    ):
+        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`.
+
+        Args:
+            sampler: see `RolloutEngine`.
+        """
         add_lora(model, config.lora, nnx.Rngs(config.seed))
         objective = config.objective
         if config.rollout.crop != "model":
@@ -67,7 +73,7 @@ class GRPO:
             )  # the other gate cuts texts, and what is trained on must have been sampled
         self._config, self._mesh, self._sizes, self.rows = config, mesh, model.config, rows
         optimizer = config.optimizer.build(config.steps * config.optimizer_steps)
-        self.engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout)
+        self.engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout, sampler)
         graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
         self.reference = reference_policy(self.state, config.compute.dtype) if objective.kl_weight else None
         self.freezes_vision, self.adapted = "vision" not in self.state.trainable, has_lora(model)

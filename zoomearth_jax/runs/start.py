@@ -25,11 +25,15 @@ from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.loader import Loader
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import Lock, move_up, write_file, writing
+from zoomearth_jax.hardware.chips import chip
+from zoomearth_jax.hardware.decoding import Decoding, lay_out
 from zoomearth_jax.hardware.tpu_flags import set_tpu_flags
+from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.sharding import make_mesh, num_slices, process_share
 from zoomearth_jax.runs.checkpoints import write_run_header
 from zoomearth_jax.runs.models import count_parameters
 from zoomearth_jax.runs.saved_steps import together
+from zoomearth_jax.terminal.progress import say
 
 FREE_SETTINGS = (
     "resume",
@@ -75,6 +79,30 @@ def on_mesh(config: MeshConfig, model: str | Path, processes: bool = True) -> It
     finally:
         if joined:
             jax.distributed.shutdown()
+
+
+def lay_out_sampler(
+    config: MeshConfig,
+    mesh: Mesh,
+    model: VisionLanguageModel,
+    slots: int,
+    prompts: int,
+    group: int = 1,
+    trains: bool = True,
+) -> Mesh | None:
+    """The mesh on which tokens are written, None for the trainer's own; says what is worth saying.
+
+    Args:
+        slots, prompts, group, trains: see `Decoding`.
+
+    Raises:
+        UserError: a size that devices, questions or the model don't allow.
+    """
+    known = chip(mesh.devices.flat[0].device_kind)
+    sampler, said = lay_out(Decoding(model, mesh, prompts, group, slots, known, trains), config.sampler)
+    for line in said if jax.process_index() == 0 else ():
+        say(line)
+    return sampler
 
 
 def _join(config: MeshConfig) -> bool:

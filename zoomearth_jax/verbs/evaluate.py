@@ -39,10 +39,11 @@ from zoomearth_jax.evaluation.runner import THUMBNAILS, Runner, guarded, run_sum
 from zoomearth_jax.evaluation.table import lines
 from zoomearth_jax.files import Lock, check_writable, write_file
 from zoomearth_jax.hardware.surroundings import commit, hardware, versions
+from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.reports.episodes import write_report
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import existing, load_model
-from zoomearth_jax.runs.start import agreed, on_mesh
+from zoomearth_jax.runs.start import agreed, lay_out_sampler, on_mesh
 
 MAIN = "shown"  # the way of showing crops whose records lie in the folder itself
 SCENE_QUESTIONS = 1024  # procedural ones, where nobody says how many
@@ -230,7 +231,11 @@ def _play(config: EvaluateConfig, mesh: Mesh) -> _Played:
     rows = rows.widened(questions) if config.layout.prompt_len is None else rows
     rows = rows.pruned(config.prune)
     rows.check_prompts([questions[place] for place in chosen])
-    engine, params = RolloutEngine(model, rows, mesh, config.mesh.gather), nnx.state(model, nnx.Param)
+    slots = rows.layout.prompt_len + rows.layout.reply_len
+    at_once = config.batch_size * process_share(mesh)[1]
+    sampler = lay_out_sampler(config.mesh, mesh, model, slots, at_once, trains=False)
+    engine = RolloutEngine(model, rows, mesh, config.mesh.gather, sampler=sampler)
+    params = nnx.state(model, nnx.Param)
     runner = Runner(
         engine, params, benchmark.name, opened.items, chosen, config.sampling, config.seed, config.batch_size
     )

@@ -21,7 +21,15 @@ from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.monitor import open_monitor
 from zoomearth_jax.runs.preemption import StopSignal
 from zoomearth_jax.runs.sinks import check_sinks
-from zoomearth_jax.runs.start import Run, broken_images, look_ahead, of_all_processes, on_mesh, open_loader
+from zoomearth_jax.runs.start import (
+    Run,
+    broken_images,
+    lay_out_sampler,
+    look_ahead,
+    of_all_processes,
+    on_mesh,
+    open_loader,
+)
 from zoomearth_jax.terminal.progress import say
 
 SHOWN = ("reward_total", "reward_answer", "reward_iou", "zoom_rate")  # beside the progress bar
@@ -40,7 +48,9 @@ def grpo(config: GRPOConfig) -> Path:
 
 def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
-    training = GRPO(config, model, rows, mesh)
+    slots = rows.layout.prompt_len + rows.layout.reply_len
+    at_once = config.prompts // config.rollout.batches
+    training = GRPO(config, model, rows, mesh, lay_out_sampler(config.mesh, mesh, model, slots, at_once, config.group))
     rows, per_rollout = training.rows, config.optimizer_steps
     lr = config.optimizer.rates(config.steps * per_rollout)
     passes = {"kl": config.objective.kl_in_loss, "updates": config.updates, "scorings": training.scorings}

@@ -25,7 +25,7 @@ from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.monitor import open_monitor
 from zoomearth_jax.runs.preemption import StopSignal
 from zoomearth_jax.runs.sinks import check_sinks
-from zoomearth_jax.runs.start import Run, broken_images, look_ahead, on_mesh, open_loader
+from zoomearth_jax.runs.start import Run, broken_images, lay_out_sampler, look_ahead, on_mesh, open_loader
 
 
 def sft(config: SFTConfig) -> Path:
@@ -41,7 +41,9 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
         raise UserError("sft config: packed rows are for one process; leave pack_len out")
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     add_lora(model, config.lora, nnx.Rngs(config.seed))
-    engine = RolloutEngine(model, rows, mesh, config.mesh.gather)
+    slots = rows.layout.prompt_len + rows.layout.reply_len
+    sampler = lay_out_sampler(config.mesh, mesh, model, slots, config.validate.batch_size or config.batch_size)
+    engine = RolloutEngine(model, rows, mesh, config.mesh.gather, sampler=sampler)
     optimizer = config.optimizer.build(config.steps)
     graph, state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
     train_step = make_sft_step(graph, optimizer, rows.layout, config.accumulate)

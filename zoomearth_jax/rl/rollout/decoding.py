@@ -170,7 +170,8 @@ class Sampler(NamedTuple):
             keys_B=keys_B,
             seen_BV=ready.seen_BV,
         )
-        return _counted(self._draw(model, ready.hidden_BD, writing, ready.start_B))
+        writing = _known_to_all(writing)
+        return _counted(self._draw(model, ready.hidden_BD, writing, writing.start_B))
 
     def _draw(self, model, hidden_BD, writing: Writing, position_B) -> Writing:
         """Draws one more token for every row that goes on."""
@@ -203,9 +204,9 @@ class Sampler(NamedTuple):
         def body(loop):
             cache, writing = loop
             hidden, cache, next_B = _read_last(model, cache, writing)
-            return cache, self._draw(model, hidden[:, 0], writing, next_B)
+            return cache, _known_to_all(self._draw(model, hidden[:, 0], writing, next_B))
 
-        cache, writing = jax.lax.while_loop(going, body, (cache, writing))
+        cache, writing = jax.lax.while_loop(going, body, (cache, _known_to_all(writing)))
         return cache, _counted(writing)
 
 
@@ -235,6 +236,16 @@ def _counted(writing: Writing) -> Writing:
     """The `Writing` that leaves a program, with `most_alive` counted."""
     alive = writing.alive_B.reshape(row_shards(len(writing.alive_B)), -1).sum(axis=1).max()
     return _laid_out(writing)._replace(most_alive=constrain(alive), step=constrain(writing.step))
+
+
+def _known_to_all(writing: Writing) -> Writing:
+    """What rows write is known to all devices of a sampler's group, which have their states together; what rows hold is not."""
+
+    def one(name: str, x):
+        axes = row_axes(x) if name == "seen_BV" else ("batch",) * (x.ndim > 0) + (None,) * (x.ndim - 1)
+        return constrain(x, *axes)
+
+    return Writing(*(x if x is None else one(name, x) for name, x in writing._asdict().items()))
 
 
 def _laid_out(writing: Writing) -> Writing:

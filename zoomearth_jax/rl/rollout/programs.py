@@ -15,7 +15,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.quantize import quantize_layers
-from zoomearth_jax.models.sharding import cast_kernels, constrain_params, move_rows_to
+from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, share_out_params
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
     Ready,
@@ -103,7 +103,7 @@ class RolloutPrograms:
         self.narrow = OnMesh(jax.jit(narrow, static_argnames="rows"), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast, self.quantize = jax.jit(self._cast), jax.jit(quantize_layers)
-        self.share_out = OnMesh(jax.jit(constrain_params), sampler)
+        self.share_out = OnMesh(jax.jit(share_out_params), sampler)
 
     def _cast(self, params):
         return cast_kernels(params, self._dtype, self._gather and self.sampler is None)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.models.sharding import constrain
+from zoomearth_jax.models.sharding import constrain, weight_shards
 from zoomearth_jax.rl.policy import masked_logits
 
 
@@ -67,12 +67,31 @@ def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, 
     """
     greedy = temperature == 0
     # filters sort whole rows, each on the device that has the row; else the vocabulary stays where its shards are
-    logits_BV = constrain(logits_BV, *(("batch", "vocab") if filters == SamplingConfig().filters else ("rows", None)))
+    in_shards = filters == SamplingConfig().filters
+    logits_BV = constrain(logits_BV, *(("batch", "vocab") if in_shards else ("rows", None)))
     logits_BV = masked_logits(logits_BV / jnp.where(greedy, 1.0, temperature), banned_ids)
     draw = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))
     noise_BV = jax.lax.cond(greedy, lambda _: jnp.zeros_like(logits_BV), draw, keys_B)  # a draw takes its time at B x V
     kept_BV = filtered_logits(logits_BV, filters, seen_BV)
-    ids_B = jnp.argmax(kept_BV + noise_BV, axis=-1)
-    logp_BV = jax.nn.log_softmax(logits_BV)
-    is_drawn_BV = ids_B[:, None] == jnp.arange(logits_BV.shape[1])  # a sum over the vocabulary stays on its shards
-    return ids_B, jnp.sum(jnp.where(is_drawn_BV, logp_BV, 0.0), axis=-1)
+    return _best(kept_BV + noise_BV, logits_BV, weight_shards(logits_BV.shape[1]) if in_shards else 1)
+
+
+def _best(scores_BV, logits_BV, shards: int):
+    """The id of each row's best score and its log-probability under the logits [B].
+
+    Each shard of the vocabulary gives its best and its part of the sum; these few numbers alone are exchanged.
+    """
+    batch, size = len(logits_BV), logits_BV.shape[1] // shards
+    scores_BCV, logits_BCV = (x.reshape(batch, shards, size) for x in (scores_BV, logits_BV))
+    place_BC = jnp.argmax(scores_BCV, axis=-1)
+    own_BC = jnp.take_along_axis(logits_BCV, place_BC[..., None], axis=-1)[..., 0]
+    top_BC = jnp.max(logits_BCV, axis=-1)
+    top_BC = jnp.where(jnp.isfinite(top_BC), top_BC, 0.0)  # all ids of a shard may be banned
+    sum_BC = jnp.exp(logits_BCV - top_BC[..., None]).sum(-1)
+    id_BC = (place_BC + size * jnp.arange(shards)).astype(jnp.float32)  # exact up to 16 million
+    parts = jnp.stack([scores_BCV.max(-1), id_BC, own_BC, top_BC, sum_BC])
+    best_BC, id_BC, own_BC, top_BC, sum_BC = constrain(parts, None, "batch", None)
+    first_B1 = jnp.argmax(best_BC, axis=1)[:, None]
+    id_B, own_B = (jnp.take_along_axis(x, first_B1, axis=1)[:, 0] for x in (id_BC, own_BC))
+    top_B = top_BC.max(1)
+    return id_B.astype(jnp.int32), own_B - top_B - jnp.log((sum_BC * jnp.exp(top_BC - top_B[:, None])).sum(1))
