@@ -38,9 +38,11 @@ def quantize(kernel) -> Int8Kernel:
 
 
 def int8_product(x, kernel: Int8Kernel):
-    """x [T, in] times a kernel, [T, out] in the type of x, in which the int8 values are read; sums and scaling are in float32."""
-    y = jnp.matmul(x, kernel.values.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y * kernel.scale).astype(x.dtype)
+    """x [T, in] times a kernel, [T, out] in the type of x, in which the int8 values are read and sums over devices are made; scaling
+    is in float32. Sums in float16 would overflow: those are in float32 too."""
+    sums = jnp.float32 if x.dtype == jnp.float16 else x.dtype
+    y = jnp.matmul(x, kernel.values.astype(x.dtype), preferred_element_type=sums)
+    return (y.astype(jnp.float32) * kernel.scale).astype(x.dtype)
 
 
 def quantize_layers(params: nnx.State) -> nnx.State:

@@ -180,7 +180,8 @@ def param_shardings(state, mesh: Mesh):
 
     def one(x):
         if _is_variable(x):
-            return x.replace(NamedSharding(mesh, partition_spec(_axes(x), x.shape, mesh)))
+            place = functools.partial(partition_spec, _axes(x), mesh=mesh)
+            return x.replace(jax.tree.map(lambda leaf: NamedSharding(mesh, place(leaf.shape)), x.get_value()))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(one, state, is_leaf=_is_variable)

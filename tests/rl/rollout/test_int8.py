@@ -93,6 +93,6 @@ def test_int8_without_a_correction_is_refused():
 @pytest.mark.slow
 def test_meshes_and_samplers_write_the_same():
     found = result(start("rl/rollout/int8_on_mesh.py", 8))
-    assert max(found["gaps"]) < 1e-5
+    assert max(found["gaps"]) < 3e-5
     assert all(found["same"])
     assert found["shards"] == [[192, 192], [96, 96], [48, 48]]  # kernels and scales are cut alike

@@ -15,7 +15,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.quantize import quantize_layers
-from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, share_out_params
+from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, param_shardings, share_out_params
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
     Ready,
@@ -103,7 +103,7 @@ class RolloutPrograms:
         self.narrow = OnMesh(jax.jit(narrow, static_argnames="rows"), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
         self.cast, self.quantize = jax.jit(self._cast), jax.jit(quantize_layers)
-        self.share_out = OnMesh(jax.jit(share_out_params), sampler)
+        self.share_out = OnMesh(jax.jit(share_out_params, out_shardings=self._shared(model)), sampler)
 
     def _cast(self, params):
         return cast_kernels(params, self._dtype, self._gather and self.sampler is None)
@@ -117,8 +117,19 @@ class RolloutPrograms:
         writing = self.quantize(reading) if self._int8 else reading
         if self.sampler is None:
             return Weights(reading, writing)
-        parts = {name: part for name, part in writing.items() if name != "vision"}  # tokens need no encoder
-        return Weights(reading, type(reading)({**reading, **self.share_out(parts)}))
+        return Weights(reading, type(reading)({**reading, **self.share_out(self._token_parts(writing))}))
+
+    def _shared(self, model: VisionLanguageModel):
+        """Where `share_out` puts parameters; said outright, because jit may drop constraints where arguments lie on another mesh."""
+        if self.sampler is None:
+            return None
+        parts = self._token_parts(nnx.state(model, nnx.Param))
+        return param_shardings(jax.eval_shape(quantize_layers, parts) if self._int8 else parts, self.sampler)
+
+    @staticmethod
+    def _token_parts(params) -> dict:
+        """What tokens need of a model's parameters: all but the encoder's."""
+        return {name: part for name, part in params.items() if name != "vision"}
 
     def end(self, weights: Weights, cache, writing: Writing, own=None):
         """The cache and position for what follows a turn, and its ids seen, on the mesh in context.
