@@ -2,8 +2,8 @@
 
 Only the kernels of the decoder's layers become some: embeddings, the table or head that gives logits, biases, norms, adapters
 and the vision encoder stay as they are. Rounding is symmetric, with one scale for each output channel and layer: a channel's
-largest weight is ±127 scales. Products read the int8 values, convert them to the compute type on the way, and are scaled in
-float32 afterwards.
+largest weight is ±127 scales. Products read the int8 values, convert them to the compute type on the way, and are scaled
+afterwards.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ def quantize(kernel) -> Int8Kernel:
 
 
 def int8_product(x, kernel: Int8Kernel):
-    """x [T, in] times a kernel, [T, out] in the type of x, in which the int8 values are read and sums over devices are made; scaling
-    is in float32. Sums in float16 would overflow: those are in float32 too."""
+    """x [T, in] times a kernel: [T, out] in the type of x.
+
+    The int8 values are read in that type, and sums over devices are made in it; scaling is in float32. Sums in float16 would
+    overflow before it, so they are in float32 too.
+    """
     sums = jnp.float32 if x.dtype == jnp.float16 else x.dtype
     y = jnp.matmul(x, kernel.values.astype(x.dtype), preferred_element_type=sums)
     return (y.astype(jnp.float32) * kernel.scale).astype(x.dtype)

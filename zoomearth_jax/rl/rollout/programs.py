@@ -120,7 +120,7 @@ class RolloutPrograms:
         return Weights(reading, type(reading)({**reading, **self.share_out(self._token_parts(writing))}))
 
     def _shared(self, model: VisionLanguageModel):
-        """Where `share_out` puts parameters; said outright, because jit may drop constraints where arguments lie on another mesh."""
+        """Where `share_out` puts parameters; stated, because jit may drop constraints where arguments lie on another mesh."""
         if self.sampler is None:
             return None
         parts = self._token_parts(nnx.state(model, nnx.Param))
