@@ -58,7 +58,7 @@ class Decoding:
             return f"groups of {size} devices don't divide the {devices} devices, or those of a slice"
         if self.prompts % devices:
             return f"{self.prompts} questions at once don't divide over {devices} devices"
-        if process_share(self.mesh)[1] != jax.process_count():
+        if jax.process_count() > 1 and process_share(self.mesh)[1] != jax.process_count():
             return "processes share rows; take a mesh with a smaller tensor size"
         name = uneven_weights(nnx.state(self.model, nnx.Param), size)
         return f"{name} doesn't divide by {size}" if name else ""

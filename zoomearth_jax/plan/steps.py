@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +21,9 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
-from zoomearth_jax.models.sharding import param_shardings, partition_spec
+from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
-from zoomearth_jax.rl.rollout.programs import RolloutPrograms
+from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts
 from zoomearth_jax.rl.state import TrainState, init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_sft_step
 
@@ -124,24 +125,41 @@ class Training:
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         programs: list[Program] = []
 
-        def add(name: str, function, *args, tokens: int = 1, held: int = chip_bytes(params), **static):
+        def add(name: str, held: int, function, *args, tokens: int = 1, **static):
             compiled = self._compile(function, *args, **static)
             programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
             return compiled.results
 
-        weights = add("prefill", run.cast, params, held=0)
-        own = add("prefill", run.quantize, weights) if self.int8 else weights  # what turns are written with
+        def moved(mesh: Mesh, tree):
+            return tree if self.sampler is None else placed(tree, jax.tree.map(functools.partial(_on_mesh, mesh), tree))
+
+        reading = writing = add("prefill", 0, run.cast, params)
+        held_reading = held_writing = chip_bytes(params)
+        if self.int8:
+            writing = add("prefill", held_reading, run.quantize, reading)
+            rounded = chip_bytes([x for x in jax.tree.leaves(writing) if x.dtype == jnp.int8])
+            held_reading, held_writing = (
+                held_reading + rounded,
+                held_writing + rounded * jnp.dtype(self.compute.dtype).itemsize,
+            )
+        if self.sampler is not None:
+            moving, rest = decoder_parts(writing)
+            shared = add("prefill", held_reading, run.share_out, moving)
+            writing = joined_parts(shared, rest)
+            held_reading, held_writing = chip_bytes((params, shared)), chip_bytes((params, reading))
+            held_writing -= chip_bytes(rest)  # arguments, though not read
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        _, ready = add("prefill", run.prefill, weights, *read, group=group, filters=filters)
+        _, ready = add("prefill", held_reading, run.prefill, reading, *read, group=group, filters=filters)
+        on_sampler = self.sampler or self.mesh
         for k, length in enumerate(layout.turn_lens):
-            asked = active if k else None
-            writing = add("decode", run.begin, own, ready, asked, keys, 1.0, length=length, filters=filters)
-            more = own, ready.cache, writing
-            cache, writing = add("decode", run.go_on, *more, 1.0, tokens=length - 1, filters=filters)
+            asked = moved(on_sampler, (ready, active if k else None, keys))
+            turn = add("decode", held_writing, run.begin, writing, *asked, 1.0, length=length, filters=filters)
+            more = writing, asked[0].cache, turn, 1.0
+            cache, turn = add("decode", held_writing, run.go_on, *more, tokens=length - 1, filters=filters)
             if k < layout.num_pictures:
-                cache, next_B = add("decode", run.close, own, cache, writing)
-                shown, following = (weights, cache, next_B, None, ids, valid, picture), layout.turn_lens[k + 1]
-                _, ready = add("pictures", run.append, *shown, length=following)
+                ended = add("decode", held_writing, run.close, writing, cache, turn)
+                shown, following = (*moved(self.mesh, ended), None, ids, valid, picture), layout.turn_lens[k + 1]
+                _, ready = add("pictures", held_reading, run.append, reading, *shown, length=following)
         return programs
 
     def grpo(self, prompts: int, group: int) -> Program:
@@ -231,6 +249,11 @@ class Training:
             views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
+
+
+def _on_mesh(mesh: Mesh, x) -> NamedSharding:
+    """Where a mesh has an array of a rollout."""
+    return NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
 
 
 def count_parameters(model: Sizes) -> int:

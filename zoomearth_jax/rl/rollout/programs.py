@@ -42,6 +42,17 @@ class Weights(NamedTuple):
     writing: Any
 
 
+def decoder_parts(params) -> tuple[dict, dict]:
+    """A model's parameters that tokens need, and the vision encoder's, which they don't."""
+    vision = {"vision": params["vision"]}
+    return {name: part for name, part in params.items() if name not in vision}, vision
+
+
+def joined_parts(decoder: dict, vision: dict) -> nnx.State:
+    """The parameters that `decoder_parts` took apart."""
+    return nnx.State({**decoder, **vision})
+
+
 class OnMesh:
     """A compiled function that runs with a mesh of its own in context; without one, in the caller's."""
 
@@ -117,19 +128,15 @@ class RolloutPrograms:
         writing = self.quantize(reading) if self._int8 else reading
         if self.sampler is None:
             return Weights(reading, writing)
-        return Weights(reading, type(reading)({**reading, **self.share_out(self._token_parts(writing))}))
+        decoder, rest = decoder_parts(writing)
+        return Weights(reading, joined_parts(self.share_out(decoder), rest))
 
     def _shared(self, model: VisionLanguageModel):
         """Where `share_out` puts parameters; stated, because jit may drop constraints where arguments lie on another mesh."""
         if self.sampler is None:
             return None
-        parts = self._token_parts(nnx.state(model, nnx.Param))
-        return param_shardings(jax.eval_shape(quantize_layers, parts) if self._int8 else parts, self.sampler)
-
-    @staticmethod
-    def _token_parts(params) -> dict:
-        """What tokens need of a model's parameters: all but the encoder's."""
-        return {name: part for name, part in params.items() if name != "vision"}
+        decoder, _ = decoder_parts(nnx.state(model, nnx.Param))
+        return param_shardings(jax.eval_shape(quantize_layers, decoder) if self._int8 else decoder, self.sampler)
 
     def end(self, weights: Weights, cache, writing: Writing, own=None):
         """The cache and position for what follows a turn, and its ids seen, on the mesh in context.
