@@ -1,9 +1,10 @@
 # Every target makes its own environment in .venv; only python3 and make are needed.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUDA ?= cuda12
 BIN := .venv/bin
 
-.PHONY: demo test parity slow browser beam lint setup nano goldens clean
+.PHONY: demo test parity slow browser beam gpu lint setup nano goldens clean
 
 demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
 	$(BIN)/zoomearth demo
@@ -23,6 +24,11 @@ browser: .venv/browser  ## the page of an evaluation in an installed Chromium, a
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py
 
+gpu: .venv-gpu/installed  ## the attached NVIDIA GPU on the 3B: attention, decoding, update, GRPO iterations, beside predictions
+	mkdir -p runs
+	XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 .venv-gpu/bin/zoomearth bench device > runs/gpu.txt
+	cat runs/gpu.txt
+
 lint: .venv/dev         ## ruff's checks and format, mypy's types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +43,7 @@ goldens: .venv/parity   ## writes the committed goldens anew from HF transformer
 	$(BIN)/python tests/make_goldens.py
 
 clean:
-	rm -rf .venv .venv-beam runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-beam .venv-gpu runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 .venv/installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -58,6 +64,12 @@ clean:
 	$(PYTHON) -m venv .venv-beam
 	.venv-beam/bin/python -m pip install --quiet --upgrade pip
 	.venv-beam/bin/python -m pip install --quiet --editable '.[test,beam]'
+	touch $@
+
+.venv-gpu/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --upgrade pip
+	.venv-gpu/bin/python -m pip install --quiet --editable . 'jax[$(CUDA)]'
 	touch $@
 
 .venv/dev: .venv/installed

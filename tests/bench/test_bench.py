@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoomearth_jax.bench import BENCHMARKS, loader, peers, rewards, table
+from zoomearth_jax.bench import BENCHMARKS, device, loader, peers, rewards, table
 from zoomearth_jax.bench.grown import write_grown
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
@@ -70,6 +70,9 @@ def test_models_may_be_separated_by_commas():
         (["bench", "rewards", "--pairs", "0"], "pairs and repeats must be positive"),
         (["bench", "rewards", "--source", "nowhere"], "no data.noun; give the folder of WordNet 3.0's files"),
         (["bench", "windows", "--sides", "7"], "sides must be even"),
+        (["bench", "device", "--parts", "cart"], "unknown parts cart; known: card, attention, rollout, iteration"),
+        (["bench", "device", "--group", "1"], "group at least 2"),
+        (["bench", "device", "--accumulate", "3"], "accumulate must divide prompts"),
         (["bench", "full-size", "--tokens", "0"], "tokens must be positive"),
         (["bench", "full-size", "--preset", "nanno"], "did you mean 'nano'"),
         (["bench", "full-size", "--model", "nowhere"], "no such model"),
@@ -97,6 +100,55 @@ def test_full_size_measures_loading_and_answers(capsys):
     assert load["seconds"] > 0
     assert first["tokens"] == again["tokens"] > 0
     assert again["peak_gb"] >= load["peak_gb"] > 0
+
+
+def test_a_part_of_device_that_fails_is_a_row_and_the_next_one_runs(monkeypatch, capsys):
+    """Here attention by cuDNN needs a GPU, and the iteration runs out of memory."""
+
+    def full(*_):
+        yield {"what": "before", "seconds": 1.0}
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 GiB\nlong dump")
+
+    monkeypatch.setattr(device, "_rollout", full)
+    settings = [
+        "--preset",
+        "nano",
+        "--parts",
+        "rollout",
+        "attention",
+        "--repeats",
+        "1",
+        "--compute.dtype",
+        "float32",
+        "--json",
+    ]
+    assert main(["bench", "device", *settings]) == 0
+    before, failed, *attention = json.loads(capsys.readouterr().out)
+    assert before == {"part": "rollout", "what": "before", "seconds": 1.0}
+    assert failed["note"] == "RESOURCE_EXHAUSTED: Out of memory allocating 80 GiB"
+    timed, refused = ([row for row in attention if ("note" in row) == fails] for fails in (False, True))
+    assert ["cudnn" in row["what"] for row in refused] == [True, True]
+    assert all("needs a GPU" in row["note"] for row in refused)
+    assert ["xla" in row["what"] and row["tflop_s"] > 0 for row in timed] == [True] * 4
+
+
+@pytest.mark.slow
+def test_device_measures_rollout_and_iterations_beside_predictions(capsys):
+    slots = ["--layout.turn-lens", "8", "4", "--prompts", "2", "--group", "2", "--accumulate", "2", "--repeats", "1"]
+    parts = ["--parts", "card", "rollout", "iteration", "--compute.dtype", "float32", "--json"]
+    assert main(["bench", "device", "--preset", "nano", *slots, *parts]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert not [row for row in rows if row["what"] == "failed"]
+    by_name = {row["what"]: row for row in rows}
+    for what in ("decode, 4 x 7 tokens", "decode, 4 x 7 tokens, int8"):
+        assert by_name[what]["tokens_s"] == pytest.approx(28 / by_name[what]["seconds"])
+        assert by_name[what]["ratio"] == pytest.approx(by_name[what]["seconds"] / by_name[what]["predicted_s"])
+        assert by_name[what]["of_bandwidth"] > 0
+    update, whole = by_name["update, all parameters"], by_name["iteration of 4 episodes, all parameters"]
+    assert 0 < update["of_peak"] < 1
+    assert update["predicted_s"] > 0
+    rollout = by_name["rollout and rewards, all parameters"]
+    assert whole["seconds"] == pytest.approx(rollout["seconds"] + update["seconds"])
 
 
 @pytest.mark.slow

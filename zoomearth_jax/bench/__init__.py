@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from zoomearth_jax.bench.device import DeviceConfig, bench_device
 from zoomearth_jax.bench.evaluate import EvaluateBenchConfig, bench_evaluate
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.grpo import GRPOBenchConfig, bench_grpo
@@ -29,6 +30,7 @@ from zoomearth_jax.terminal.tables import table
 
 # name -> (settings with a field `json`, function from them to rows)
 BENCHMARKS: dict[str, tuple[type, Callable]] = {
+    "device": (DeviceConfig, bench_device),
     "evaluate": (EvaluateBenchConfig, bench_evaluate),
     "full-size": (FullSizeConfig, bench_full_size),
     "grpo": (GRPOBenchConfig, bench_grpo),

@@ -17,13 +17,12 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from zoomearth_jax.bench.random_checkpoint import write_random_checkpoint
+from zoomearth_jax.bench.random_checkpoint import write_random_model
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.models.presets import preset
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
-from zoomearth_jax.runs.models import copy_side_files, load_model, resolve
+from zoomearth_jax.runs.models import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +57,8 @@ def bench_full_size(config: FullSizeConfig) -> list[dict]:
         directory = config.model
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            _write_random(directory, config.preset)
+            write_random_model(directory, config.preset)
         return _measure(directory, config)
-
-
-def _write_random(directory: Path, name: str) -> None:
-    """A preset's sizes with the nano model's special ids, and its tokenizer."""
-    (model, _), (nano, _) = preset(name), preset("nano")
-    ids = {f.name: getattr(nano, f.name) for f in dataclasses.fields(nano) if f.name.endswith("_id")}
-    write_random_checkpoint(directory, dataclasses.replace(model, **ids))
-    copy_side_files(resolve("nano"), directory)
-    (directory / "episode.json").unlink()  # a published checkpoint has none, and gets 512 px views
 
 
 def _measure(directory: Path, config: FullSizeConfig) -> list[dict]:

@@ -11,8 +11,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from zoomearth_jax.models.families import abstract_model
+from zoomearth_jax.models.presets import preset
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, to_hf_config
 from zoomearth_jax.models.qwen2_5_vl.weights import INDEX, hf_tensors
+from zoomearth_jax.runs.models import copy_side_files, resolve
 from zoomearth_jax.terminal.progress import tracked
 
 
@@ -53,3 +55,16 @@ def write_random_checkpoint(directory, config: ModelConfig, dtype="bfloat16", se
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
     hf_config = to_hf_config(config) | {"torch_dtype": str(dtype)}
     (directory / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+
+
+def write_random_model(directory: Path, name: str) -> None:
+    """A preset's sizes with random weights, the nano model's special ids and its tokenizer.
+
+    The nano model keeps its episode; others have none, as published checkpoints, and get 512 px views.
+    """
+    (model, _), (nano, _) = preset(name), preset("nano")
+    ids = {f.name: getattr(nano, f.name) for f in dataclasses.fields(nano) if f.name.endswith("_id")}
+    write_random_checkpoint(directory, dataclasses.replace(model, **ids))
+    copy_side_files(resolve("nano"), directory)
+    if name != "nano":
+        (directory / "episode.json").unlink()

@@ -56,6 +56,7 @@ class PlanConfig:
         layout: slots other than the preset's own, such as `--layout.turn-lens 640 256 256` for two pictures.
         compute: number types, attention backend, and what the backward pass recomputes.
         gather: see the training verbs' `--mesh.gather`.
+        int8: tokens are decoded with int8 kernels, as with the training verbs' `--rollout.weights int8`.
         freeze_vision: keep the vision encoder as it is.
         kl: whether GRPO holds a reference policy.
         fill: tokens in the slots, for the iteration that is reported beside the one with every slot written.
@@ -78,6 +79,7 @@ class PlanConfig:
     layout: LayoutConfig = LayoutConfig()
     compute: ComputeConfig = ComputeConfig(dtype="bfloat16", remat="full")
     gather: bool = True
+    int8: bool = False
     freeze_vision: bool = True
     kl: bool = True
     fill: FillConfig = FillConfig()

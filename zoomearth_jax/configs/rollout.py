@@ -25,6 +25,9 @@ class RolloutConfig:
             the next plays, and a rollout's cache is as much smaller.
         ahead: a step's episodes are played while the step before updates, by the policy from before that update: one step off
             policy, which the objective's `importance_cap` corrects. The first step's, and those after a checkpoint, are on policy.
+        weights: what tokens are decoded with: the model's weights in the `compute` type, or `int8` kernels in the decoder's layers
+            (`models/quantize.py`), made once a rollout. Prompts and pictures are read with exact weights, and so is the
+            update: the sampler's probabilities are not the trainer's, and the objective's importance_cap must be set.
         visit: tokens per row between two looks of the host, which then starts to run tools and leaves out rows that stopped.
         bucket: slots by which the caches grow while a turn is written: those that no row has reached yet aren't read. Each size
             has a program of its own; 0 is all slots at once.
@@ -37,6 +40,7 @@ class RolloutConfig:
     mask_crop: bool = False
     batches: int = 1
     ahead: bool = False
+    weights: Literal["compute", "int8"] = "compute"
     visit: int = 32
     bucket: int = 128
 

@@ -225,6 +225,10 @@ class GRPOConfig(TrainingConfig):
             self.refuse(
                 "rollout.ahead plays one step off policy, which weights must correct; set objective.importance_cap, such as 2"
             )
+        if self.rollout.weights == "int8" and not self.objective.importance_cap:
+            self.refuse(
+                "rollout.weights int8 needs objective.importance_cap (2 is usual): the trainer's weights are not the sampler's"
+            )
         if self.compact < 0:
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:

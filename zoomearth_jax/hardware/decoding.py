@@ -35,6 +35,7 @@ class Decoding:
         slots: tokens of a row's cache.
         chip: the devices; None where they aren't known.
         trains: whether a training state lies beside it.
+        int8: whether the layers' kernels are int8 while tokens are written.
     """
 
     model: VisionLanguageModel
@@ -44,6 +45,7 @@ class Decoding:
     slots: int
     chip: Chip | None
     trains: bool
+    int8: bool = False
 
     @property
     def _itemsize(self) -> int:
@@ -65,15 +67,14 @@ class Decoding:
         """A token's time by the estimate: weights read, states exchanged and hops; what doesn't depend on `size` is left out."""
         assert self.chip
         sizes = self.model.config
-        weights = (sizes.token_flops / 2 + sizes.vocab_size * sizes.width) * self._itemsize
-        read = weights / size / self.chip.hbm_bandwidth
+        layers = sizes.token_flops / 2 * (1 if self.int8 else self._itemsize)
+        read = (layers + sizes.vocab_size * sizes.width * self._itemsize) / size / self.chip.hbm_bandwidth
         if size == 1:
             return read
         rows = self.prompts * self.group * size / self.mesh.size
         sent = STATES * rows * sizes.width * self._itemsize * (size - 1) / size
         rate = self.chip.link_bandwidth * (2 if self.chip.wraps else self.chip.links)
-        layers = sizes.cache_shape(1, 1)[0]
-        return read + layers * (sent / rate + EXCHANGES * self._hops(size) * self.chip.hop_seconds)
+        return read + sizes.cache_shape(1, 1)[0] * (sent / rate + EXCHANGES * self._hops(size) * self.chip.hop_seconds)
 
     def _hops(self, size: int) -> int:
         """The longest way within the first group: along each dimension of the torus, the shorter way round a closed ring."""
@@ -96,6 +97,9 @@ class Decoding:
         state = parameters * (STATE_BYTES if self.trains else 4) / shared
         weights = parameters * self._itemsize
         writing = weights / size + weights / shared if size > 1 else weights / self.mesh.shape["tensor"]
+        if self.int8:  # in place of kernels of the compute type, where those are no others than for prompts beside them
+            layers = self.model.config.token_flops / 2
+            writing += layers / size * (1 - self._itemsize if size > 1 else 1)
         rows = self.prompts * self.group / self.mesh.size
         return state + writing + 2 * self._itemsize * math.prod(self.model.config.cache_shape(1, self.slots)) * rows
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.models.fused_attention import compile_platform
+from zoomearth_jax.models.quantize import Int8Kernel, int8_product
 from zoomearth_jax.models.sharding import constrain
 
 Array = jax.Array | np.ndarray  # on the devices, or on the host before it goes there
@@ -29,7 +30,8 @@ class Linear(nnx.Linear):
 
     With the batch and token dimensions merged XLA's CPU backend keeps the weight gradient's operands in place; otherwise
     it transposes them element by element, which doubles the time of a training step. On TPUs it is the merging that copies:
-    into another layout, or where a row's tokens aren't whole tiles.
+    into another layout, or where a row's tokens aren't whole tiles. In decoding the kernel may be an `Int8Kernel`; an adapter is
+    then added in the compute type as ever.
 
     Attributes:
         lora: an adapter whose output is added, see `models.lora`.
@@ -60,10 +62,15 @@ class Linear(nnx.Linear):
 
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`
         flat = x if compile_platform() == "tpu" else x.reshape(-1, x.shape[-1])
-        y = super().__call__(flat)
+        kernel = self.kernel.get_value()
+        y = self._int8(flat, kernel) if isinstance(kernel, Int8Kernel) else super().__call__(flat)
         if self.lora is not None:
             y = y + self.lora(flat)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _int8(self, x_TD, kernel: Int8Kernel):
+        y_TD = int8_product(x_TD.astype(self.dtype), kernel)
+        return y_TD if self.bias is None else y_TD + self.bias[...].astype(self.dtype)
 
 
 class SwiGLU(nnx.Module):

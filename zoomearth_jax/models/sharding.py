@@ -9,6 +9,7 @@ Without a mesh in context (`jax.set_mesh`) nothing here does anything.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -182,7 +183,8 @@ def param_shardings(state, mesh: Mesh):
 
     def one(x):
         if _is_variable(x):
-            return x.replace(NamedSharding(mesh, partition_spec(_axes(x), x.shape, mesh)))
+            place = functools.partial(partition_spec, _axes(x), mesh=mesh)
+            return x.replace(jax.tree.map(lambda leaf: NamedSharding(mesh, place(leaf.shape)), x.get_value()))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(one, state, is_leaf=_is_variable)
@@ -208,17 +210,20 @@ def share_out_params(params):
     """
     mesh = jax.sharding.get_abstract_mesh()
 
-    def one(x):
-        spec, value = partition_spec(_axes(x), x.shape, mesh), x[...]
+    def one(axes, value):
+        spec = partition_spec(axes, value.shape, mesh)
         parts = [
             ("weights", "data") if part == "weights" and length % mesh.size == 0 else part
-            for part, length in zip(spec, x.shape, strict=True)
+            for part, length in zip(spec, value.shape, strict=True)
         ]
         for layout in (PartitionSpec(*parts), spec):
             value = jax.lax.with_sharding_constraint(value, layout)
-        return x.replace(value)
+        return value
 
-    return jax.tree.map(one, params, is_leaf=_is_variable)
+    def both(x):  # an int8 kernel is two arrays
+        return x.replace(jax.tree.map(functools.partial(one, _axes(x)), x.get_value()))
+
+    return jax.tree.map(both, params, is_leaf=_is_variable)
 
 
 def cast_kernels(params, dtype, gather: bool = False):

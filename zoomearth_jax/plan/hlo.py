@@ -309,9 +309,11 @@ def _taken(module: Module, inside: Computation, name: str) -> float:
 
 
 def _renames(module: Module, i: Instruction) -> bool:
-    """Whether a fusion gives its operand another shape, and no more."""
+    """Whether a fusion gives its operand another shape, and no more; or as TPUs do with int8 another tiling of the same bytes, a
+    copy whose result is its operand's own memory."""
     inside = module.named(i).values() if i.opcode == "fusion" else ()
-    return bool(inside) and all(each.opcode in (*RENAMES, "parameter") for each in inside)
+    names = (*RENAMES, "copy") if "output_to_operand_aliasing={{}: (0, {})}" in i.attributes else RENAMES
+    return bool(inside) and all(each.opcode in (*names, "parameter") for each in inside)
 
 
 def _written(where: Computation, inside: Computation, i: Instruction, passed: tuple[int, ...]) -> float:

@@ -74,6 +74,7 @@ def report_of(config: PlanConfig, devices, known: Chip) -> dict:
         "accumulate": config.accumulate,
         "remat": config.compute.remat,
         "attention": config.compute.attention,
+        "int8": config.int8,
         "iteration": iteration(config, training, steps, known),
         "steps": {name: steps[name] for rows in STEPS.values() for name in rows if name in steps},
         "assumptions": assumptions(config, known),
@@ -106,6 +107,7 @@ def _training(config: PlanConfig, devices, known: Chip) -> tuple[Training, list[
         accumulate=config.accumulate,
         kl=config.kl,
         sampler=sampler,
+        int8=config.int8,
     )
     return training, notes
 

@@ -16,6 +16,7 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EpisodeConfig, RowLayout
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.optimizer import OptimizerConfig
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
@@ -70,6 +71,7 @@ class Training:
         accumulate: microbatches.
         kl: whether GRPO holds a reference policy.
         sampler: the same devices as tokens are written on them; as the mesh without one.
+        int8: whether rollouts write tokens with int8 kernels.
     """
 
     model: Sizes
@@ -81,6 +83,7 @@ class Training:
     accumulate: int = 1
     kl: bool = True
     sampler: Mesh | None = None
+    int8: bool = False
 
     @property
     def layout(self) -> RowLayout:
@@ -127,7 +130,8 @@ class Training:
         params, rows, layout = state.params, prompts * group, self.layout
         filters = SamplingConfig(temperature=1.0).filters
         model = abstract_model(self.model, self.compute)
-        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, sampler=self.sampler)
+        played = RolloutConfig(weights="int8" if self.int8 else "compute")
+        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, played, self.sampler)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
@@ -142,19 +146,26 @@ class Training:
 
         reading = writing_weights = add("prefill", run.cast, params, held=0)
         read_held = write_held = chip_bytes(params)
+        if self.int8:
+            writing_weights = add("prefill", run.quantize, reading, held=read_held)
+            rounded = chip_bytes([x for x in jax.tree.leaves(writing_weights) if x.dtype == jnp.int8])
+            read_held += rounded
+            write_held += rounded * jnp.dtype(self.compute.dtype).itemsize
         if self.sampler:
-            parts, vision = decoder_parts(reading)
-            shared_out = add("prefill", run.share_out, parts, held=chip_bytes(params))
+            parts, vision = decoder_parts(writing_weights)
+            shared_out = add("prefill", run.share_out, parts, held=read_held)
             writing_weights = joined_parts(shared_out, vision)
-            read_held, write_held = read_held + chip_bytes(shared_out), write_held + chip_bytes(reading)
+            read_held = chip_bytes(params) + chip_bytes(shared_out)
+            write_held = chip_bytes(params) + chip_bytes(reading)
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
         _, read_prompts, ready = add(
             "prefill", run.prefill, reading, *read, held=read_held, group=group, filters=filters
         )
-        shared, keys, asked = *self._moved(self.sampler, (read_prompts, keys)), None
+        shared, keys = self._moved(self.sampler, (read_prompts, keys))
+        asked: Any = None
         for k, length in enumerate(layout.turn_lens):
             ready, asked = self._moved(self.sampler, (ready, asked))
-            held, how = write_held, {"group": group, "filters": filters}
+            held = write_held
             begin = writing_weights, ready, asked, keys, 1.0
             writing = add("decode", run.begin, *begin, held=held, length=length, filters=filters)
             cache, asked = ready.cache, active
@@ -163,7 +174,7 @@ class Training:
                     beside = held + chip_bytes((writing_weights, shared))
                     cache = add("decode", run.grow, cache, held=beside, slots=missing)
                 more = writing_weights, shared, cache, writing, 1.0
-                cache, writing = add("decode", run.go_on, *more, held=held, tokens=tokens, **how)
+                cache, writing = add("decode", run.go_on, *more, held=held, tokens=tokens, group=group, filters=filters)
             if k < layout.num_pictures:
                 end = add("decode", run.close, writing_weights, shared, cache, writing, held=held)
                 cache, next_B = self._moved(self.sampler and self.mesh, end)
@@ -171,7 +182,7 @@ class Training:
                 _, ready = add("pictures", run.append, *shown, held=read_held, length=layout.turn_lens[k + 1])
         return programs
 
-    def _moved(self, mesh: Mesh | None, tree):
+    def _moved(self, mesh: Mesh | None, tree) -> Any:
         """Shapes of a rollout's arrays as they lie on another mesh (`move_rows_to`); as they are without one."""
         if mesh is None:
             return tree

@@ -94,17 +94,18 @@ def lay_out_sampler(
     prompts: int,
     group: int = 1,
     trains: bool = True,
+    int8: bool = False,
 ) -> Mesh | None:
     """The mesh on which tokens are written, None for the trainer's own; says what is worth saying.
 
     Args:
-        slots, prompts, group, trains: see `Decoding`.
+        slots, prompts, group, trains, int8: see `Decoding`.
 
     Raises:
         UserError: a size that devices, questions or the model don't allow.
     """
     known = chip(mesh.devices.flat[0].device_kind)
-    sampler, said = lay_out(Decoding(model, mesh, prompts, group, slots, known, trains), config.sampler)
+    sampler, said = lay_out(Decoding(model, mesh, prompts, group, slots, known, trains, int8), config.sampler)
     for line in said if jax.process_index() == 0 else ():
         say(line)
     return sampler

@@ -51,7 +51,9 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     slots = rows.layout.prompt_len + rows.layout.reply_len
     at_once = config.prompts // config.rollout.batches
-    training = GRPO(config, model, rows, mesh, lay_out_sampler(config.mesh, mesh, model, slots, at_once, config.group))
+    int8 = config.rollout.weights == "int8"
+    sampler = lay_out_sampler(config.mesh, mesh, model, slots, at_once, config.group, int8=int8)
+    training = GRPO(config, model, rows, mesh, sampler)
     rows, per_rollout = training.rows, config.optimizer_steps
     lr = config.optimizer.rates(config.steps * per_rollout)
     passes = {"kl": config.objective.kl_in_loss, "updates": config.updates, "scorings": training.scorings}

@@ -16,7 +16,8 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
-from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, share_out_params
+from zoomearth_jax.models.quantize import quantize_layers
+from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, param_shardings, share_out_params
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
     Ready,
@@ -106,12 +107,12 @@ class RolloutPrograms:
 
         Args:
             mesh, gather: see `RolloutEngine`.
-            config: of it, `visit` and `bucket`.
+            config: of it, `visit`, `bucket` and `weights`.
             sampler: the mesh on which turns are written; that in context at the calls without one.
         """
         self.sampler, self._back = sampler, mesh if sampler else None
         self._layout, self._tokens, self._mesh, self._gather = layout, tokens, mesh, gather
-        self._visit, self._bucket = config.visit, config.bucket
+        self._visit, self._bucket, self._int8 = config.visit, config.bucket, config.weights == "int8"
         self._graph, self._dtype = nnx.graphdef(model), model.compute.dtype
         options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
         self.prefill = jax.jit(self._prefill, static_argnames=("group", "filters"), **options)
@@ -125,8 +126,8 @@ class RolloutPrograms:
         self.grow = OnMesh(jax.jit(grow_cache, static_argnames="slots"), sampler)
         self.narrow = OnMesh(jax.jit(narrow, static_argnames=("rows", "group")), sampler)
         self.widen = OnMesh(jax.jit(widen), sampler)
-        self.cast = jax.jit(self._cast)
-        self.share_out = OnMesh(jax.jit(share_out_params), sampler)
+        self.cast, self.quantize = jax.jit(self._cast), jax.jit(quantize_layers)
+        self.share_out = OnMesh(jax.jit(share_out_params, out_shardings=self._shared(model)), sampler)
 
     def _cast(self, params):
         return cast_kernels(params, self._dtype, self._gather and self.sampler is None)
@@ -137,10 +138,18 @@ class RolloutPrograms:
         gathers = self._mesh is not None and self._gather and self.sampler is None and self._mesh.shape["fsdp"] > 1
         wide = any(x.dtype.itemsize > jnp.dtype(self._dtype).itemsize for x in jax.tree.leaves(params))
         reading = self.cast(params) if gathers or wide else params
+        writing = self.quantize(reading) if self._int8 else reading
         if self.sampler is None:
-            return Weights(reading, reading)
-        decoder, rest = decoder_parts(reading)
+            return Weights(reading, writing)
+        decoder, rest = decoder_parts(writing)
         return Weights(reading, joined_parts(self.share_out(decoder), rest))
+
+    def _shared(self, model: VisionLanguageModel):
+        """Where `share_out` puts parameters; stated, because jit may drop constraints where arguments lie on another mesh."""
+        if self.sampler is None:
+            return None
+        decoder, _ = decoder_parts(nnx.state(model, nnx.Param))
+        return param_shardings(jax.eval_shape(quantize_layers, decoder) if self._int8 else decoder, self.sampler)
 
     def read(self, weights: Weights, ids, valid, images: Images, *, group: int, filters: SamplingConfig):
         """`prefill`, with the prompts' cache in both layouts."""
