@@ -151,7 +151,8 @@ class Training:
         _, read_prompts, ready = add(
             "prefill", run.prefill, reading, *read, held=read_held, group=group, filters=filters
         )
-        shared, keys, asked = *self._moved(self.sampler, (read_prompts, keys)), None
+        shared, keys = (self._moved(self.sampler, each) for each in (read_prompts, keys))
+        asked = None
         for k, length in enumerate(layout.turn_lens):
             ready, asked = self._moved(self.sampler, (ready, asked))
             held, how = write_held, {"group": group, "filters": filters}
