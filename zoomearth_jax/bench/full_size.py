@@ -19,6 +19,7 @@ from flax import nnx
 
 from zoomearth_jax.bench.random_checkpoint import write_random_checkpoint
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.presets import preset
@@ -87,7 +88,8 @@ def _measure(directory: Path, config: FullSizeConfig) -> list[dict]:
         size = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9
         rows[0] |= {"parameters_gb": size, "over_gb": peak_gb() - before - size}
         rows_of = loaded.rows.replaced(turn_lens=(config.tokens, config.tokens))
-        engine, questions = RolloutEngine(loaded.model, rows_of), scene_questions("test", 0, 0, 1, 0.0)
+        engine = RolloutEngine(loaded.model, rows_of, config=RolloutConfig(bucket=0))  # as `ask` does
+        questions = scene_questions("test", 0, 0, 1, 0.0)
         for what in ("first answer, with compilation", "answer"):
             played = timed(what, lambda: engine(params, questions, jax.random.key(0)))
             rows[-1]["tokens"] = int(played.replies.target.sum())

@@ -181,10 +181,10 @@ class _Bench:
             if k < layout.num_pictures:
                 views = engine.rows.views([None], layout.picture_side)
                 shown = *engine.rows.picture_slots(views.grids), self.model.config.prepare(*views)
-                args = self.params, shared, cache, writing.start_B, None, *shown
-                compiled.append(programs.append.lower(*args, length=layout.turn_lens[k + 1]).compile())
+                past = self.params, shared, cache, writing.start_B, None, *shown
+                compiled.append(programs.append.lower(*past, length=layout.turn_lens[k + 1]).compile())
                 append = partial(programs.append, length=layout.turn_lens[k + 1])
-                ready = jax.eval_shape(append, *args)[1]
+                ready = jax.eval_shape(append, *past)[1]
         return max(map(_allotted, compiled))
 
 

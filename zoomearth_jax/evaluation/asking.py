@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.mesh import MeshConfig
+from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.given import as_source
@@ -124,7 +125,9 @@ class LoadedPolicy:
         """
         self.name, self.directory = str(name), existing(name)
         self.model, self.rows = loaded
-        self._mesh, self._engine = mesh, RolloutEngine(self.model, self.rows, mesh, gather)
+        # one row's slots weigh nothing beside the weights: all at once, one program a turn
+        config = RolloutConfig(bucket=0)
+        self._mesh, self._engine = mesh, RolloutEngine(self.model, self.rows, mesh, gather, config)
         self._params = nnx.state(self.model, nnx.Param)
 
     def __repr__(self) -> str:

@@ -234,10 +234,12 @@ def _spelled_out(past: KVCache) -> KVCache:
     if past.prefix is None:
         return past
     prefix, group = past.prefix, len(past.k) // len(past.prefix.k)
-    shared = prefix.k, prefix.v, one_sample(prefix.valid_AU)
-    own, axes = (past.k, past.v, past.samples_BS), (2, 2, 1)
-    pairs = zip(shared, own, axes, strict=True)
-    return KVCache(*(jnp.concatenate([jnp.repeat(x, group, axis=0), y], axis) for x, y, axis in pairs))
+
+    def joined(shared, own, axis: int):
+        return jnp.concatenate([jnp.repeat(shared, group, axis=0), own], axis)
+
+    samples_BS = joined(one_sample(prefix.valid_AU), past.samples_BS, 1)
+    return KVCache(joined(prefix.k, past.k, 2), joined(prefix.v, past.v, 2), samples_BS)
 
 
 def _xla_causal_attention(q_BTNH, k_BKTH, v_BKTH, samples_BT):

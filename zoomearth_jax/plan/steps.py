@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -135,53 +136,42 @@ class Training:
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         programs: list[Program] = []
 
-        def add(name: str, function, *args, tokens: int = 1, held: int, **static):
+        def add(name: str, held: int, function, *args, tokens: int = 1, **static):
             compiled = self._compile(function, *args, **static)
             programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
             return compiled.results
 
-        reading = writing_weights = add("prefill", run.cast, params, held=0)
-        read_held = write_held = chip_bytes(params)
-        if self.sampler:
-            parts, vision = decoder_parts(reading)
-            shared_out = add("prefill", run.share_out, parts, held=chip_bytes(params))
-            writing_weights = joined_parts(shared_out, vision)
-            read_held, write_held = read_held + chip_bytes(shared_out), write_held + chip_bytes(reading)
+        def moved(mesh: Mesh, tree):
+            return tree if self.sampler is None else placed(tree, jax.tree.map(functools.partial(_on_mesh, mesh), tree))
+
+        reading = writing = add("prefill", 0, run.cast, params)
+        held_reading = held_writing = chip_bytes(params)
+        if self.sampler is not None:
+            moving, rest = decoder_parts(reading)
+            shared = add("prefill", held_reading, run.share_out, moving)
+            writing = joined_parts(shared, rest)
+            held_reading, held_writing = held_reading + chip_bytes(shared), held_writing + chip_bytes(reading)
+            held_writing -= chip_bytes(rest)  # arguments, though not read
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        _, read_prompts, ready = add(
-            "prefill", run.prefill, reading, *read, held=read_held, group=group, filters=filters
-        )
-        shared, keys = (self._moved(self.sampler, each) for each in (read_prompts, keys))
-        asked = None
+        how: dict[str, Any] = {"group": group, "filters": filters}
+        _, prompt, ready = add("prefill", held_reading, run.prefill, reading, *read, **how)
+        on_sampler = self.sampler or self.mesh
+        prompt_there = moved(on_sampler, prompt)
+        held_growing = held_writing + chip_bytes((writing, prompt_there))
         for k, length in enumerate(layout.turn_lens):
-            ready, asked = self._moved(self.sampler, (ready, asked))
-            held, how = write_held, {"group": group, "filters": filters}
-            begin = writing_weights, ready, asked, keys, 1.0
-            writing = add("decode", run.begin, *begin, held=held, length=length, filters=filters)
-            cache, asked = ready.cache, active
+            asked = moved(on_sampler, (ready, active if k else None, keys))
+            turn = add("decode", held_writing, run.begin, writing, *asked, 1.0, length=length, filters=filters)
+            cache = asked[0].cache
             for size, tokens in run.buckets(length).items():
                 if missing := layout.turn(k).start + size - cache.k.shape[3]:
-                    beside = held + chip_bytes((writing_weights, shared))
-                    cache = add("decode", run.grow, cache, held=beside, slots=missing)
-                more = writing_weights, shared, cache, writing, 1.0
-                cache, writing = add("decode", run.go_on, *more, held=held, tokens=tokens, **how)
+                    cache = add("decode", held_growing, run.grow, cache, slots=missing)
+                more = writing, prompt_there, cache, turn, 1.0
+                cache, turn = add("decode", held_writing, run.go_on, *more, tokens=tokens, **how)
             if k < layout.num_pictures:
-                end = add("decode", run.close, writing_weights, shared, cache, writing, held=held)
-                cache, next_B = self._moved(self.sampler and self.mesh, end)
-                shown = reading, read_prompts, cache, next_B, None, ids, valid, picture
-                _, ready = add("pictures", run.append, *shown, held=read_held, length=layout.turn_lens[k + 1])
+                ended = add("decode", held_writing, run.close, writing, prompt_there, cache, turn)
+                shown, following = (*moved(self.mesh, ended), None, ids, valid, picture), layout.turn_lens[k + 1]
+                _, ready = add("pictures", held_reading, run.append, reading, prompt, *shown, length=following)
         return programs
-
-    def _moved(self, mesh: Mesh | None, tree):
-        """Shapes of a rollout's arrays as they lie on another mesh (`move_rows_to`); as they are without one."""
-        if mesh is None:
-            return tree
-
-        def one(x):
-            sharding = NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        return jax.tree.map(one, tree)
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
@@ -276,6 +266,11 @@ class Training:
             views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
+
+
+def _on_mesh(mesh: Mesh, x) -> NamedSharding:
+    """Where a mesh has an array of a rollout."""
+    return NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
 
 
 def count_parameters(model: Sizes) -> int:

@@ -48,7 +48,7 @@ def largest_gather(engine, weights, rows: int) -> int:
     """Elements of the largest result of an all-gather in the program that draws a turn's first tokens, which has no layers."""
     asked = engine.look(questions)
     filters = sampling.filters
-    _, ready = engine.programs.prefill(weights.reading, *asked.on_devices, group=4, filters=filters)
+    _, _, ready = engine.programs.prefill(weights.reading, *asked.on_devices, group=4, filters=filters)
     ready, keys = move_rows_to(engine.programs.sampler, (ready, engine_keys(rows)))
     args = weights.writing, ready, None, keys, 1.0
     text = engine.programs.begin.lower(*args, length=8, filters=filters).compile().as_text()
@@ -68,7 +68,7 @@ with jax.set_mesh(mesh):
     params = nnx.state(model, nnx.Param)
     for size in map(int, sizes.split(",")):
         sampler = sampler_mesh(mesh, size) if size > 1 else None
-        engine = RolloutEngine(model, rows, mesh, True, RolloutConfig(visit=4, turn_ids=turn_ids), sampler)
+        engine = RolloutEngine(model, rows, mesh, True, RolloutConfig(visit=4, bucket=8, turn_ids=turn_ids), sampler)
         counts = narrowed(engine)
         played = engine(params, questions, key, sampling=sampling, group=4)
         before = len(compilations)

@@ -54,7 +54,10 @@ class DecoderLayer(nnx.Module):
             (k_AKUH, k_replies), (v_AKUH, v_replies) = (jnp.split(x, [split], axis=2) for x in (k_AKSH, v_AKSH))
             q_AUNH, q_replies = jnp.split(q_ASNH, [split], axis=1)
             prompt = decoder_attention(q_AUNH, k_AKUH, v_AKUH, samples_AU, None, self.attention)
-            past = KVCache(*(jnp.repeat(x, replies // prompts, axis=0) for x in (k_AKUH, v_AKUH, samples_AU)))
+            k_BKUH, v_BKUH, samples_BU = (
+                jnp.repeat(x, replies // prompts, axis=0) for x in (k_AKUH, v_AKUH, samples_AU)
+            )
+            past = KVCache(k_BKUH, v_BKUH, samples_BU)
             k_BKTH, v_BKTH = (
                 x.reshape(*x.shape[:2], -1, length, x.shape[3]).swapaxes(1, 2).reshape(replies, -1, length, x.shape[3])
                 for x in (k_replies, v_replies)

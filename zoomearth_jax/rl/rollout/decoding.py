@@ -65,30 +65,30 @@ class Ready(NamedTuple):
     seen_BV: jax.Array | None = None
 
 
-def _pin(cache_LBKSH):
-    """Keeps each row's keys or values on the devices that hold the row."""
-    return constrain(cache_LBKSH, *row_axes(cache_LBKSH))
+def _pin(x):
+    """Keeps each row's part of a cache on the devices that hold the row."""
+    return constrain(x, *row_axes(x))
 
 
 def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
     """Puts a segment's keys and values into the cache's slots from `offset` on."""
     k = _pin(jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3))
     v = _pin(jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3))
-    samples_BS = jax.lax.dynamic_update_slice_in_dim(cache.samples_BS, own.samples_BS, offset, axis=1)
+    samples_BS = _pin(jax.lax.dynamic_update_slice_in_dim(cache.samples_BS, own.samples_BS, offset, axis=1))
     return cache._replace(k=k, v=v, samples_BS=samples_BS)
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
     """Appends empty slots to a cache."""
     k, v = (_pin(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))) for x in (cache.k, cache.v))
-    return cache._replace(k=k, v=v, samples_BS=jnp.pad(cache.samples_BS, ((0, 0), (0, slots))))
+    return cache._replace(k=k, v=v, samples_BS=_pin(jnp.pad(cache.samples_BS, ((0, 0), (0, slots)))))
 
 
 def _empty_cache(prefix: Prefix, rows: int, slots: int) -> KVCache:
     """The cache of rows that share a prefix and have nothing of their own yet."""
     layers, _, heads, _, width = prefix.k.shape
     k, v = (_pin(jnp.zeros((layers, rows, heads, slots, width), x.dtype)) for x in (prefix.k, prefix.v))
-    return KVCache(k, v, jnp.zeros((rows, slots), jnp.int32), prefix)
+    return KVCache(k, v, _pin(jnp.zeros((rows, slots), jnp.int32)), prefix)
 
 
 def _read_views(model: VisionLanguageModel, ids, valid, images: Images, prune: PruneConfig):
@@ -123,7 +123,7 @@ def prefill(
     rows = len(ids) * group
     if row_shards(len(ids)) != row_shards(rows):  # groups lie on several devices: each row has a copy
         cache = repeat_cache(cache, group)
-    prefix = Prefix(_pin(cache.k), _pin(cache.v), cache.samples_BS > 0)
+    prefix = Prefix(_pin(cache.k), _pin(cache.v), _pin(cache.samples_BS > 0))
     hidden = repeat_rows(last_valid(hidden, valid), group)
     return features, hidden, _empty_cache(prefix, rows, slots), repeat_rows(next_A, group)
 
@@ -317,8 +317,9 @@ def narrow(
     if rows <= questions:
         alone = questions == len(writing.alive_B)
         asked = places if alone else _own_places(left.row_B, questions * group) // group
-        own = Prefix(*(_pin(_pick(x, asked, 1)) for x in (prompts.k, prompts.v)), _pick(prompts.valid_AU, asked))
-    return own, KVCache(k, v, _pick(cache.samples_BS, places)), left, places
+        prompt_k, prompt_v = (_pin(_pick(x, asked, 1)) for x in (prompts.k, prompts.v))
+        own = Prefix(prompt_k, prompt_v, _pin(_pick(prompts.valid_AU, asked)))
+    return own, KVCache(k, v, _pin(_pick(cache.samples_BS, places))), left, places
 
 
 def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, small: Writing, places):

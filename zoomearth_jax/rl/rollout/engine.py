@@ -11,7 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +219,7 @@ class RolloutEngine:
         keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self.mesh), turns=layout.num_turns)
         sampling = sampling.of(rows.episode)
         weights = self.weights(params)
-        how = {"temperature": sampling.temperature, "filters": sampling.filters, "group": group}
+        how: dict[str, Any] = {"temperature": sampling.temperature, "filters": sampling.filters, "group": group}
         asked = [q for q in questions for _ in range(group)]
         turns = _Turns(self, asked, seeds, tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
@@ -268,14 +268,15 @@ class RolloutEngine:
 
         After the last turn that there is room for `turns` sees it once, and no cache comes back; else one with all its slots.
         """
-        length, outer, last = writing.ids_BT.shape[1], [], k == self.rows.layout.num_pictures
+        length, last = writing.ids_BT.shape[1], k == self.rows.layout.num_pictures
+        outer: list[tuple[KVCache, Writing, jax.Array]] = []
         cache = self._warm_up(weights, prompts, cache, writing, how, k)
         while (step := int(writing.step)) < length and (alive := int(writing.most_alive)):
             fresh = writing
             while size := self._half(len(writing.alive_B), alive):
-                outer.append((cache, writing))
-                prompts, cache, writing, places = self._narrow(prompts, cache, writing, size, how)
-                outer[-1] += (places,)
+                prompts, small_cache, small, places = self._narrow(prompts, cache, writing, size, how)
+                outer.append((cache, writing, places))
+                cache, writing = small_cache, small
             cache = self._grown(cache, k, self.programs.slots(length, step))
             cache, following = self.programs.go_on(weights.writing, prompts, cache, writing, **how)
             if not last:
@@ -306,7 +307,7 @@ class RolloutEngine:
     def _warm_up(self, weights: Weights, prompts: Prefix, cache: KVCache, writing: Writing, how: dict, k: int):
         """Compiles what later calls with these shapes may need, by runs in which no row goes on; gives the cache back."""
         length, turn = writing.ids_BT.shape[1], self.rows.layout.turn(k)
-        shape = (writing.ids_BT.shape, cache.k.shape, prompts.k.shape, how["filters"])
+        shape = (writing.ids_BT.shape, cache.k.shape, prompts.k.shape, how["group"], how["filters"])
         if shape in self._warm or length <= self.config.visit:
             return cache
         self._warm.add(shape)
