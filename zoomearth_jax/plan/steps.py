@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -130,8 +131,8 @@ class Training:
         params, rows, layout = state.params, prompts * group, self.layout
         filters = SamplingConfig(temperature=1.0).filters
         model = abstract_model(self.model, self.compute)
-        played = RolloutConfig(weights="int8" if self.int8 else "compute")
-        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, played, self.sampler)
+        how_played = RolloutConfig(weights="int8" if self.int8 else "compute")
+        run = RolloutPrograms(model, layout, self._tokens(), self.mesh, self.gather, how_played, self.sampler)
         batch = self._row_batch(prompts, group)
         keys = self._on_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
         slots, dtypes = (rows, layout.picture_len), (jnp.int32, bool)
@@ -139,59 +140,48 @@ class Training:
         active, picture = self._on_rows(jax.ShapeDtypeStruct((rows,), bool)), self._views(rows, layout.picture_side)
         programs: list[Program] = []
 
-        def add(name: str, function, *args, tokens: int = 1, held: int, **static):
+        def add(name: str, held: int, function, *args, tokens: int = 1, **static):
             compiled = self._compile(function, *args, **static)
             programs.append(compiled._replace(name=name, tokens=tokens, held_bytes=held))
             return compiled.results
 
-        reading = writing_weights = add("prefill", run.cast, params, held=0)
-        read_held = write_held = chip_bytes(params)
+        def moved(mesh: Mesh, tree):
+            return tree if self.sampler is None else placed(tree, jax.tree.map(functools.partial(_on_mesh, mesh), tree))
+
+        reading = writing = add("prefill", 0, run.cast, params)
+        held_reading = held_writing = chip_bytes(params)
         if self.int8:
-            writing_weights = add("prefill", run.quantize, reading, held=read_held)
-            rounded = chip_bytes([x for x in jax.tree.leaves(writing_weights) if x.dtype == jnp.int8])
-            read_held += rounded
-            write_held += rounded * jnp.dtype(self.compute.dtype).itemsize
-        if self.sampler:
-            parts, vision = decoder_parts(writing_weights)
-            shared_out = add("prefill", run.share_out, parts, held=read_held)
-            writing_weights = joined_parts(shared_out, vision)
-            read_held = chip_bytes(params) + chip_bytes(shared_out)
-            write_held = chip_bytes(params) + chip_bytes(reading)
+            kernels, others = nnx.split_state(reading, is_layer_kernel, ...)
+            quantized = add("prefill", held_reading + chip_bytes(others), run.quantize, kernels)
+            writing, rounded = nnx.merge_state(quantized, others), chip_bytes(quantized)
+            held_reading += rounded
+            held_writing += rounded * jnp.dtype(self.compute.dtype).itemsize
+        if self.sampler is not None:
+            moving, rest = decoder_parts(writing)
+            shared = add("prefill", held_reading, run.share_out, moving)
+            writing = joined_parts(shared, rest)
+            held_reading, held_writing = chip_bytes((params, shared)), chip_bytes((params, reading))
+            held_writing -= chip_bytes(rest)  # arguments, though not read
         read = batch.prompt_ids, batch.prompt_valid, batch.overviews
-        _, read_prompts, ready = add(
-            "prefill", run.prefill, reading, *read, held=read_held, group=group, filters=filters
-        )
-        shared, keys = self._moved(self.sampler, (read_prompts, keys))
-        asked: Any = None
+        how: dict[str, Any] = {"group": group, "filters": filters}
+        _, prompt, ready = add("prefill", held_reading, run.prefill, reading, *read, **how)
+        on_sampler = self.sampler or self.mesh
+        prompt_there = moved(on_sampler, prompt)
+        held_growing = held_writing + chip_bytes((writing, prompt_there))
         for k, length in enumerate(layout.turn_lens):
-            ready, asked = self._moved(self.sampler, (ready, asked))
-            held = write_held
-            begin = writing_weights, ready, asked, keys, 1.0
-            writing = add("decode", run.begin, *begin, held=held, length=length, filters=filters)
-            cache, asked = ready.cache, active
+            asked = moved(on_sampler, (ready, active if k else None, keys))
+            turn = add("decode", held_writing, run.begin, writing, *asked, 1.0, length=length, filters=filters)
+            cache = asked[0].cache
             for size, tokens in run.buckets(length).items():
                 if missing := layout.turn(k).start + size - cache.k.shape[3]:
-                    beside = held + chip_bytes((writing_weights, shared))
-                    cache = add("decode", run.grow, cache, held=beside, slots=missing)
-                more = writing_weights, shared, cache, writing, 1.0
-                cache, writing = add("decode", run.go_on, *more, held=held, tokens=tokens, group=group, filters=filters)
+                    cache = add("decode", held_growing, run.grow, cache, slots=missing)
+                more = writing, prompt_there, cache, turn, 1.0
+                cache, turn = add("decode", held_writing, run.go_on, *more, tokens=tokens, **how)
             if k < layout.num_pictures:
-                end = add("decode", run.close, writing_weights, shared, cache, writing, held=held)
-                cache, next_B = self._moved(self.sampler and self.mesh, end)
-                shown = reading, read_prompts, cache, next_B, None, ids, valid, picture
-                _, ready = add("pictures", run.append, *shown, held=read_held, length=layout.turn_lens[k + 1])
+                ended = add("decode", held_writing, run.close, writing, prompt_there, cache, turn)
+                shown, following = (*moved(self.mesh, ended), None, ids, valid, picture), layout.turn_lens[k + 1]
+                _, ready = add("pictures", held_reading, run.append, reading, prompt, *shown, length=following)
         return programs
-
-    def _moved(self, mesh: Mesh | None, tree) -> Any:
-        """Shapes of a rollout's arrays as they lie on another mesh (`move_rows_to`); as they are without one."""
-        if mesh is None:
-            return tree
-
-        def one(x):
-            sharding = NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        return jax.tree.map(one, tree)
 
     def grpo(self, prompts: int, group: int) -> Program:
         """An update on a rollout; a frozen encoder's visual tokens come from the rollout."""
@@ -286,6 +276,11 @@ class Training:
             views(pictures, layout.picture_side) if pictures else None,
             grids(replies, layout.num_pictures) if pictures else None,
         )
+
+
+def _on_mesh(mesh: Mesh, x) -> NamedSharding:
+    """Where a mesh has an array of a rollout."""
+    return NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh))
 
 
 def count_parameters(model: Sizes) -> int:
