@@ -16,7 +16,7 @@ from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Array, Places, take_rows
 from zoomearth_jax.models.sharding import cast_kernels, constrain, num_devices, on_own_rows
 
-LOGITS_BUDGET = 2**28  # of a device at a time, a gigabyte of float32
+LOGITS_BUDGET = 5 * 2**27  # of a device at a time, 2.5 GB of float32: four rows of 896 slots of the 3B are one chunk
 
 
 class Segment(NamedTuple):
