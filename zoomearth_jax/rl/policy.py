@@ -143,7 +143,7 @@ def _chunk_forward(logits, weights, hidden_CBTD, targets_CBT):
         return target_BT - jnp.log(sum_BT), jnp.log(sum_BT) - mean_BT, largest_BT + jnp.log(sum_BT)
 
     if only is None:
-        logp, entropy, norm = jax.lax.map(lambda chunk: one(*chunk, None), (hidden_CBTD, targets_CBT))
+        logp, entropy, norm = jax.lax.map(lambda chunk: one(chunk[0], chunk[1], None), (hidden_CBTD, targets_CBT))
     else:
         logp, entropy, norm = (x[None] for x in one(hidden_CBTD[0], targets_CBT[0], only))
     return (logp, entropy), (weights, hidden_CBTD, targets_CBT, entropy, norm, only)
