@@ -18,7 +18,7 @@ from zoomearth_jax.rl.batches import RowBatch, row_batch
 from zoomearth_jax.rl.state import TrainState
 from zoomearth_jax.rl.steps import make_sft_step
 
-ROWS, VOCAB = 256, 65536
+ROWS, VOCAB = 256, 131072
 
 
 def abstract(tree):

@@ -16,7 +16,7 @@ from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.layers import Array, Places, take_rows
 from zoomearth_jax.models.sharding import cast_kernels, constrain, num_devices, on_own_rows
 
-LOGITS_BUDGET = 2**28  # of a device at a time, a gigabyte of float32
+LOGITS_BUDGET = 5 * 2**27  # of a device at a time, 2.5 GB of float32: four rows of 896 slots of the 3B are one chunk
 
 
 class Segment(NamedTuple):
@@ -143,7 +143,7 @@ def _chunk_forward(logits, weights, hidden_CBTD, targets_CBT):
         return target_BT - jnp.log(sum_BT), jnp.log(sum_BT) - mean_BT, largest_BT + jnp.log(sum_BT)
 
     if only is None:
-        logp, entropy, norm = jax.lax.map(lambda chunk: one(*chunk, None), (hidden_CBTD, targets_CBT))
+        logp, entropy, norm = jax.lax.map(lambda chunk: one(chunk[0], chunk[1], None), (hidden_CBTD, targets_CBT))
     else:
         logp, entropy, norm = (x[None] for x in one(hidden_CBTD[0], targets_CBT[0], only))
     return (logp, entropy), (weights, hidden_CBTD, targets_CBT, entropy, norm, only)
