@@ -96,7 +96,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 table = episode_table(
                     played.questions, played.episodes, played.rewards, updated.advantages, rows.layout
                 )
-                table = of_all_processes(table | updated.kl)
+                table = of_all_processes({**table, **updated.kl})
                 with monitor.phase("update"):
                     metrics = updated.metrics()
                 run.begin()

@@ -54,8 +54,16 @@ def play_scored(
             begin = part * count
             asked = questions[begin : begin + count]
             seeds = range((first + begin) * group, (first + begin + count) * group)
-            how = {"sampling": sampling, "group": group, "seeds": seeds, "look": look}
-            one = engine(weights, asked, key, **how, meanwhile=None if part else meanwhile)
+            one = engine(
+                weights,
+                asked,
+                key,
+                sampling=sampling,
+                group=group,
+                seeds=seeds,
+                look=look,
+                meanwhile=None if part else meanwhile,
+            )
             played.append(one)
             scores.append(scorer.submit(score, asked, one))
         return join(played), scorer.submit(_all_rewards, scores)
