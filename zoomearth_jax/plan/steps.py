@@ -21,6 +21,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
+from zoomearth_jax.models.quantize import is_layer_kernel
 from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts
@@ -136,8 +137,9 @@ class Training:
         reading = writing = add("prefill", 0, run.cast, params)
         held_reading = held_writing = chip_bytes(params)
         if self.int8:
-            writing = add("prefill", held_reading, run.quantize, reading)
-            rounded = chip_bytes([x for x in jax.tree.leaves(writing) if x.dtype == jnp.int8])
+            kernels, others = nnx.split_state(reading, is_layer_kernel, ...)
+            quantized = add("prefill", held_reading + chip_bytes(others), run.quantize, kernels)
+            writing, rounded = nnx.merge_state(quantized, others), chip_bytes(quantized)
             held_reading, held_writing = (
                 held_reading + rounded,
                 held_writing + rounded * jnp.dtype(self.compute.dtype).itemsize,
