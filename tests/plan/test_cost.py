@@ -147,6 +147,36 @@ output_to_operand_aliasing={{1}: (1, {})}, calls=%work
 """
 
 
+INT8 = """
+%tiled (input: s8[6,64,32]) -> s8[6,64,32] {
+  %input = s8[6,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = s8[6,64,32]{2,1,0:T(8,128)(4,1)} copy(%input)
+}
+
+%slice (stack: s8[6,64,32], layer: s32[]) -> s8[64,32] {
+  %stack = s8[6,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %same = s8[6,64,32]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, ALIAS calls=%tiled
+  %layer = s32[]{:T(128)} parameter(1)
+  %one = s8[1,64,32]{2,1,0:T(8,128)(4,1)} dynamic-slice(%same, %layer), dynamic_slice_sizes={1,64,32}
+  ROOT %kernel = s8[64,32]{1,0:T(8,128)(4,1)} bitcast(%one)
+}
+
+ENTRY %main (stack.1: s8[6,64,32], layer.1: s32[]) -> s8[64,32] {
+  %stack.1 = s8[6,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %layer.1 = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %fusion = s8[64,32]{1,0:S(1)} fusion(%stack.1, %layer.1), kind=kLoop, calls=%slice
+}
+"""
+
+
+def test_a_slice_of_int8_layers_in_another_tiling_reads_one_layer():
+    def read(alias):
+        return Player(parse(INT8.replace("ALIAS", alias)), torus(4)).play().hbm_bytes
+
+    assert read("output_to_operand_aliasing={{}: (0, {})},") == 64 * 32
+    assert read("") == 6 * 64 * 32  # a copy into other memory
+
+
 def test_tpu_text():
     module = parse(TPU)
     main = module.computations[module.entry]

@@ -93,6 +93,7 @@ def test_variants_change_what_they_say_and_nothing_else():
         "reference",
         False,
     )
+    assert (runs["int8"].rollout.weights, runs["int8"].objective.importance_cap) == ("int8", 2.0)
     assert released.rollout == RolloutConfig(crop_gate="oracle", turn_ids="retokenised", crop="reference")
     unscaled = {"region_alpha": 200.0, "region_unit": "px"}
     assert dataclasses.replace(released.reward, **unscaled) == RewardSpec.named("reference")

@@ -48,13 +48,16 @@ def int8_product(x, kernel: Int8Kernel):
     return (y.astype(jnp.float32) * kernel.scale).astype(x.dtype)
 
 
+def is_layer_kernel(path, x: nnx.Variable) -> bool:
+    """Whether a parameter is a stacked kernel [L, in, out] outside the vision encoder; a filter of Flax's."""
+    names = [str(getattr(part, "key", part)) for part in path]
+    return "vision" not in names and names[-1] == "kernel" and x.get_value().ndim == 3
+
+
 def quantize_layers(params: nnx.State) -> nnx.State:
-    """A model's parameters with an `Int8Kernel` as the value of each stacked kernel [L, in, out] outside the vision encoder."""
+    """Parameters with an `Int8Kernel` as the value of each that `is_layer_kernel`."""
 
     def one(path, x):
-        names = [str(getattr(part, "key", part)) for part in path]
-        if "vision" in names or names[-1] != "kernel" or x.get_value().ndim != 3:
-            return x
-        return x.replace(quantize(x.get_value()))
+        return x.replace(quantize(x.get_value())) if is_layer_kernel(path, x) else x
 
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -22,6 +22,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds, Views
 from zoomearth_jax.models.families import abstract_model, family_of
 from zoomearth_jax.models.family import Images, Sizes
+from zoomearth_jax.models.quantize import is_layer_kernel
 from zoomearth_jax.models.sharding import param_shardings, partition_spec, row_axes
 from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms, decoder_parts, joined_parts

@@ -16,7 +16,7 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.rows.builder import TokenIds
 from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
-from zoomearth_jax.models.quantize import quantize_layers
+from zoomearth_jax.models.quantize import is_layer_kernel, quantize_layers
 from zoomearth_jax.models.sharding import cast_kernels, move_rows_to, param_shardings, share_out_params
 from zoomearth_jax.rl.policy import repeat_rows
 from zoomearth_jax.rl.rollout.decoding import (
@@ -138,7 +138,10 @@ class RolloutPrograms:
         gathers = self._mesh is not None and self._gather and self.sampler is None and self._mesh.shape["fsdp"] > 1
         wide = any(x.dtype.itemsize > jnp.dtype(self._dtype).itemsize for x in jax.tree.leaves(params))
         reading = self.cast(params) if gathers or wide else params
-        writing = self.quantize(reading) if self._int8 else reading
+        writing = reading
+        if self._int8:
+            kernels, rest = nnx.split_state(reading, is_layer_kernel, ...)
+            writing = nnx.merge_state(self.quantize(kernels), rest)
         if self.sampler is None:
             return Weights(reading, writing)
         decoder, rest = decoder_parts(writing)
