@@ -283,11 +283,9 @@ def _counted(writing: Writing) -> Writing:
 def _known_to_all(writing: Writing) -> Writing:
     """What rows write is known to all devices of a sampler's group, which have their states together; what rows hold is not."""
 
-    def one(name: str, x):
-        axes = row_axes(x) if name == "seen_BV" else ("batch",) * (x.ndim > 0) + (None,) * (x.ndim - 1)
-        return constrain(x, *axes)
-
-    return Writing(*(x if x is None else one(name, x) for name, x in writing._asdict().items()))
+    seen_BV = writing.seen_BV if writing.seen_BV is None else constrain(writing.seen_BV, *row_axes(writing.seen_BV))
+    shared = jax.tree.map(lambda x: constrain(x, *["batch", *[None] * (x.ndim - 1)][: x.ndim]), writing)
+    return shared._replace(seen_BV=seen_BV)
 
 
 def _laid_out(writing: Writing) -> Writing:

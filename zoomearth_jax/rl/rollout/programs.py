@@ -144,8 +144,8 @@ class RolloutPrograms:
             writing = nnx.merge_state(self.quantize(kernels), rest)
         if self.sampler is None:
             return Weights(reading, writing)
-        decoder, rest = decoder_parts(writing)
-        return Weights(reading, joined_parts(self.share_out(decoder), rest))
+        decoder, vision = decoder_parts(writing)
+        return Weights(reading, joined_parts(self.share_out(decoder), vision))
 
     def _shared(self, model: VisionLanguageModel):
         """Where `share_out` puts parameters; stated, because jit may drop constraints where arguments lie on another mesh."""
