@@ -140,8 +140,8 @@ class RolloutPrograms:
         reading = self.cast(params) if gathers or wide else params
         writing = reading
         if self._int8:
-            kernels, rest = nnx.split_state(reading, is_layer_kernel, ...)
-            writing = nnx.merge_state(self.quantize(kernels), rest)
+            kernels, others = nnx.split_state(reading, is_layer_kernel, ...)
+            writing = nnx.merge_state(self.quantize(kernels), others)
         if self.sampler is None:
             return Weights(reading, writing)
         decoder, vision = decoder_parts(writing)
