@@ -24,7 +24,11 @@ def row_keys(key, seeds_B, turns: int):
 
 def mark_seen(seen_BV, ids_BT, valid_BT):
     """Adds valid ids to what each row holds, bool [B, V]; None, where nobody asks, stays None."""
-    return None if seen_BV is None else seen_BV.at[jnp.arange(len(ids_BT))[:, None], ids_BT].max(valid_BT)
+    if seen_BV is None:
+        return None
+    if ids_BT.shape[1] == 1:  # a scatter of one token would gather all rows in a sampler's layout
+        return seen_BV | (valid_BT & (ids_BT == jnp.arange(seen_BV.shape[1])))
+    return seen_BV.at[jnp.arange(len(ids_BT))[:, None], ids_BT].max(valid_BT)
 
 
 def filtered_logits(logits_BV, filters: SamplingConfig, seen_BV=None):
