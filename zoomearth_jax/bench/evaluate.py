@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -35,7 +34,7 @@ from zoomearth_jax.evaluation.records import Item, Record
 from zoomearth_jax.evaluation.runner import Runner
 from zoomearth_jax.models.attention import KVCache
 from zoomearth_jax.models.family import Images
-from zoomearth_jax.rl.rollout.decoding import Sampler, Writing, append_pictures, prefill, reread
+from zoomearth_jax.rl.rollout.decoding import Ready, Sampler, Writing, append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model, save_model
 from zoomearth_jax.tools.tool import Request, View
@@ -149,7 +148,7 @@ class _OneByOne:
             tokens: so many per call; 0 for the whole turn.
         """
         self._tokens = tokens or max(engine.rows.layout.turn_lens)
-        self._engine, self._graph, self._weights = engine, nnx.graphdef(model), engine.weights(params)
+        self._engine, self._graph, self._weights = engine, nnx.graphdef(model), engine.weights(params).reading
         self._sizes, self._sampler = model.config, Sampler(engine.rows.tokens, 0.0)
         self._first, self._second = jax.jit(self._first_turn), jax.jit(self._second_turn)
         self._more = jax.jit(self._go_on, donate_argnames="cache")
@@ -168,7 +167,7 @@ class _OneByOne:
         return self._write(model, hidden, cache, length, next_B)
 
     def _write(self, model, hidden, cache, length: int, start_B) -> tuple[KVCache, Writing]:
-        writing = self._sampler.begin(model, hidden, cache, length, start_B, jnp.ones(1, bool), self._keys)
+        writing = self._sampler.begin(model, Ready(hidden, cache, start_B), length, None, self._keys)
         return self._sampler.go_on(model, cache, writing, self._tokens)
 
     def _go_on(self, weights, cache: KVCache, writing: Writing) -> tuple[KVCache, Writing]:

@@ -32,7 +32,7 @@ from zoomearth_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from zoomearth_jax.models.qwen2_5_vl.patches import vision_layout
 from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
 from zoomearth_jax.rl.policy import last_valid, token_logprobs
-from zoomearth_jax.rl.rollout.decoding import Sampler, grow_cache
+from zoomearth_jax.rl.rollout.decoding import Ready, Sampler, grow_cache
 from zoomearth_jax.rl.rollout.sampling import row_keys
 
 LEAST_SECONDS = 2.0  # short runs take more turns than asked for, until both have had this long together
@@ -158,9 +158,9 @@ class Ours:
         banned = (self._config.image_token_id, self._config.video_token_id)
         (keys_B,) = row_keys(jax.random.key(0), jnp.arange(len(ids_BT)), turns=1)
         cache = grow_cache(cache, count)
-        first, active = last_valid(hidden_BTD, valid_BT), jnp.ones(len(ids_BT), bool)
+        ready = Ready(last_valid(hidden_BTD, valid_BT), cache, next_B)
         sampler = Sampler(TokenIds(0, (-1,), banned), 0.0)
-        writing = sampler.begin(model, first, cache, count, next_B, active, keys_B)
+        writing = sampler.begin(model, ready, count, None, keys_B)
         return sampler.go_on(model, cache, writing, count)[1].ids_BT
 
     def _inputs(self, batch: Batch):

@@ -174,8 +174,7 @@ class _Bench:
         for k, length in enumerate(layout.turn_lens):
             start = partial(programs.begin, length=length, filters=filters)
             writing = jax.eval_shape(start, self.params, ready, None, keys[k], 0.0)
-            args = self.params, ready.cache, writing
-            compiled.append(programs.go_on.lower(*args, 0.0, filters=filters).compile())
+            compiled.append(programs.go_on.lower(self.params, ready.cache, writing, 0.0, filters=filters).compile())
             if k < layout.num_pictures:
                 views = engine.rows.views([None], layout.picture_side)
                 shown = *engine.rows.picture_slots(views.grids), self.model.config.prepare(*views)

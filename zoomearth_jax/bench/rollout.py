@@ -134,7 +134,7 @@ class _Bench:
         sizes, first, (length, after_len) = self.model.config, layout.turn(0), layout.turn_lens
         look = engine.send(played.prompts)
         keys = jax.random.split(self.key, len(replies.ids))
-        how = {"temperature": 1.0, "filters": T1.filters}
+        how: dict[str, Any] = {"temperature": 1.0, "filters": T1.filters}
         programs, weights = engine.programs, engine.weights(self.params)
         _, ready = programs.prefill(weights.reading, *look.on_devices, group=group, filters=T1.filters)
         cache, writing = programs.start(weights, ready, None, keys, length=length, **how)

@@ -123,7 +123,8 @@ def lay_out(decoding: Decoding, size: int) -> tuple[Mesh | None, list[str]]:
     Raises:
         UserError: a size that can't be.
     """
-    said, mesh = [], decoding.mesh
+    said: list[str] = []
+    mesh = decoding.mesh
     if size > 1 and (fault := decoding.fault(size)):
         near = ", ".join(map(str, decoding.sizes()))
         raise UserError(f"mesh config: sampler {size}: {fault}; sizes that do: {near}, or 0 to have it chosen")

@@ -148,9 +148,7 @@ def move_rows_to(mesh: Mesh | None, tree):
         return tree
 
     def one(x):
-        if jax.dtypes.issubdtype(
-            x.dtype, jax.dtypes.prng_key
-        ):  # of several processes only plain arrays can be put elsewhere
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # of several processes only plain arrays can be put elsewhere
             return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         return jax.device_put(x, NamedSharding(mesh, partition_spec(row_axes(x), x.shape, mesh)))
 

@@ -6,7 +6,7 @@ cache grows by turn: its last slots are always those of the turn that is being w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -241,11 +241,11 @@ def _counted(writing: Writing) -> Writing:
 def _known_to_all(writing: Writing) -> Writing:
     """What rows write is known to all devices of a sampler's group, which have their states together; what rows hold is not."""
 
-    def one(name: str, x):
+    def one(name: str, x) -> Any:
         axes = row_axes(x) if name == "seen_BV" else ("batch",) * (x.ndim > 0) + (None,) * (x.ndim - 1)
         return constrain(x, *axes)
 
-    return Writing(*(x if x is None else one(name, x) for name, x in writing._asdict().items()))
+    return writing._replace(**{name: one(name, x) for name, x in writing._asdict().items() if x is not None})
 
 
 def _laid_out(writing: Writing) -> Writing:

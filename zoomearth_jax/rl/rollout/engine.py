@@ -11,7 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -217,7 +217,8 @@ class RolloutEngine:
             seeds = range(first, first + len(questions) * group)
         keys = row_keys(key, shard_batch(np.array(seeds, np.uint32), self.mesh), turns=layout.num_turns)
         sampling = sampling.of(rows.episode)
-        weights, how = self.weights(params), {"temperature": sampling.temperature, "filters": sampling.filters}
+        weights = self.weights(params)
+        how: dict[str, Any] = {"temperature": sampling.temperature, "filters": sampling.filters}
         asked = [q for q in questions for _ in range(group)]
         turns = _Turns(self, asked, seeds, tool or self.tool)
         ids: list[list[list[int]]] = [[] for _ in asked]
