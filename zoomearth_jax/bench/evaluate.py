@@ -148,7 +148,7 @@ class _OneByOne:
             tokens: so many per call; 0 for the whole turn.
         """
         self._tokens = tokens or max(engine.rows.layout.turn_lens)
-        self._engine, self._graph, self._weights = engine, nnx.graphdef(model), engine.weights(params)
+        self._engine, self._graph, self._weights = engine, nnx.graphdef(model), engine.weights(params).reading
         self._sizes, self._sampler = model.config, Sampler(engine.rows.tokens, 0.0)
         self._first, self._second = jax.jit(self._first_turn), jax.jit(self._second_turn)
         self._more = jax.jit(self._go_on, donate_argnames="cache")

@@ -138,6 +138,19 @@ def rows_of_columns(*columns_BTC):
     return tuple(part.reshape(x.shape) for part, x in zip(jnp.split(joined, ends, axis=-1), columns_BTC, strict=True))
 
 
+def on_own_rows(function, *rows_BV):
+    """A function of rows, run by each device on whole rows of its own: XLA would bring all rows together to sort them.
+
+    Args:
+        rows_BV: [B, V] each, or None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*rows_BV)
+    spec = partition_spec(("rows", None), rows_BV[0].shape, mesh)
+    return jax.shard_map(function, in_specs=(spec,) * len(rows_BV), out_specs=spec)(*rows_BV)
+
+
 def row_axes(x) -> tuple[str | None, ...]:
     """Logical axes of a rollout's arrays: rows come first, but in keys and values [L, B, K, S, H]."""
     return tuple("rows" if dim == (x.ndim == 5) else None for dim in range(x.ndim))

@@ -47,3 +47,10 @@ def test_two_processes_play_what_one_does():
     ]
     _check(joined)
     _check([*one, *joined[1:]])
+
+
+def test_tokens_are_drawn_on_shards_of_the_vocabulary():
+    for one in result(start("rl/rollout/sampling_on_mesh.py", 8)):
+        assert one["same"]
+        assert one["gap"] < 1e-5
+        assert one["gathered"] <= 640  # a few numbers a row and shard; the logits of all rows are 65,536

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.models.sharding import constrain, weight_shards
+from zoomearth_jax.models.sharding import constrain, on_own_rows, weight_shards
 from zoomearth_jax.rl.policy import masked_logits
 
 
@@ -76,7 +76,9 @@ def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, 
     logits_BV = masked_logits(logits_BV / jnp.where(greedy, 1.0, temperature), banned_ids)
     draw = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))
     noise_BV = jax.lax.cond(greedy, lambda _: jnp.zeros_like(logits_BV), draw, keys_B)  # a draw takes its time at B x V
-    kept_BV = filtered_logits(logits_BV, filters, seen_BV)
+    kept_BV = logits_BV
+    if not in_shards:
+        kept_BV = on_own_rows(lambda logits, seen: filtered_logits(logits, filters, seen), logits_BV, seen_BV)
     return _best(kept_BV + noise_BV, logits_BV, weight_shards(logits_BV.shape[1]) if in_shards else 1)
 
 
