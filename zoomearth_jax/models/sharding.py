@@ -138,7 +138,7 @@ def rows_of_columns(*columns_BTC):
     return tuple(part.reshape(x.shape) for part, x in zip(jnp.split(joined, ends, axis=-1), columns_BTC, strict=True))
 
 
-def on_own_rows(function, *rows_BV):
+def on_whole_rows(function, *rows_BV):
     """A function of rows, run by each device on whole rows of its own: XLA would bring all rows together to sort them.
 
     Args:

@@ -7,7 +7,7 @@ are always those of the turn that is being written, up to the bucket that this h
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.models.sharding import constrain, on_own_rows, weight_shards
+from zoomearth_jax.models.sharding import constrain, on_whole_rows, weight_shards
 from zoomearth_jax.rl.policy import masked_logits
 
 
@@ -78,7 +78,7 @@ def sample(logits_BV, keys_B, temperature, banned_ids, filters: SamplingConfig, 
     noise_BV = jax.lax.cond(greedy, lambda _: jnp.zeros_like(logits_BV), draw, keys_B)  # a draw takes its time at B x V
     kept_BV = logits_BV
     if not in_shards:
-        kept_BV = on_own_rows(lambda logits, seen: filtered_logits(logits, filters, seen), logits_BV, seen_BV)
+        kept_BV = on_whole_rows(lambda logits, seen: filtered_logits(logits, filters, seen), logits_BV, seen_BV)
     return _best(kept_BV + noise_BV, logits_BV, weight_shards(logits_BV.shape[1]) if in_shards else 1)
 
 
