@@ -33,6 +33,10 @@ def start(script: str, devices: int, *args) -> subprocess.Popen:
 
 def result(process: subprocess.Popen):
     """What it printed last, as JSON."""
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
