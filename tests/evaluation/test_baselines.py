@@ -61,6 +61,7 @@ def test_first_turns_are_the_same_in_all_ways(play):
         assert [episode.turns[0].text for episode in play(name).episodes] == first
 
 
+@pytest.mark.slow
 def test_none_gives_the_next_turn_without_a_picture(play, tuned):
     """The turn is written after the marks of a picture alone, as one forward pass over those ids says."""
     shown, none = play("shown"), play("none")

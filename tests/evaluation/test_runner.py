@@ -180,6 +180,7 @@ def test_one_view_and_no_tool(tmp_path):
     assert {record["visual_tokens"] for record in found} == {36}
 
 
+@pytest.mark.slow
 def test_without_crops_and_with_fewer_tokens(tmp_path):
     """`none` tells how many answers crops fix; pruned tokens are not counted."""
     prune = ["--prune.kind", "attention", "--prune.keep", "4"]

@@ -76,6 +76,7 @@ def params(directory):
     return [x for _, x in nnx.to_flat_state(nnx.state(load_model(directory).model, nnx.Param))]
 
 
+@pytest.mark.slow
 def test_a_run_trains_as_it_does_without_validation(run, tmp_path):
     plain = dataclasses.replace(run, out=tmp_path / "plain", validate_every=0)
     grpo(plain)
@@ -85,6 +86,7 @@ def test_a_run_trains_as_it_does_without_validation(run, tmp_path):
     assert all(np.array_equal(a[...], b[...]) for a, b in zip(params(run.out), params(plain.out), strict=True))
 
 
+@pytest.mark.slow
 def test_the_metrics_are_documented(run):
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = {name for row in rows(run.out) for name in of_validation(row)}
@@ -92,6 +94,7 @@ def test_the_metrics_are_documented(run):
     assert not [name for name in names if f"`validation/{name.split('/')[0]}" not in page]
 
 
+@pytest.mark.slow
 def test_step_0_is_what_an_evaluation_of_the_model_gives(run):
     policy, questions = load_model("nano-grpo"), scene_questions("test", 7, 0, 10, ASKED.global_share)
     engine = RolloutEngine(policy.model, policy.rows)
@@ -115,6 +118,7 @@ def test_resume_is_bit_exact(run, tmp_path):
     assert all(np.array_equal(a[...], b[...]) for a, b in zip(params(out), params(run.out), strict=True))
 
 
+@pytest.mark.slow
 def test_checkpoints_have_the_validated_accuracy_as_score(run):
     folder, validated = run.out / "checkpoints", {row["step"]: of_validation(row) for row in rows(run.out)}
     for step in (2, 4):

@@ -110,6 +110,7 @@ def test_each_layer_of_a_stack_has_its_own_adapter():
     assert not np.array_equal(a_LDR, model.decoder.layers.o_proj.lora.lora_a[...])
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_adapter_and_remat_keeps_them():
     layout = vision_layout([(8, 8)], load().config.vision)
     patches_IPC = np.random.default_rng(0).normal(size=(1, 64, 1176)).astype(np.float32)

@@ -49,6 +49,7 @@ def stepped(nano, batch):
     return metrics, jax.tree.map(np.subtract, before, after)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_those_of_fixed_rows(nano, fixed, packed):
     config = nano.model.config
     want, want_grads = stepped(nano, row_batch(*fixed, config))

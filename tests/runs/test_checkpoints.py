@@ -197,6 +197,7 @@ def params(model):
     return jax.tree.leaves(nnx.state(model, nnx.Param))
 
 
+@pytest.mark.slow
 def test_a_model_is_checked_in_another_number_type_too(model_run, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(saved_steps, "GROUP_BYTES", 1_000_000)
     narrow = ComputeConfig(param_dtype="bfloat16")

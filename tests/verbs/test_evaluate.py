@@ -119,6 +119,7 @@ def test_a_broken_image_is_named_counted_and_changes_nothing_else(folder, tmp_pa
     assert "</html>" in (tmp_path / "broken" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_images_that_were_mended_are_tried_again(folder, tmp_path):
     broken = truncated(folder, tmp_path / "images", 1)
     assert run(broken, out=tmp_path / "out")["counts"]["unreadable"] > 0
@@ -231,6 +232,7 @@ def test_two_evaluations_do_not_share_a_folder(tmp_path):
         run("scenes", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_does_not_end_the_evaluation(folder, tmp_path, capsys, monkeypatch):
     """Of a part of the folder, which says of how many. What could be written can be gone on with."""
     append, counts = record_store._append, []

@@ -37,6 +37,7 @@ def int8(nano):
     return RolloutEngine(nano.model, nano.rows, config=INT8)
 
 
+@pytest.mark.slow
 def test_most_tokens_are_the_exact_samplers_with_log_probabilities_near_its_own(tuned, engine, int8, questions):
     params = nnx.state(tuned.model, nnx.Param)
     exact, rounded = (each(params, questions, KEY, sampling=T1, group=4) for each in (engine, int8))

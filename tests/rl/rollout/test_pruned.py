@@ -82,7 +82,8 @@ def masked_logprobs(model, rows, questions, played, i, prune):
     return np.asarray(jax.nn.log_softmax(logits))[predicting, targets], int(seen.sum()), seen.size
 
 
-@pytest.mark.parametrize("kind", ["cluster", pytest.param("attention", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cluster", "attention"])
 def test_pruned_rollouts_are_whole_rows_with_masked_tokens(tuned, questions, kind):
     prune = PruneConfig(kind, 0.25)
     rows = tuned.rows.pruned(prune)
@@ -109,7 +110,8 @@ def test_keeping_all_changes_no_bit(tuned, questions, kind, keep, engine):
     assert got.episodes == want.episodes
 
 
-@pytest.mark.parametrize("px", [448, pytest.param(1008, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("px", [448, 1008])
 def test_passive_views_answer_without_a_tool(questions, px):
     """The prompt's slot grows with the view; what is written is what a pass over the row by itself gives."""
     plain = load_model("nano-grpo").rows

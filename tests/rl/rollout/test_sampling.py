@@ -144,6 +144,7 @@ def said(episodes) -> list[tuple]:
     return [(e.texts, e.answer) for e in episodes]
 
 
+@pytest.mark.slow
 def test_an_episode_depends_on_its_question_and_seed_alone(tuned, engine, questions):
     key, seeds = jax.random.key(0), [3, 1, 4, 15, 9, 2]
     together = said(engine(tuned, questions, key, sampling=T1, seeds=seeds).episodes)

@@ -49,9 +49,9 @@ def whole(engine, params, questions):
 
 @pytest.fixture(scope="module")
 def short(nano):
-    """An engine that looks at its rows every three tokens, leaves half of them out as soon as it can, and has five more slots
+    """An engine that looks at its rows every three tokens, leaves half of them out as soon as it can, and has seven more slots
     each time that a turn has filled those that it has."""
-    engine = RolloutEngine(nano.model, nano.rows, config=RolloutConfig(visit=3, bucket=5))
+    engine = RolloutEngine(nano.model, nano.rows, config=RolloutConfig(visit=3, bucket=7))
     engine.events = []
     for name in ("narrow", "go_on", "widen", "grow"):
         program = getattr(engine.programs, name)
@@ -91,8 +91,8 @@ def test_visits_and_rows_left_out_change_nothing(in_visits, whole):
 
 def test_slots_come_bucket_by_bucket(in_visits, short):
     events, first = in_visits[1], short.rows.layout.turn_lens[0]
-    assert short.programs.buckets(first) == {5: 3, 10: 6, 15: 6, 20: 4}
-    assert events.count("grow") >= 3
+    assert short.programs.buckets(first) == {7: 6, 14: 6, 20: 7}
+    assert events.count("grow") >= 2
     assert "grow" in events[: events.index("widen")]  # while rows are left out
 
 
@@ -213,6 +213,7 @@ def test_settings_are_checked(field, value):
         dataclasses.replace(RolloutConfig(), **{field: value})
 
 
+@pytest.mark.slow
 def test_parts_play_the_same_episodes_and_are_scored_meanwhile(engine, params, questions, whole, nano):
     playing, calls = threading.Event(), []
     play = type(engine).__call__
@@ -241,6 +242,7 @@ def test_parts_play_the_same_episodes_and_are_scored_meanwhile(engine, params, q
     assert np.abs(np.asarray(played.picture_features) - np.asarray(whole.picture_features))[zoomed].max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
     """The same log-probabilities and gradients from as many rows as the fullest question fills."""
