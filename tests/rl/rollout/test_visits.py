@@ -243,7 +243,7 @@ def test_parts_play_the_same_episodes_and_are_scored_meanwhile(engine, params, q
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_slots_that_do_not_exist_are_left_out_of_the_update(nano, whole, remat):
     """The same log-probabilities and gradients from as many rows as the fullest question fills."""
     model = load_model("nano-grpo", ComputeConfig(remat=remat)).model
