@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 CUDA ?= cuda12
 BIN := .venv/bin
 
-.PHONY: demo test parity slow browser beam gpu lint setup nano goldens clean
+.PHONY: demo test parity slow browser beam gpu docs outputs lint setup nano goldens clean
 
 demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
 	$(BIN)/zoomearth demo
@@ -29,6 +29,12 @@ gpu: .venv-gpu/installed  ## the attached NVIDIA GPU on the 3B: attention, decod
 	XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 .venv-gpu/bin/zoomearth bench device > runs/gpu.txt
 	cat runs/gpu.txt
 
+docs: .venv-docs/installed  ## the site of docs/ in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+outputs: .venv/installed  ## runs the commands of the tutorials and writes what they print into the pages
+	$(BIN)/python docs/outputs.py
+
 lint: .venv/dev         ## ruff's checks and format, mypy's types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +49,7 @@ goldens: .venv/parity   ## writes the committed goldens anew from HF transformer
 	$(BIN)/python tests/make_goldens.py
 
 clean:
-	rm -rf .venv .venv-beam .venv-gpu runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-beam .venv-docs .venv-gpu runs site build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 .venv/installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -70,6 +76,12 @@ clean:
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --upgrade pip
 	.venv-gpu/bin/python -m pip install --quiet --editable . 'jax[$(CUDA)]'
+	touch $@
+
+.venv-docs/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29' ruff
 	touch $@
 
 .venv/dev: .venv/installed
