@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def turns(*texts: str, answer: str | None = "blue", box=BOX, window=WINDOW) -> l
     first, second = texts or ("<think>over there</think>", "<think>it is blue</think>")
     return [
         {"trace": {"event": "turn", "turn": 1}},
-        *({"content": word} for word in first.split(" ")),
+        *({"content": word} for word in re.findall(r"\S+\s*|\s+", first)),
         {"trace": {"event": "look", "turn": 1, "box": box, "window": window}},
         {"trace": {"event": "picture", "turn": 1, "window": window, "picture": PIXEL}},
         {"trace": {"event": "turn", "turn": 2}},

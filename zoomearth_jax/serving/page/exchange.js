@@ -43,6 +43,7 @@ export class Exchange {
   }
 
   text(words) {
+    if (!this.#turn) this.turn(1, this.#overview);
     this.#turn.record.text += words;
     if (this.#pending) return;
     this.#pending = true;
@@ -50,6 +51,7 @@ export class Exchange {
   }
 
   look(box, window) {
+    if (!this.#turn) this.turn(1, this.#overview);
     const { record, item } = this.#turn;
     Object.assign(record, { box: box ?? null, window: window ?? null });
     if (box) item.append(element("p", {}, this.#boxButton(box, "named", "Asks for")));
@@ -57,6 +59,7 @@ export class Exchange {
   }
 
   picture(source, window) {
+    if (!this.#turn) return;
     this.#turn.picture = source;
     if (window) this.#turn.record.window = window;
   }

@@ -37,13 +37,17 @@ export async function saveReport(image, name, model, records) {
   made.head.append(
     element("meta", { charset: "utf-8" }),
     element("meta", { "http-equiv": "Content-Security-Policy", content: "default-src 'none'; img-src data:; style-src 'unsafe-inline'" }),
-    element("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }),
-    element("style", { text: REPORT_STYLE }));
+    element("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }));
   const when = new Date().toISOString().slice(0, 16).replace("T", " ");
   made.body.append(element("h1", { text: name }), element("p", { text: `${sizeOf(image)}, model ${model}, ${when} UTC` }));
   const overview = await embedded(windowPath(image.id, [0, 0, image.width, image.height], image, OVERVIEW));
   for (const record of records) made.body.append(await section(record, image, overview));
-  saveAs(`${name.replace(/\.[^.]*$/, "")}.report.html`, "text/html", "<!doctype html>\n" + made.documentElement.outerHTML);
+  saveAs(`${name.replace(/\.[^.]*$/, "")}.report.html`, "text/html", `<!doctype html>\n${styled(made)}`);
+}
+
+// The document's markup with the style; as an element here it would be stopped by this page's policy.
+function styled(made) {
+  return made.documentElement.outerHTML.replace("</head>", () => `<style>${REPORT_STYLE}</style></head>`);
 }
 
 async function section(record, image, overview) {

@@ -378,7 +378,7 @@ byId("question").onkeydown = (event) => {
   byId("ask").requestSubmit();
 };
 
-for (const name of ["wheel", "touchmove", "pointerdown", "keydown"]) byId("panel").addEventListener(name, () => (reading = false), { passive: true });
+for (const name of ["wheel", "touchmove", "pointerdown", "keydown"]) byId("panel").addEventListener(name, () => (reading = false), { capture: true, passive: true });
 
 addEventListener("dragover", (event) => (event.preventDefault(), byId("drop").classList.add("over")));
 addEventListener("dragleave", (event) => event.relatedTarget || byId("drop").classList.remove("over"));
