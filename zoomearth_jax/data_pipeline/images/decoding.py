@@ -158,6 +158,13 @@ def _of_height(parts: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]
         yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
 
 
+def kind_of(head: bytes) -> str | None:
+    """What a file is by its first bytes: `tiff`, `png`, `jpeg`, `webp`, or GDAL's name of its form; None of files without a mark of
+    their own, such as virtual rasters and ENVI's pixels."""
+    kind = next((k for k, starts in _STARTS.items() if head.startswith(starts)), None)
+    return None if kind == "webp" and head[8:12] != b"WEBP" else kind
+
+
 def _reader(path: Path) -> Raster | Stream:
     """The reader of a file, by its first bytes.
 
@@ -165,9 +172,7 @@ def _reader(path: Path) -> Raster | Stream:
         UserError: missing, empty, or of a form that isn't read.
     """
     head = _head(path)
-    kind = next((k for k, starts in _STARTS.items() if head.startswith(starts)), None)
-    if kind == "webp" and head[8:12] != b"WEBP":
-        kind = None
+    kind = kind_of(head)
     if kind == "tiff":
         return _tiff_reader(path)
     if kind in ("png", "jpeg", "webp"):
