@@ -103,10 +103,10 @@ async def get_tile(request: Request) -> Response:
 async def get_window(request: Request) -> Response:
     """Gives any window, in px of the original, at any size, as PNG."""
     service: Service = request.app.state.service
-    corners = _numbers(request, "box", 4)
+    x1, y1, x2, y2 = _numbers(request, "box", 4)
     size = Frame(_side(request, "width"), _side(request, "height"))
     with service.uploads.using(request.path_params["file_id"]) as stored:
-        box = clamped(Box(*corners, stored.frame))
+        box = clamped(Box(x1, y1, x2, y2, stored.frame))
         if box is None:
             raise APIError(400, "box: has no area inside the image", "box")
 

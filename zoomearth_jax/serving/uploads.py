@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -76,7 +77,14 @@ class StoredFile:
         """
         if not self.ready.done():
             raise APIError(409, f"{self.id}: is still being prepared; ask again soon", code="file_not_ready")
+        if error := self.ready.exception():  # a new one each time: raising adds to an exception
+            raise APIError(400, str(error), code="invalid_image")
         return self.ready.result()
+
+    async def prepared(self) -> ImageSource:
+        """Its windows, once the tile store is built; see `source`."""
+        await asyncio.wait([asyncio.wrap_future(self.ready)])
+        return self.source()
 
     def described(self, seconds: float) -> dict:
         """OpenAI's file object; `seconds` is how long it is kept unused."""
