@@ -92,7 +92,10 @@ class Answer:
 
     def _usage(self, ends: list[End]) -> dict[str, int]:
         read = [end.prompt_tokens for end in ends]
-        prompt, completion = sum(read) if self.agent else max(read, default=0), sum(end.completion_tokens for end in ends)
+        prompt, completion = (
+            sum(read) if self.agent else max(read, default=0),
+            sum(end.completion_tokens for end in ends),
+        )
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

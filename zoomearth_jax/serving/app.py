@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from zoomearth_jax.serving import file_routes, image_routes
+from zoomearth_jax.serving import completions, file_routes, image_routes
 from zoomearth_jax.serving.errors import HANDLERS, APIError
 from zoomearth_jax.serving.gate import Gate
 from zoomearth_jax.serving.service import Service
@@ -53,6 +53,7 @@ def make_app(service: Service) -> Starlette:
             await asyncio.to_thread(service.close)
 
     routes = [
+        *completions.ROUTES,
         *file_routes.ROUTES,
         *image_routes.ROUTES,
         Route("/health", get_health, methods=["GET"]),

@@ -50,7 +50,8 @@ class Reader:
         self._check_count(sum(not isinstance(part, TextPart) for message in body.messages for part in message.parts))
         messages = []
         for i, message in enumerate(body.messages):
-            role, parts = "system" if message.role == "developer" else message.role, []
+            role: str = "system" if message.role == "developer" else message.role
+            parts: list[dict[str, Any]] = []
             for j, part in enumerate(message.parts):
                 if isinstance(part, TextPart):
                     parts.append({"type": "text", "text": part.text})
@@ -94,7 +95,9 @@ class Reader:
 
     def _check_count(self, images: int) -> None:
         if images > self._service.limits.images:
-            raise APIError(400, f"messages: {images} images, at most {self._service.limits.images} in a request", "messages")
+            raise APIError(
+                400, f"messages: {images} images, at most {self._service.limits.images} in a request", "messages"
+            )
 
     async def _picture(self, handle: str, param: str) -> Image.Image:
         """An image as a picture in memory."""
@@ -142,5 +145,7 @@ def _box(body: ChatRequest, source: ImageSource) -> Box | None:
     x1, y1, x2, y2 = corners
     box = clamped(Box(x1, y1, x2, y2, source.frame))
     if box is None:
-        raise APIError(400, "box: must be x1, y1, x2, y2 in px of the image, with some area inside it", "box", "invalid_value")
+        raise APIError(
+            400, "box: must be x1, y1, x2, y2 in px of the image, with some area inside it", "box", "invalid_value"
+        )
     return box

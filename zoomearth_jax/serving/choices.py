@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoomearth_jax.configs.generation import ReplyConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box
+from zoomearth_jax.data_pipeline.images.geometry import geometry
+from zoomearth_jax.data_pipeline.images.georeference import georeference_of
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.serving.agent import Agent, Answered, LookRequested, PictureShown, TextDelta, TurnStarted
 from zoomearth_jax.serving.chat_inputs import Asked
@@ -36,7 +39,7 @@ class End(NamedTuple):
     completion_tokens: int
 
 
-Events = AsyncIterator[dict | End]  # deltas, then the end
+Events = AsyncGenerator[dict | End, None]  # deltas, then the end
 
 
 async def chat_events(generation: Generation) -> Events:
@@ -54,12 +57,11 @@ async def chat_events(generation: Generation) -> Events:
     yield End("".join(texts), None, _reason(end.reason, end.message), end.prompt_tokens, end.completion_tokens)
 
 
-async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: int, geometry: Callable) -> Events:
+async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: int) -> Events:
     """The events of an episode; leaving them gives the row back.
 
     Args:
         choice: number of the choice.
-        geometry: from a box in px of the original to GeoJSON, or None.
     """
     turns: list[dict[str, Any]] = []
     frame = asked.image.frame
@@ -69,18 +71,18 @@ async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: i
             match event:
                 case TurnStarted(turn):
                     turns.append({"text": "", "box": None, "window": None, "picture": None})
-                    yield {"trace": {"event": "turn", "turn": turn}}
+                    yield {"trace": {"event": "turn", "turn": turn + 1}}
                 case TextDelta(turn, text):
                     turns[turn]["text"] += text
                     yield {"content": text}
                 case LookRequested(turn, box, window):
                     found = {"box": corners(box), "window": corners(window)}
                     turns[turn] |= found
-                    yield {"trace": {"event": "look", "turn": turn, **found}}
+                    yield {"trace": {"event": "look", "turn": turn + 1, **found}}
                 case PictureShown(turn, window, picture):
                     shown = {"window": corners(window), "picture": data_url(picture)}
                     turns[turn] |= shown
-                    yield {"trace": {"event": "picture", "turn": turn, **shown}}
+                    yield {"trace": {"event": "picture", "turn": turn + 1, **shown}}
                 case Answered():
                     reason = _reason(event.reason, event.message)
                     said = {
@@ -88,11 +90,21 @@ async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: i
                         "box": corners(event.box),
                         "truncated": event.truncated,
                         "image": {"width": frame.width, "height": frame.height},
-                        "geometry": None if event.box is None else geometry(event.box),
+                        "geometry": on_earth(asked.image, event.box),
                     }
                     yield {"trace": {"event": "answer", **said}}
                     tokens = event.prompt_tokens, event.completion_tokens
-                    yield End(event.answer or "", {"turns": turns, **said}, "length" if event.truncated else reason, *tokens)
+                    yield End(
+                        event.answer or "", {"turns": turns, **said}, "length" if event.truncated else reason, *tokens
+                    )
+
+
+def on_earth(image: ImageSource, box: Box | None) -> dict | None:
+    """A box as a GeoJSON geometry in WGS 84; None where nobody knows where the image lies."""
+    with contextlib.suppress(UserError):
+        where = georeference_of(image)
+        return None if box is None or where is None or not where.crs else geometry(box, where)
+    return None
 
 
 def corners(box: Box | None) -> list[float] | None:
@@ -109,7 +121,9 @@ def _reason(reason: str, message: str) -> str:
     if reason == "cancelled":
         raise APIError(503, "the server is about to stop", code="draining")
     if reason == "error":
-        raise APIError(500, "the model failed on this request; the server's log says why", code=message.partition(":")[0])
+        raise APIError(
+            500, "the model failed on this request; the server's log says why", code=message.partition(":")[0]
+        )
     return reason
 
 
@@ -126,7 +140,7 @@ def told():
         raise APIError(400, str(error), code="invalid_value") from None
 
 
-async def joined(choices: Sequence[Events], deadline: float) -> AsyncIterator[tuple[int, dict | End]]:
+async def joined(choices: Sequence[Events], deadline: float) -> AsyncGenerator[tuple[int, dict | End], None]:
     """The events of all choices as they come, each with its choice's number; leaving them ends all.
 
     Args:
@@ -139,7 +153,7 @@ async def joined(choices: Sequence[Events], deadline: float) -> AsyncIterator[tu
 
     async def play(number: int, events: Events) -> None:
         try:
-            async with contextlib.aclosing(events):  # type: ignore[type-var]
+            async with contextlib.aclosing(events):
                 async for event in events:
                     queue.put_nowait((number, event))
         except Exception as error:

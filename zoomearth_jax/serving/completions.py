@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -26,7 +26,7 @@ from zoomearth_jax.serving.service import AGENT, Service
 from zoomearth_jax.serving.uploads import MB
 
 T = TypeVar("T")
-Told = AsyncIterator[tuple[int, dict | End]]  # of all choices
+Told = AsyncGenerator[tuple[int, dict | End], None]  # of all choices
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -43,7 +43,7 @@ async def create_chat_completion(request: Request) -> Response:
         reader = Reader(service, memory, held.enter_context(contextlib.ExitStack()))
         with told():
             choices = await unless_gone(request, _begun(service, body, reader, agent, deadline))
-        events = await held.enter_async_context(contextlib.aclosing(joined(choices, deadline)))  # type: ignore[type-var]
+        events = await held.enter_async_context(contextlib.aclosing(joined(choices, deadline)))
         first = await unless_gone(request, _next(events))  # what is refused is refused with a status
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -82,7 +82,9 @@ async def _begun(service: Service, body: ChatRequest, reader: Reader, agent: boo
             messages = await reader.messages(body)
             variables = body.chat_template_kwargs or {}
             begin = service.begin_chat
-            return [chat_events(one) for one in await anyio.to_thread.run_sync(begin, messages, variables, reply, count)]
+            return [
+                chat_events(one) for one in await anyio.to_thread.run_sync(begin, messages, variables, reply, count)
+            ]
     except TimeoutError:
         raise APIError(504, "the answer took too long", code="timeout") from None
 

@@ -45,17 +45,17 @@ class _Figures(Collector):
         stats = self._generator.stats
         files, taken = self._uploads.counts()
         gauges = {
-            "rows_busy": ("Rows that are being written.", stats.rows_busy),
-            "queue_length": ("Requests that wait for a row.", stats.queue_length),
+            "rows": ("Rows that can be written at the same time.", stats.rows),
+            "rows_busy": ("Rows that requests hold.", stats.busy),
+            "queue_length": ("Requests that wait for a row.", stats.waiting),
             "files": ("Uploaded files that are kept.", files),
             "files_bytes": ("Bytes of the disk that files and their tile stores take.", taken),
             "memory_bytes": ("Bytes of memory that bodies and decoded images take.", self._memory.taken),
         }
         for name, (said, value) in gauges.items():
             yield GaugeMetricFamily(f"zoomearth_{name}", said, value)
-        yield CounterMetricFamily(
-            "zoomearth_tokens_written", "Tokens that the model has written.", stats.tokens_written
-        )
+        yield CounterMetricFamily("zoomearth_tokens_read", "Tokens of prompts and pictures.", stats.prompt_tokens)
+        yield CounterMetricFamily("zoomearth_tokens_written", "Tokens that the model has written.", stats.tokens)
         outcomes = CounterMetricFamily("zoomearth_generations", "Rows by how they ended.", labels=["outcome"])
         for outcome, count in sorted(stats.outcomes.items()):
             outcomes.add_metric([outcome], count)

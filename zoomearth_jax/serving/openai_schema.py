@@ -91,7 +91,9 @@ class ChatRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, description="answers, drawn independently of each other")
-    temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the likeliest; the checkpoint's own without it")
+    temperature: Number | None = Field(
+        None, ge=0, le=2, description="0 takes the likeliest; the checkpoint's own without it"
+    )
     top_p: Number | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 and -1 turn it off")
     repetition_penalty: Number | None = Field(None, gt=0, le=100)
@@ -99,10 +101,16 @@ class ChatRequest(Strict):
     stop: str | list[str] | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**63)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**63)
-    chat_template_kwargs: dict[str, JsonValue] | None = Field(None, description="variables of the checkpoint's chat template")
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None, description="variables of the checkpoint's chat template"
+    )
     agent: bool | None = Field(None, description="play a whole episode: look, zoom, answer")
-    box: list[Number] | None = Field(None, description="agent mode: a box that the question is about, x1 y1 x2 y2 in px")
-    tools_offered: list[str] | None = Field(None, max_length=64, description="agent mode: names of tools that may be used")
+    box: list[Number] | None = Field(
+        None, description="agent mode: a box that the question is about, x1 y1 x2 y2 in px"
+    )
+    tools_offered: list[str] | None = Field(
+        None, max_length=64, description="agent mode: names of tools that may be used"
+    )
     response_format: ResponseFormat | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None

@@ -13,18 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from zoomearth_jax.configs.generation import ReplyConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.serving import ServerLimits
 from zoomearth_jax.data_pipeline.images.tiles import StoreSettings
 from zoomearth_jax.data_pipeline.questions.procedural import site_question
 from zoomearth_jax.data_pipeline.questions.scenes import random_scene
+from zoomearth_jax.data_pipeline.text.processor import ImageConfig as PictureConfig
+from zoomearth_jax.serving.agent import Agent
 from zoomearth_jax.serving.budget import Budget
 from zoomearth_jax.serving.errors import busy
+from zoomearth_jax.serving.generation import Generation, Generator
 from zoomearth_jax.serving.images import Root
 from zoomearth_jax.serving.metrics import Metrics
+from zoomearth_jax.serving.prompts import ChatPrompts
 from zoomearth_jax.serving.upload_parts import PartialUploads
 from zoomearth_jax.serving.uploads import MB, Uploads
 
+AGENT = "-agent"  # behind a model's name
 _SWEEP_SECONDS = 30.0
 _EXAMPLE_SIDE = 5_000  # px
 
@@ -57,20 +63,29 @@ class ServiceSettings:
 class Service:
     """A model with its uploads, limits and counters."""
 
-    def __init__(self, settings: ServiceSettings, generator: Any):
-        """Makes the folder of the uploads; `close` removes it.
+    def __init__(self, settings: ServiceSettings, generator: Generator, images: PictureConfig = PictureConfig()):
+        """Makes the folder of the uploads; `close` removes it, and closes the generator.
 
         Args:
-            generator: writes, see `serving.generation.Generator`.
+            generator: writes.
+            images: sizes of a chat's pictures, of the model's preprocessor.
         """
         self.settings, self.generator, self.limits = settings, generator, settings.limits
+        self.agent = Agent(generator)
+        rows, config = generator.rows, generator.config
+        self._prompts = ChatPrompts(rows, images, config.picture_px, config.pictures)
         self.api_key, self.hosts = settings.api_key, settings.hosts
         self.root = None if settings.root is None else Root(settings.root)
         self.memory = Budget(
             self.limits.memory_mb * MB, "the server's memory is taken by other requests; try again later"
         )
         self._folder = tempfile.TemporaryDirectory(prefix="zoomearth-serve-")
-        stores = StoreSettings(views=generator.view_sides, token_px=generator.token_px)
+        stores = StoreSettings(
+            views=(rows.episode.view_px,),
+            token_px=rows.layout.merged_px,
+            bands=settings.images.bands,
+            stretch=settings.images.stretch,
+        )
         self.uploads = Uploads(Path(self._folder.name), self.limits, settings.images, stores)
         self.partial = PartialUploads(self.uploads)
         self.metrics = Metrics(generator, self.uploads, self.memory)
@@ -87,6 +102,22 @@ class Service:
             "title": title,
             "question": question,
         }
+
+    def begin_chat(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any], reply: ReplyConfig, choices: int
+    ) -> list[Generation]:
+        """Gives a conversation to the generator. Blocks while pictures are resized.
+
+        Args:
+            messages, variables: see `ChatPrompts.segment`.
+
+        Raises:
+            UserError, Busy, Closed: see there, and `Generator.submit`.
+        """
+        segment = self._prompts.segment(messages, variables)
+        room = self.generator.config.slots - len(segment.ids)
+        most = max(1, min(room, self.limits.tokens if reply.max_tokens is None else reply.max_tokens))
+        return self.generator.submit(segment, dataclasses.replace(reply, max_tokens=most), choices=range(choices))
 
     @contextlib.contextmanager
     def uploading(self) -> Iterator[None]:
@@ -113,5 +144,6 @@ class Service:
     def close(self) -> None:
         """Ends what is being written and built, and removes all files."""
         self.generator.close(drain=False)
+        self.agent.close()
         self.uploads.close()
         self._folder.cleanup()
