@@ -40,6 +40,7 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.verbs.report import ReportConfig, report
     from zoomearth_jax.verbs.score import ScoreConfig, score
+    from zoomearth_jax.verbs.serve import ServeConfig, serve
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -54,6 +55,7 @@ def _verbs() -> dict:
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
         "report": (ReportConfig, report),
         "score": (ScoreConfig, score),
+        "serve": (ServeConfig, serve),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))

@@ -6,9 +6,11 @@ become ids. For texts that spell none, the ids are those that HF gives for the r
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from transformers import AutoTokenizer
@@ -70,7 +72,13 @@ class Chat:
         """Ids of plain text; special tokens spelled out in it stay plain text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
-    def ids(self, messages: Sequence[dict], image_tokens: Sequence[int] = (), generate: bool = True) -> list[int]:
+    def ids(
+        self,
+        messages: Sequence[dict],
+        image_tokens: Sequence[int] = (),
+        generate: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Ids of a conversation.
 
         Args:
@@ -78,14 +86,17 @@ class Chat:
                 {"type": "text", "text"}. A template sees marks in place of texts, so it can place them, not change them.
             image_tokens: merged visual tokens of each image, in order; each <|image_pad|> becomes that many.
             generate: whether the assistant's turn is opened at the end.
+            variables: further ones for the template, by name; those that it doesn't read change nothing.
 
         Raises:
-            UserError: messages of another form, a template that fails on them, or not as many images as image blocks.
+            UserError: a variable that can't be set, messages of another form, a template that fails on them, or not as many images
+                as image blocks.
         """
         marked, texts, blocks = _mark(messages)
         if blocks != len(image_tokens):
             raise UserError(f"messages: {blocks} image blocks, but {len(image_tokens)} images; give one for each block")
-        return self._placed(self._tokenize(self._render(marked, generate), texts), image_tokens, "the chat template")
+        rendered = self._render(marked, generate, variables or {})
+        return self._placed(self._tokenize(rendered, texts), image_tokens, "the chat template")
 
     def spelled_ids(self, prompt: str, place: str, text: str, image_tokens: Sequence[int]) -> list[int]:
         """Ids of a whole prompt that spells its special tokens itself.
@@ -107,9 +118,12 @@ class Chat:
         tokens = iter(image_tokens)
         return [i for one in ids for i in ([one] * next(tokens) if one == image_id else [one])]
 
-    def _render(self, messages: list[dict], generate: bool) -> str:
+    def _render(self, messages: list[dict], generate: bool, variables: Mapping[str, Any]) -> str:
+        apply = self.tokenizer.apply_chat_template
+        if taken := (inspect.signature(apply).parameters.keys() | {"messages"}) & variables.keys():
+            raise UserError(f"chat template: {', '.join(sorted(taken))} can't be set")
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            return apply(messages, tokenize=False, add_generation_prompt=generate, **variables)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"{self.name}: the chat template fails on the messages ({error})") from None
 
