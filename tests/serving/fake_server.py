@@ -27,7 +27,9 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgaGAAAAEEAIEW7ZkFAAAAAElFTkSuQmCC"
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgaGAAAAEEAIEW7ZkFAAAAAElFTkSuQmCC"
+)
 WIDTH, HEIGHT, TILE, LEVELS = 3000, 2000, 256, 5
 BOX, WINDOW = [1800, 600, 2100, 900], [1750, 550, 2150, 950]
 
@@ -61,6 +63,7 @@ class Fake:
         part_seconds: how long a part of an upload takes.
         asked: the bodies of questions; parts: the sizes of uploaded parts; cancelled: whether the last upload was.
         boxes: what was sent for GeoJSON.
+        removed: files that were deleted.
         left: whether the client left before the end of an answer.
     """
 
@@ -77,6 +80,7 @@ class Fake:
     parts: list[int] = dataclasses.field(default_factory=list)
     cancelled: bool = False
     boxes: list[dict] = dataclasses.field(default_factory=list)
+    removed: list[str] = dataclasses.field(default_factory=list)
     left: bool = False
     ready_at: float = 0.0
 
@@ -126,6 +130,10 @@ def app(fake: Fake) -> Starlette:
     async def cancel(_: Request) -> Response:
         fake.cancelled = True
         return JSONResponse({})
+
+    async def remove(request: Request) -> Response:
+        fake.removed.append(request.path_params["id"])
+        return JSONResponse({"deleted": True})
 
     async def image(request: Request) -> Response:
         file_id = request.path_params["id"]
@@ -192,6 +200,7 @@ def app(fake: Fake) -> Starlette:
         ("/v1/uploads/{id}/parts", part, "POST"),
         ("/v1/uploads/{id}/complete", complete, "POST"),
         ("/v1/uploads/{id}/cancel", cancel, "POST"),
+        ("/v1/files/{id}", remove, "DELETE"),
         ("/v1/images/{id}", image, "GET"),
         ("/v1/images/{id}/tiles/{level:int}/{column:int}_{row:int}", tile, "GET"),
         ("/v1/images/{id}/window", window, "GET"),

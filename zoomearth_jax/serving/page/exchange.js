@@ -1,6 +1,6 @@
 // One question and what came of it, as a part of the page that grows while the model writes.
 
-import { boxSize, boxText, element, framed, grouped } from "./dom.js";
+import { boxSize, boxText, element, framed, grouped, sizeOf } from "./dom.js";
 
 const TAGS = /(<\/?[a-z_]+>)/i;
 
@@ -30,10 +30,11 @@ export class Exchange {
   turn(number, overview) {
     if (this.#turn) this.#spell(this.#turn);
     const first = number === 1;
-    const item = element("li", {}, element("h3", { text: first ? "Sees the whole image" : `Look ${number}` }));
+    const shown = this.#turn?.picture || this.#turn?.record.window;
+    const sees = first ? ": it sees the whole image" : shown ? ": it sees what it asked for" : "";
+    const item = element("li", {}, element("h3", { text: `Turn ${number}${sees}` }));
     if (first && overview) this.#setOverview(item, overview);
-    if (this.#turn?.picture || this.#turn?.record.window) item.append(this.#crop(this.#turn));
-    else if (!first) item.append(element("p", { class: "small", text: "It was shown no new picture." }));
+    if (shown) item.append(this.#crop(this.#turn));
     const said = element("pre", { class: "said", dir: "auto" });
     item.append(said);
     this.#list.append(item);
@@ -104,17 +105,18 @@ export class Exchange {
     this.#overview = source;
     if (!source || !item) return;
     const boxes = this.boxes.filter(([, kind]) => kind === "named").map(([box, kind]) => [box, kind]);
-    const frame = framed(source, "the overview that the model sees", this.#image, boxes);
+    const frame = framed(source, "Overview of the image", this.#image, boxes);
     const old = item.querySelector("figure");
     const figure = element("figure", { class: "overview" }, frame);
     old ? old.replaceWith(figure) : item.querySelector("h3").after(figure);
   }
 
   #crop({ picture, record }) {
-    const caption = record.window ? `${boxSize(record.window)} of the original` : "";
+    const caption = element("figcaption", { text: record.window ? `${boxSize(record.window)} of the original` : "" });
     const values = { src: picture, "data-window": picture ? undefined : record.window.join(","), decoding: "async" };
-    return element("figure", {}, element("img", { ...values, alt: `what the model was shown${caption && ": " + caption}` }),
-      caption && element("figcaption", { text: caption }));
+    const made = element("img", { ...values, alt: `What the model was shown: ${caption.textContent}` });
+    if (picture) made.onload = () => caption.append(`, shown as ${sizeOf({ width: made.naturalWidth, height: made.naturalHeight })}`);
+    return element("figure", {}, made, caption);
   }
 
   #boxButton(box, kind, words) {

@@ -1,6 +1,6 @@
 // What the page does: opens an image, asks about it, and shows what the model does.
 
-import { ask, Fault, picture, read, upload, whenReady, windowPath } from "./api.js";
+import { ask, Fault, picture, read, remove, upload, whenReady, windowPath } from "./api.js";
 import { boxText, byId, element, grouped, say, show, sizeOf } from "./dom.js";
 import { Exchange, newRecord } from "./exchange.js";
 import { saveBoxes, saveReport } from "./exports.js";
@@ -20,7 +20,7 @@ let reading = true; // whether answers are scrolled into sight as they grow
 let retry; // what "Try again" does
 
 const viewer = new Viewer({
-  onBox: (box) => (setBox(box), say(`Box ${boxText(box)}. Ask about it.`), byId("question").focus()),
+  onBox: (box) => (setBox(box), say(`Box ${boxText(box)}. Ask about it.`), focusQuestion()),
   onTouched: () => (following = false),
 });
 
@@ -84,7 +84,7 @@ async function openFile(file) {
     const id = await upload(file, signal, (sent, total) => progress(sent / total, `${megabytes(sent)} of ${megabytes(total)} MB sent`));
     progress(undefined, "Making tiles …");
     say("Sent. The server makes tiles.");
-    return whenReady(id, signal);
+    return whenReady(id, signal).catch((error) => (remove(id), Promise.reject(error)));
   });
 }
 
@@ -136,9 +136,9 @@ async function showImage(found, named) {
   await viewer.open(image, name);
   overview = await picture(windowPath(image.id, whole(image), image, SEEN));
   restore();
-  history.keep({ ...image, name }, exchanges.map(({ record }) => record));
+  remember();
   say(`${name} is open, ${image.width} by ${image.height} px. Ask a question.`);
-  byId("question").focus({ preventScroll: true });
+  focusQuestion();
 }
 
 function close() {
@@ -191,9 +191,10 @@ async function asking(question, box) {
   exchange.node.scrollIntoView({ block: "nearest" });
   try {
     const last = {};
-    for await (const { text, trace } of ask({ model, image: image.id, question, box, tools }, own.signal)) {
+    for await (const { text, trace, usage } of ask({ model, image: image.id, question, box, tools }, own.signal)) {
       if (text) exchange.text(text);
       if (trace) happened(exchange, trace, last);
+      if (usage) last.tokens = usage.completion_tokens;
       if (reading) exchange.scroll();
     }
     exchange.end("done", { ...last, seconds: seconds() });
@@ -237,7 +238,7 @@ function happened(exchange, trace, last) {
       viewer.mark(trace.window, "window");
       if (following) viewer.goTo(trace.window);
     },
-    answer: () => Object.assign(last, { answer: trace.answer ?? null, tokens: trace.usage?.completion_tokens, truncated: trace.truncated }),
+    answer: () => Object.assign(last, { answer: trace.answer ?? null, truncated: trace.truncated }),
   };
   kinds[trace.event]?.();
 }
@@ -282,13 +283,24 @@ function restore() {
 }
 
 function remember() {
-  if (image) history.keep({ ...image, name }, exchanges.map(({ record }) => record).filter(({ state }) => state !== "asking"));
+  if (image) history.keep({ ...image, name }, ended());
 }
 
+function ended() {
+  return exchanges.map(({ record }) => record).filter(({ state }) => state !== "asking");
+}
+
+// While the model writes there is Stop in the place of Ask; the focus goes with it.
 function busy(on) {
-  byId("go").disabled = on;
+  const held = document.activeElement === byId(on ? "go" : "stop");
+  show("go", !on);
   show("stop", on);
-  byId("ask").setAttribute("aria-busy", on);
+  if (held) byId(on ? "stop" : "go").focus({ preventScroll: true });
+}
+
+// A touch screen's keyboard would cover the page, so there the focus stays above the question.
+function focusQuestion() {
+  byId(matchMedia("(pointer: coarse)").matches ? "image-name" : "question").focus({ preventScroll: true });
 }
 
 // The box of the form
@@ -344,7 +356,7 @@ byId("file").onchange = ({ target }) => {
   if (file) openFile(file);
 };
 byId("cancel").onclick = () => working?.abort();
-byId("stop").onclick = () => (working?.abort(), byId("question").focus());
+byId("stop").onclick = () => working?.abort();
 byId("again").onclick = () => (clearFault(), retry?.());
 byId("another").onclick = () => {
   working?.abort();
@@ -356,8 +368,8 @@ byId("another").onclick = () => {
 byId("clear").onclick = () => setBox(null);
 byId("visible").onclick = () => image && setBox(viewer.visible());
 for (const corner of CORNERS) byId(corner).oninput = markBox;
-byId("boxes-out").onclick = () => exporting(saveBoxes(image, name, exchanges.map(({ record }) => record)), "Boxes");
-byId("report-out").onclick = () => exporting(saveReport(image, name, model, exchanges.map(({ record }) => record)), "Report");
+byId("boxes-out").onclick = () => exporting(saveBoxes(image, name, ended()), "Boxes");
+byId("report-out").onclick = () => exporting(saveReport(image, name, model, ended()), "Report");
 
 function exporting(promise, what) {
   promise.then(() => say(`${what} saved.`), (error) => complain(error));
@@ -366,7 +378,7 @@ function exporting(promise, what) {
 byId("ask").onsubmit = (event) => {
   event.preventDefault();
   const question = byId("question").value.trim();
-  if (!image || byId("go").disabled) return;
+  if (!image || byId("go").hidden) return;
   if (!question) return complain(new Fault("Write a question first.")), byId("question").focus();
   const { box = null, wrong } = givenBox();
   if (wrong) return complain(new Fault(wrong)), byId("x1").focus();
