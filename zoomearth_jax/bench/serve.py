@@ -210,5 +210,8 @@ def _row(config, expected, alone: list[Round], together: list[Round]) -> dict:
     row |= {"changed": len(wrong) - mixed, "requests": len(replies), "clients": config.clients, "images": config.images}
     row |= {"requests_per_s": all_, "alone_requests_per_s": one}
     for name, own in zip(("alone", "together"), latencies, strict=True):
-        row |= {f"{name}_p50_ms": 1000 * statistics.median(own), f"{name}_p99_ms": 1000 * own[int(0.99 * (len(own) - 1))]}
+        row |= {
+            f"{name}_p50_ms": 1000 * statistics.median(own),
+            f"{name}_p99_ms": 1000 * own[int(0.99 * (len(own) - 1))],
+        }
     return row
