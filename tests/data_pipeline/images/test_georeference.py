@@ -387,3 +387,35 @@ def test_files_of_boxes(tmp_path):
         box_from_geojson(tmp_path / "none.geojson", image, "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: has no georeference, which the box of .* needs"):
         box_from_geojson(path, ArrayImage(np.zeros((4, 4), np.uint8)), "a.tif")
+
+
+@pytest.mark.filterwarnings("ignore")  # rasterio can't decode all that GDAL says of them
+def test_flipped_bytes_of_tags_and_sidecars_never_crash(tmp_path):
+    """A file lies somewhere, or nowhere, or is refused in one line."""
+    rng = np.random.default_rng(0)
+    whole = write_tiff(tmp_path / "whole.tif", *LIES["rotated"], compress="deflate").read_bytes()
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
+    image = RawImage(write_tiff(tmp_path / "c.tif", *LIES["utm"]))
+    write_region(tmp_path / "b.png", np.zeros((20, 30, 3), np.uint8), image, Box(0, 0, 30, 20, image.frame))
+    beside = {path: path.read_bytes() for path in (tmp_path / "b.pgw", tmp_path / "b.png.aux.xml")}
+    outcomes = set()
+    for number in range(80):
+        data = bytearray(whole)
+        for place in rng.integers(8, len(data), 6):
+            data[place] = rng.integers(256)
+        (tmp_path / "a.tif").write_bytes(data)
+        side, text = list(beside.items())[number % 2]
+        broken = bytearray(text)
+        for place in rng.integers(0, len(broken), 3):
+            broken[place] = rng.integers(256)
+        side.write_bytes(broken)
+        for path in (tmp_path / "a.tif", tmp_path / "b.png"):
+            try:
+                found = RawImage(path).georeference
+                outcomes.add(type(found).__name__)
+                if found and found.crs:
+                    geometry(Box(0, 0, 30, 20, Frame(30, 20)), found)
+            except UserError as error:
+                outcomes.add("refused" if "\n" not in str(error) else str(error))
+        side.write_bytes(text)
+    assert outcomes == {"Georeference", "NoneType", "refused"}
