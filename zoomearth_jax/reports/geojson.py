@@ -44,7 +44,7 @@ def _feature(placed: Placed, shape: dict | None) -> dict:
 
 
 def check_geojson(path, lie: Iterable[Georeference], flag: str = "--geojson") -> list[Path]:
-    """The files that `write_geojson` will write for images that lie there; tries whether they can be written.
+    """The files that `write_geojson` writes; tries whether they can be written.
 
     Raises:
         UserError: another ending than .geojson or .json, or one of them can't be written.
@@ -58,23 +58,20 @@ def check_geojson(path, lie: Iterable[Georeference], flag: str = "--geojson") ->
     return files
 
 
-def write_geojson(path, placed: Sequence[Placed]) -> list[Path]:
+def write_geojson(path, placed: Sequence[Placed], lie: Iterable[Georeference]) -> None:
     """Writes boxes in WGS 84 to `path`, and those of each CRS in that to a file beside it, `boxes.EPSG_32633.geojson`.
 
-    Returns:
-        the files.
+    Args:
+        lie: where the images lie; each of their CRSs gets a file, with or without boxes.
 
     Raises:
         UserError: one of them can't be written.
     """
     path = Path(path)
     write_file(path, _collection([feature(one) for one in placed]))
-    files = [path]
-    for crs in dict.fromkeys(one.where.crs for one in placed):
-        files.append(_file_of(path, crs))
+    for crs in dict.fromkeys(where.crs for where in lie):
         own = [_feature(one, geometry_in_crs(one.box, one.where)) for one in placed if one.where.crs == crs]
-        write_file(files[-1], _collection(own, crs=crs_member(crs)))
-    return files
+        write_file(_file_of(path, crs), _collection(own, crs=crs_member(crs)))
 
 
 def _file_of(path: Path, crs: str) -> Path:

@@ -141,7 +141,11 @@ class _Playing:
         prompt, told = Segment(prompts.ids[prompts.valid].tolist(), [overview]), list[AgentEvent]()
         if box is not None:
             text = self._naming(box)
-            told = [TurnStarted(0), TextDelta(0, text), *[event async for event in self._look(text, self._request(text))]]
+            told = [
+                TurnStarted(0),
+                TextDelta(0, text),
+                *[event async for event in self._look(text, self._request(text))],
+            ]
             prompt = _joined(prompt, Segment(self._rows.encode(text)), self._seen())
         limit = min(self._room(), self._rows.layout.turn_lens[len(self._turns)])
         reply = dataclasses.replace(self._reply, max_tokens=limit)
@@ -225,7 +229,9 @@ class _Playing:
         image = self._question.image.frame
         inside = clamped(dataclasses.replace(box, frame=image))
         if inside is None:
-            raise UserError(f"box {list(box.corners)} has no area inside the image of {image.width} x {image.height} px")
+            raise UserError(
+                f"box {list(box.corners)} has no area inside the image of {image.width} x {image.height} px"
+            )
         if not self._rows.layout.num_pictures:
             raise UserError("box: this model has one turn, without a second look")
         return render_look("", taught_box(inside, self._rows.box_frame(image)), "")

@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from zoomearth_jax.serving import completions, file_routes, image_routes
 from zoomearth_jax.serving.errors import HANDLERS, APIError
 from zoomearth_jax.serving.gate import Gate
+from zoomearth_jax.serving.openapi import openapi
 from zoomearth_jax.serving.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -31,6 +32,12 @@ async def get_health(request: Request) -> JSONResponse:
 async def get_metrics(request: Request) -> Response:
     """Gives Prometheus its figures."""
     return Response(request.app.state.service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def get_openapi(request: Request) -> JSONResponse:
+    """Gives the schema of all this."""
+    service: Service = request.app.state.service
+    return JSONResponse(openapi(service.settings.name, bool(service.api_key)))
 
 
 async def get_page(_: Request) -> Response:
@@ -57,6 +64,7 @@ def make_app(service: Service) -> Starlette:
         *file_routes.ROUTES,
         *image_routes.ROUTES,
         Route("/health", get_health, methods=["GET"]),
+        Route("/openapi.json", get_openapi, methods=["GET"]),
         Route("/metrics", get_metrics, methods=["GET"]),
         Route("/", get_page, methods=["GET"]),
         Mount("/page", StaticFiles(directory=PAGE, check_dir=False), name="page"),

@@ -97,7 +97,10 @@ class ServingPrograms:
         def make():
             shape = config.cache_shape(rows, slots + self._visit)
             k, v = (jnp.zeros(shape, self._dtype) for _ in range(2))
-            hidden_BD, seen_BV = jnp.zeros((rows, config.width), self._dtype), jnp.zeros((rows, config.vocab_size), bool)
+            hidden_BD, seen_BV = (
+                jnp.zeros((rows, config.width), self._dtype),
+                jnp.zeros((rows, config.vocab_size), bool),
+            )
             return _pinned(Slots(k, v, hidden_BD, seen_BV, *(jnp.zeros(rows, jnp.int32) for _ in range(2))))
 
         return jax.jit(make)()
@@ -182,7 +185,12 @@ class ServingPrograms:
         loop = (left_R > 0, jnp.int32(0), ids_RN, nothing_R, left_R < 0, cache, hidden_RD, seen_RV)
         _, _, ids_RN, wrote_R, stopped_R, cache, hidden_RD, seen_RV = jax.lax.while_loop(going, body, loop)
         slots = _put(
-            slots, places, cache, hidden_BD=hidden_RD, seen_BV=seen_RV, position_B=start_R + wrote_R - stopped_R.astype(jnp.int32)
+            slots,
+            places,
+            cache,
+            hidden_BD=hidden_RD,
+            seen_BV=seen_RV,
+            position_B=start_R + wrote_R - stopped_R.astype(jnp.int32),
         )
         return slots, ids_RN, wrote_R, stopped_R
 

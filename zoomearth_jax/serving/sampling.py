@@ -56,7 +56,9 @@ def filtered_rows(logits_RV, draws: Draws, seen_RV):
     enough_RV = better_RV >= draws.top_p_R[:, None]
     whole_R1 = draws.top_p_R[:, None] >= 1
     inside_RV = (sorted_RV >= least_R1) & (whole_R1 | ~enough_RV)
-    return jnp.where(logits_RV < jnp.min(sorted_RV, 1, keepdims=True, where=inside_RV, initial=jnp.inf), -jnp.inf, logits_RV)
+    return jnp.where(
+        logits_RV < jnp.min(sorted_RV, 1, keepdims=True, where=inside_RV, initial=jnp.inf), -jnp.inf, logits_RV
+    )
 
 
 def draw(logits_RV, draws: Draws, banned_ids: tuple[int, ...], seen_RV):
@@ -75,6 +77,6 @@ def draw(logits_RV, draws: Draws, banned_ids: tuple[int, ...], seen_RV):
         drawn_RV = jax.vmap(lambda key: jax.random.gumbel(key, kept_RV.shape[1:]))(keys_R)
         return jnp.where(greedy_R[:, None], 0.0, drawn_RV)
 
-    return jnp.argmax(kept_RV + jax.lax.cond(greedy_R.all(), lambda _: jnp.zeros_like(kept_RV), noise, None), axis=1).astype(
-        jnp.int32
-    )
+    return jnp.argmax(
+        kept_RV + jax.lax.cond(greedy_R.all(), lambda _: jnp.zeros_like(kept_RV), noise, None), axis=1
+    ).astype(jnp.int32)

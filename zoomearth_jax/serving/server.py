@@ -38,10 +38,19 @@ class DrainingServer(uvicorn.Server):
             proxy_headers=False,
             limit_concurrency=_CONNECTIONS,
             backlog=_CONNECTIONS,
+            timeout_keep_alive=30,
             timeout_graceful_shutdown=int(_LAST_SECONDS),
         )
         super().__init__(config)
         self._service, self._seconds, self._until = service, drain_seconds, float("inf")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says where, once connections are taken."""
+        await super().startup(sockets)
+        if sockets:
+            host, port = sockets[0].getsockname()[:2]
+            place = f"[{host}]" if ":" in host else host
+            say(f"{self._service.settings.name} is served at http://{place}:{port}/ (Ctrl-C ends it)")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,8 +107,5 @@ def bound(host: str, port: int) -> socket.socket:
 
 def run(app: Starlette, service: Service, listener: socket.socket, drain_seconds: float) -> None:
     """Serves until a signal, from the main thread."""
-    host, port = listener.getsockname()[:2]
-    place = f"[{host}]" if ":" in host else host
-    say(f"{service.settings.name} is served at http://{place}:{port}/ (Ctrl-C ends it)")
     DrainingServer(app, service, drain_seconds).run(sockets=[listener])
     say("the server has stopped")

@@ -46,7 +46,7 @@ class ServiceSettings:
         root: the folder whose images clients may name as `file:PATH`; None for none.
         api_key: what clients must send; empty for none.
         hosts: the names by which the server may be called; empty for any.
-        tools: names of the tools that turns may ask for.
+        tools: by name, what clients are told of the tools that turns may ask for.
         examples: how many procedural scenes are offered.
     """
 
@@ -56,7 +56,7 @@ class ServiceSettings:
     root: Path | None = None
     api_key: str = dataclasses.field(default="", repr=False)
     hosts: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ()
+    tools: dict[str, dict] = dataclasses.field(default_factory=dict)
     examples: int = 3
 
 

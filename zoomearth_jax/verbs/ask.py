@@ -87,7 +87,7 @@ def ask(config: AskConfig) -> dict:
     if crop is not None:
         _save_crop(crop, answer, image)
     if geojson is not None and where is not None:
-        write_geojson(geojson, _placed(config, answer, where))
+        write_geojson(geojson, _placed(config, answer, where), [where])
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 

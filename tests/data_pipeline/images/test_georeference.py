@@ -1,5 +1,6 @@
 """Boxes on the earth: pyproj places their corners by itself, and rasterio reads back what is written."""
 
+import itertools
 import json
 import math
 
@@ -130,6 +131,24 @@ def test_boxes_come_back(lying):
             np.testing.assert_allclose(back.corners, corners, atol=0.1)
 
 
+def covered(transform, crs) -> float:
+    """The area of an image's pixels on the cylinder, from those in the middle of 50 x 50 parts."""
+    pyproj = pytest.importorskip("pyproj")
+    lonlat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    x, y = np.meshgrid((np.arange(50) + 0.5) * WIDTH / 50, (np.arange(50) + 0.5) * HEIGHT / 50)
+
+    def at(dx, dy):
+        longitude, latitude = lonlat.transform(*(transform @ (x + dx, y + dy)))
+        return longitude, np.sin(np.radians(latitude))
+
+    def step(dx, dy):
+        (x2, y2), (x1, y1) = at(dx, dy), at(-dx, -dy)
+        return np.radians((x2 - x1 + 180) % 360 - 180), y2 - y1
+
+    (ax, ay), (bx, by) = step(0.5, 0), step(0, 0.5)
+    return float(np.abs(ax * by - ay * bx).mean() * WIDTH * HEIGHT)
+
+
 @pytest.mark.parametrize(
     ("transform", "crs", "poles"),
     [
@@ -150,24 +169,10 @@ def test_what_crosses_the_antimeridian_is_cut_there(tmp_path, transform, crs, po
         assert np.abs(ring[:, 0]).max() == 180
         assert np.abs(ring[:, 1]).max() <= 90
         x, y = np.radians(ring[:, 0]), np.sin(np.radians(ring[:, 1]))
-        steps = np.concatenate([np.linspace(a, b, 50) for a, b in zip(ring[:-1], ring[1:], strict=True)])
+        steps = np.concatenate([np.linspace(a, b, 50) for a, b in itertools.pairwise(ring)])
         x, y = np.radians(steps[:, 0]), np.sin(np.radians(steps[:, 1]))
         area += np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2
-    points = np.stack(np.meshgrid(np.arange(50) + 0.5, np.arange(50) + 0.5), -1).reshape(-1, 2) * (
-        WIDTH / 50,
-        HEIGHT / 50,
-    )
-    pyproj = pytest.importorskip("pyproj")
-    lonlat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    dx = np.array(lonlat.transform(*np.array([transform @ p for p in points + (0.5, 0)]).T))
-    left = np.array(lonlat.transform(*np.array([transform @ p for p in points - (0.5, 0)]).T))
-    low = np.array(lonlat.transform(*np.array([transform @ p for p in points + (0, 0.5)]).T))
-    high = np.array(lonlat.transform(*np.array([transform @ p for p in points - (0, 0.5)]).T))
-    to = lambda a, b: np.stack(
-        [np.radians((a[0] - b[0] + 180) % 360 - 180), np.sin(np.radians(a[1])) - np.sin(np.radians(b[1]))]
-    )  # noqa: E731
-    (ax, ay), (bx, by) = to(dx, left), to(low, high)
-    assert area == pytest.approx(np.abs(ax * by - ay * bx).mean() * WIDTH * HEIGHT, rel=0.02)
+    assert area == pytest.approx(covered(transform, crs), rel=0.02)
     assert any((ring[:, 1] == 90 * poles).any() for ring in parts) == bool(poles)
     if not poles:
         back = box_of_geometry(shape, image.georeference, image)
@@ -382,3 +387,35 @@ def test_files_of_boxes(tmp_path):
         box_from_geojson(tmp_path / "none.geojson", image, "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: has no georeference, which the box of .* needs"):
         box_from_geojson(path, ArrayImage(np.zeros((4, 4), np.uint8)), "a.tif")
+
+
+@pytest.mark.filterwarnings("ignore")  # rasterio can't decode all that GDAL says of them
+def test_flipped_bytes_of_tags_and_sidecars_never_crash(tmp_path):
+    """A file lies somewhere, or nowhere, or is refused in one line."""
+    rng = np.random.default_rng(0)
+    whole = write_tiff(tmp_path / "whole.tif", *LIES["rotated"], compress="deflate").read_bytes()
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
+    image = RawImage(write_tiff(tmp_path / "c.tif", *LIES["utm"]))
+    write_region(tmp_path / "b.png", np.zeros((20, 30, 3), np.uint8), image, Box(0, 0, 30, 20, image.frame))
+    beside = {path: path.read_bytes() for path in (tmp_path / "b.pgw", tmp_path / "b.png.aux.xml")}
+    outcomes = set()
+    for number in range(80):
+        data = bytearray(whole)
+        for place in rng.integers(8, len(data), 6):
+            data[place] = rng.integers(256)
+        (tmp_path / "a.tif").write_bytes(data)
+        side, text = list(beside.items())[number % 2]
+        broken = bytearray(text)
+        for place in rng.integers(0, len(broken), 3):
+            broken[place] = rng.integers(256)
+        side.write_bytes(broken)
+        for path in (tmp_path / "a.tif", tmp_path / "b.png"):
+            try:
+                found = RawImage(path).georeference
+                outcomes.add(type(found).__name__)
+                if found and found.crs:
+                    geometry(Box(0, 0, 30, 20, Frame(30, 20)), found)
+            except UserError as error:
+                outcomes.add("refused" if "\n" not in str(error) else str(error))
+        side.write_bytes(text)
+    assert outcomes == {"Georeference", "NoneType", "refused"}
