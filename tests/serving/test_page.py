@@ -62,5 +62,7 @@ def test_ids_stand_once_and_scripts_know_them(tags):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_no_script_makes_markup_of_texts(script):
-    forbidden = r"innerHTML|outerHTML *=|insertAdjacentHTML|document\.write|\beval\b|new Function|https?://(?!www\.w3\.org)"
+    forbidden = (
+        r"innerHTML|outerHTML *=|insertAdjacentHTML|document\.write|\beval\b|new Function|https?://(?!www\.w3\.org)"
+    )
     assert not re.search(forbidden, script.read_text())

@@ -3,6 +3,7 @@
 Skipped where Playwright or Chromium is missing.
 """
 
+import contextlib
 import json
 import shutil
 
@@ -32,18 +33,18 @@ def fake():
     return Fake()
 
 
-@pytest.fixture
-def opened(browser, fake):
-    """Opens the page; at the end nothing may have been complained about or asked of another server.
+@contextlib.contextmanager
+def watched(browser, url):
+    """Gives a function that opens the page; at the end nothing may have been complained about or asked of another server.
 
-    `expected` are parts of complaints that a test brings about (a browser logs refused requests by itself).
+    Its list `expected` has parts of complaints that a test brings about (a browser logs refused requests by itself).
     """
     wrong, expected = [], ["Image load aborted"]  # the viewer's word on tiles that a closed view no longer needs
 
     def open_page(width=1280, height=800, scheme="light", **options):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(20_000)
         page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
@@ -58,12 +59,18 @@ def opened(browser, fake):
         )
         return page
 
-    with served(app(fake)) as url:
-        open_page.expected = expected
-        yield open_page
-        for context in browser.contexts:
-            context.close()
+    open_page.expected = expected
+    yield open_page
+    for context in browser.contexts:
+        context.close()
     assert [line for line in wrong if not any(part in line for part in expected)] == []
+
+
+@pytest.fixture
+def opened(browser, fake):
+    """Opens the page of the fake server."""
+    with served(app(fake)) as url, watched(browser, url) as open_page:
+        yield open_page
 
 
 @pytest.fixture
@@ -119,11 +126,11 @@ def on_screen(page, kind):
     )
 
 
-def by_hand(page, box):
+def by_hand(page, box, width=WIDTH, height=HEIGHT):
     """Where a box lies when the whole image is in view: as large as fits, in the middle."""
     view = page.locator("#viewer").bounding_box()
-    scale = min(view["width"] / WIDTH, view["height"] / HEIGHT)
-    left, top = (view["width"] - scale * WIDTH) / 2, (view["height"] - scale * HEIGHT) / 2
+    scale = min(view["width"] / width, view["height"] / height)
+    left, top = (view["width"] - scale * width) / 2, (view["height"] - scale * height) / 2
     return [left + scale * box[0], top + scale * box[1], left + scale * box[2], top + scale * box[3]]
 
 
