@@ -384,7 +384,9 @@ def test_a_key(opened, fake, image):
     with_image(page, image)
     ask(page)
     answered(page)
-    assert pixels(page, by_hand(page, BOX))  # tiles are read with the key too
+    page.click("#whole")
+    settled(page)
+    assert pixels(page, by_hand(page, BOX)) == ["blue", "green"]  # tiles are read with the key too
     page.reload()
     page.wait_for_selector("#model:text('fake-model')")
     assert page.is_hidden("#key-dialog")
