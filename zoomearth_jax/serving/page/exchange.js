@@ -21,7 +21,7 @@ export class Exchange {
     this.#answer = element("div", { class: "answer" });
     this.summary = element("summary", { dir: "auto" }, element("span", { class: "asked-text", text: record.question }), element("span", { class: "short" }));
     this.node = element("details", { class: "exchange", open: true }, this.summary,
-      record.box && element("p", { class: "small" }, this.#boxButton(record.box, "asked", "Your box:")), this.#list, this.#answer);
+      record.box && element("p", { class: "your-box" }, this.#boxButton(record.box, "asked", "Your box:")), this.#list, this.#answer);
     this.node.addEventListener("toggle", () => this.node.open && onOpen(this));
     this.#tell("Waiting for the model …");
   }
@@ -56,6 +56,7 @@ export class Exchange {
     const { record, item } = this.#turn;
     Object.assign(record, { box: box ?? null, window: window ?? null });
     if (box) item.append(element("p", {}, this.#boxButton(box, "named", "Asks for")));
+    if (window) this.#tell("Gets that part of the image …");
     this.#setOverview(this.#list.firstChild, this.#overview);
   }
 

@@ -75,6 +75,10 @@ async function showTools() {
     element("span", {}, element("b", { text: tool.name }), tool.description && element("span", { class: "small", text: ` ${tool.description}` })))));
 }
 
+function chosenTools() {
+  return [...document.querySelectorAll("[name=tool]:checked")].map((field) => field.value);
+}
+
 // Opening an image
 
 const whole = ({ width, height }) => [0, 0, width, height];
@@ -181,9 +185,9 @@ async function asking(question, box) {
   const own = (working = new AbortController()), began = performance.now();
   clearFault();
   busy(true);
+  byId("box-part").open = byId("tools-part").open = false; // the answer needs the room; their titles say what is chosen
   following = byId("follow").checked;
   const exchange = add(newRecord(question, box));
-  const tools = [...document.querySelectorAll("[name=tool]:checked")].map((field) => field.value);
   const seconds = () => (performance.now() - began) / 1000;
   say("Asked. Waiting for the model.");
   if (following) viewer.whole();
@@ -191,7 +195,7 @@ async function asking(question, box) {
   exchange.node.scrollIntoView({ block: "nearest" });
   try {
     const last = {};
-    for await (const { text, trace, usage } of ask({ model, image: image.id, question, box, tools }, own.signal)) {
+    for await (const { text, trace, usage } of ask({ model, image: image.id, question, box, tools: chosenTools() }, own.signal)) {
       if (text) exchange.text(text);
       if (trace) happened(exchange, trace, last);
       if (usage) last.tokens = usage.completion_tokens;
@@ -312,9 +316,9 @@ function setBox(box) {
 }
 
 function markBox() {
-  if (!image) return;
   viewer.clear("asked");
-  const { box } = givenBox();
+  const { box } = image ? givenBox() : {};
+  byId("box-title").textContent = box ? `About the box ${boxText(box)}` : "Ask about a box";
   if (box) viewer.mark(box, "asked");
 }
 
@@ -360,6 +364,7 @@ byId("stop").onclick = () => working?.abort();
 byId("again").onclick = () => (clearFault(), retry?.());
 byId("another").onclick = () => {
   working?.abort();
+  clearFault();
   close();
   showRecent();
   stage("welcome");
@@ -368,6 +373,7 @@ byId("another").onclick = () => {
 byId("clear").onclick = () => setBox(null);
 byId("visible").onclick = () => image && setBox(viewer.visible());
 for (const corner of CORNERS) byId(corner).oninput = markBox;
+byId("tools").onchange = () => (byId("tools-title").textContent = ["Tools", chosenTools().join(", ")].filter(Boolean).join(": "));
 byId("boxes-out").onclick = () => exporting(saveBoxes(image, name, ended()), "Boxes");
 byId("report-out").onclick = () => exporting(saveReport(image, name, model, ended()), "Report");
 
