@@ -27,7 +27,9 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgaGAAAAEEAIEW7ZkFAAAAAElFTkSuQmCC"
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgaGAAAAEEAIEW7ZkFAAAAAElFTkSuQmCC"
+)
 WIDTH, HEIGHT, TILE, LEVELS = 3000, 2000, 256, 5
 BOX, WINDOW = [1800, 600, 2100, 900], [1750, 550, 2150, 950]
 

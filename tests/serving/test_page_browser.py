@@ -546,12 +546,16 @@ def test_nothing_sticks_out(width, opened, fake, image):
     page = opened(width)
     for state, _ in everything(page, fake, image):
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, state
-        assert page.evaluate("(panel => panel.scrollWidth - panel.clientWidth)(document.querySelector('#panel'))") <= 0, state
+        assert (
+            page.evaluate("(panel => panel.scrollWidth - panel.clientWidth)(document.querySelector('#panel'))") <= 0
+        ), state
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
 def test_axe_finds_nothing_serious(width, scheme, opened, fake, image):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python isn't installed").Axe()
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python isn't installed"
+    ).Axe()
     opened.expected += ["429", "401"]
     furnish(fake)
     page = opened(width, scheme=scheme)
