@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from zoomearth_jax.configs.generation import GeneratorConfig
-from zoomearth_jax.data_pipeline.text.processor import read_image_config
 from zoomearth_jax.evaluation.asking import LoadedPolicy
 from zoomearth_jax.serving.app import make_app
 from zoomearth_jax.serving.generation import Generator
@@ -28,7 +27,7 @@ NAME = "nano-grpo"
 def served(policy: LoadedPolicy, rows: int = 2, queue: int = 8, drain: float = 10.0, **settings) -> Iterator[Running]:
     """A server; `settings` are those of `ServiceSettings`."""
     generator = Generator(policy, GeneratorConfig(rows=rows, queue=queue, steps=()))
-    service = Service(ServiceSettings(NAME, **settings), generator, read_image_config(policy.directory))
+    service = Service(ServiceSettings(NAME, **settings), policy, generator)
     server = DrainingServer(make_app(service), service, drain)
     with bound("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

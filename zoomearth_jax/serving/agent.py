@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -78,6 +79,7 @@ class Answered(NamedTuple):
     episode: Episode
 
 
+KEPT_OVERVIEWS = 256
 AgentEvent = TurnStarted | TextDelta | LookRequested | PictureShown | Answered
 
 
@@ -88,6 +90,7 @@ class Agent:
         """Takes the tool that turns can ask for, by default the zoom."""
         self.generator, self.rows = generator, generator.rows
         self.tool = tool or chosen_tool(RolloutConfig(), self.rows)
+        self._overviews: OrderedDict[int, tuple[ImageSource, np.ndarray]] = OrderedDict()
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="agent")
 
     def close(self) -> None:
@@ -97,6 +100,17 @@ class Agent:
     async def read(self, function, *args):
         """Calls a function in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
+
+    async def overview(self, question: Question) -> np.ndarray:
+        """The overview of a question's image; those of the last images are kept for further questions about them."""
+        image = question.image
+        _, overview = self._overviews.pop(id(image), (image, None))
+        if overview is None:
+            overview = await self.read(self.rows.overview, question)
+        self._overviews[id(image)] = image, overview  # with the image, so that nobody else gets its id
+        if len(self._overviews) > KEPT_OVERVIEWS:
+            self._overviews.popitem(last=False)
+        return overview
 
     async def run(
         self,
@@ -136,7 +150,7 @@ class _Playing:
     async def events(self, box: Box | None) -> AsyncIterator[AgentEvent]:
         """See `Agent.run`."""
         self._agent.generator.check_room()
-        overview = await self._agent.read(self._rows.overview, self._question)
+        overview = await self._agent.overview(self._question)
         prompts = self._rows.prompts([self._question], [overview])
         prompt, told = Segment(prompts.ids[prompts.valid].tolist(), [overview]), list[AgentEvent]()
         if box is not None:
