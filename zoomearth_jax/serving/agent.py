@@ -21,7 +21,7 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, clamped
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Question
-from zoomearth_jax.data_pipeline.rows.builder import taught_box
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder, taught_box
 from zoomearth_jax.data_pipeline.text.protocol import render_look
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode, Turn, final_answer
@@ -120,6 +120,8 @@ class Agent:
         *,
         choice: int = 0,
         box: Box | None = None,
+        rows: RowBuilder | None = None,
+        tool: Tool | None = None,
     ) -> AsyncIterator[AgentEvent]:
         """Plays one episode; leaving the iterator gives its row back.
 
@@ -127,13 +129,15 @@ class Agent:
             reply: its `max_tokens` count those of all turns.
             choice: which of several replies to the same request this is; each draws in its own way.
             box: a box in px of the original that the question is about: the first turn is then written by us, and asks for it.
+            rows, tool: others for this episode, such as rows whose words offer a tool; of the same tokenizer and picture sizes.
 
         Raises:
             UserError: a question that doesn't fit its slot, an image that can't be read, or a box outside of it.
             Busy, Closed: see `Generator.submit`.
         """
         asked = Question(image, question, answer="", level="global")
-        async with contextlib.aclosing(_Playing(self, asked, reply, choice).events(box)) as events:
+        playing = _Playing(self, rows or self.rows, tool or self.tool, asked, reply, choice)
+        async with contextlib.aclosing(playing.events(box)) as events:
             async for event in events:
                 yield event
 
@@ -141,8 +145,10 @@ class Agent:
 class _Playing:
     """One episode."""
 
-    def __init__(self, agent: Agent, question: Question, reply: ReplyConfig, choice: int):
-        self._agent, self._rows, self._question = agent, agent.rows, question
+    def __init__(
+        self, agent: Agent, rows: RowBuilder, tool: Tool, question: Question, reply: ReplyConfig, choice: int
+    ):
+        self._agent, self._rows, self._tool, self._question = agent, rows, tool, question
         self._reply, self._choice = reply, choice
         self._turns: list[Turn] = []
         self._truncated, self._end = False, Finished("stop", 0, 0)
@@ -202,7 +208,7 @@ class _Playing:
             return ""
         earlier = tuple(turn.request for turn in self._turns if turn.request)
         frame = self._rows.box_frame(self._question.image.frame)
-        return self._agent.tool.request(text, View(self._question, frame, earlier, self._choice))
+        return self._tool.request(text, View(self._question, frame, earlier, self._choice))
 
     async def _look(self, text: str, request: Request | str) -> AsyncIterator[AgentEvent]:
         """Ends a turn: reads the picture that it asks for."""
@@ -212,7 +218,7 @@ class _Playing:
             return
         if request.wanted:
             yield LookRequested(turn, request.box and request.box.to(image.frame), request.window)
-            picture = await self._agent.read(self._agent.tool.run, image, request)
+            picture = await self._agent.read(self._tool.run, image, request)
             yield PictureShown(turn, request.window, picture)
         self._turns.append(Turn(text, request, request.reason, picture))
 
