@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import collections
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,8 +78,8 @@ def bench_serve(config: ServeBenchConfig) -> list[dict]:
             assert isinstance(question.image, Scene)
             question.image.write(file, config.side)
         expected = _expected(config.model, questions, files)
-        with running(config.model, "--limits.files", str(config.clients)) as port:
-            alone, together = asyncio.run(_measured(config, port, questions, files))
+        with running(config.model, "--limits.files", str(config.clients)) as server:
+            alone, together = asyncio.run(_measured(config, server.port, questions, files))
     return [_row(config, expected, alone, together)]
 
 
@@ -88,9 +90,16 @@ def _expected(model: str, questions: Sequence[Question], files: Sequence[Path]) 
     return [tuple(turn.text for turn in answer.turns) for answer in answers if not isinstance(answer, list)]
 
 
+class Address(NamedTuple):
+    """Where a server of a process of its own is."""
+
+    port: int
+    pid: int
+
+
 @contextmanager
-def running(model: str, *flags: str) -> Iterator[int]:
-    """A server in a process of its own; gives its port. It is stopped by SIGTERM.
+def running(model: str, *flags: str) -> Iterator[Address]:
+    """A server in a process of its own. It is stopped by SIGTERM.
 
     Raises:
         UserError: it didn't start, or didn't end by itself.
@@ -98,11 +107,14 @@ def running(model: str, *flags: str) -> Iterator[int]:
     command = [sys.executable, "-m", "zoomearth_jax.cli", "serve", "--model", model, "--port", "0", *flags]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     assert server.stderr is not None
+    said = server.stderr
+    reading = threading.Thread(target=lambda: collections.deque(said, maxlen=0), daemon=True)  # lest the pipe fill up
     try:
-        line = next((line for line in server.stderr if "is served at" in line), "")
+        line = next((line for line in said if "is served at" in line), "")
+        reading.start()
         if not line:
             raise UserError("bench serve: the server did not start")
-        yield int(line.rpartition(":")[2].partition("/")[0])
+        yield Address(int(line.rpartition(":")[2].partition("/")[0]), server.pid)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -110,7 +122,9 @@ def running(model: str, *flags: str) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             server.kill()
             code = server.wait()
-        server.stderr.close()
+        if reading.ident is not None:
+            reading.join()
+        said.close()
     if code:
         raise UserError(f"bench serve: the server ended with {code}")
 

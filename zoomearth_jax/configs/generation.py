@@ -32,7 +32,7 @@ class GeneratorConfig:
     queue: int = 256
     slots: int = 0
     visit: int = 8
-    steps: tuple[int, ...] = (1, 8)
+    steps: tuple[int, ...] = (1, 8, 32)
     picture_px: int = 0
     pictures: int = 8
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, clamped
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Question
-from zoomearth_jax.data_pipeline.rows.builder import taught_box
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder, taught_box
 from zoomearth_jax.data_pipeline.text.protocol import render_look
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode, Turn, final_answer
@@ -78,6 +79,7 @@ class Answered(NamedTuple):
     episode: Episode
 
 
+KEPT_OVERVIEWS = 256
 AgentEvent = TurnStarted | TextDelta | LookRequested | PictureShown | Answered
 
 
@@ -88,6 +90,7 @@ class Agent:
         """Takes the tool that turns can ask for, by default the zoom."""
         self.generator, self.rows = generator, generator.rows
         self.tool = tool or chosen_tool(RolloutConfig(), self.rows)
+        self._overviews: OrderedDict[int, tuple[ImageSource, np.ndarray]] = OrderedDict()
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="agent")
 
     def close(self) -> None:
@@ -98,6 +101,17 @@ class Agent:
         """Calls a function in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
 
+    async def overview(self, question: Question) -> np.ndarray:
+        """The overview of a question's image; those of the last images are kept for further questions about them."""
+        image = question.image
+        _, overview = self._overviews.pop(id(image), (image, None))
+        if overview is None:
+            overview = await self.read(self.rows.overview, question)
+        self._overviews[id(image)] = image, overview  # with the image, so that nobody else gets its id
+        if len(self._overviews) > KEPT_OVERVIEWS:
+            self._overviews.popitem(last=False)
+        return overview
+
     async def run(
         self,
         image: ImageSource,
@@ -106,6 +120,8 @@ class Agent:
         *,
         choice: int = 0,
         box: Box | None = None,
+        rows: RowBuilder | None = None,
+        tool: Tool | None = None,
     ) -> AsyncIterator[AgentEvent]:
         """Plays one episode; leaving the iterator gives its row back.
 
@@ -113,13 +129,15 @@ class Agent:
             reply: its `max_tokens` count those of all turns.
             choice: which of several replies to the same request this is; each draws in its own way.
             box: a box in px of the original that the question is about: the first turn is then written by us, and asks for it.
+            rows, tool: others for this episode, such as rows whose words offer a tool; of the same tokenizer and picture sizes.
 
         Raises:
             UserError: a question that doesn't fit its slot, an image that can't be read, or a box outside of it.
             Busy, Closed: see `Generator.submit`.
         """
         asked = Question(image, question, answer="", level="global")
-        async with contextlib.aclosing(_Playing(self, asked, reply, choice).events(box)) as events:
+        playing = _Playing(self, rows or self.rows, tool or self.tool, asked, reply, choice)
+        async with contextlib.aclosing(playing.events(box)) as events:
             async for event in events:
                 yield event
 
@@ -127,8 +145,10 @@ class Agent:
 class _Playing:
     """One episode."""
 
-    def __init__(self, agent: Agent, question: Question, reply: ReplyConfig, choice: int):
-        self._agent, self._rows, self._question = agent, agent.rows, question
+    def __init__(
+        self, agent: Agent, rows: RowBuilder, tool: Tool, question: Question, reply: ReplyConfig, choice: int
+    ):
+        self._agent, self._rows, self._tool, self._question = agent, rows, tool, question
         self._reply, self._choice = reply, choice
         self._turns: list[Turn] = []
         self._truncated, self._end = False, Finished("stop", 0, 0)
@@ -136,7 +156,7 @@ class _Playing:
     async def events(self, box: Box | None) -> AsyncIterator[AgentEvent]:
         """See `Agent.run`."""
         self._agent.generator.check_room()
-        overview = await self._agent.read(self._rows.overview, self._question)
+        overview = await self._agent.overview(self._question)
         prompts = self._rows.prompts([self._question], [overview])
         prompt, told = Segment(prompts.ids[prompts.valid].tolist(), [overview]), list[AgentEvent]()
         if box is not None:
@@ -188,7 +208,7 @@ class _Playing:
             return ""
         earlier = tuple(turn.request for turn in self._turns if turn.request)
         frame = self._rows.box_frame(self._question.image.frame)
-        return self._agent.tool.request(text, View(self._question, frame, earlier, self._choice))
+        return self._tool.request(text, View(self._question, frame, earlier, self._choice))
 
     async def _look(self, text: str, request: Request | str) -> AsyncIterator[AgentEvent]:
         """Ends a turn: reads the picture that it asks for."""
@@ -198,7 +218,7 @@ class _Playing:
             return
         if request.wanted:
             yield LookRequested(turn, request.box and request.box.to(image.frame), request.window)
-            picture = await self._agent.read(self._agent.tool.run, image, request)
+            picture = await self._agent.read(self._tool.run, image, request)
             yield PictureShown(turn, request.window, picture)
         self._turns.append(Turn(text, request, request.reason, picture))
 

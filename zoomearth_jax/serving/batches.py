@@ -45,7 +45,8 @@ class Batches:
         longest_turn = max(layout.turn_lens) if self._rows.episode.gate == "box" else 0
         self._more = layout.picture_len + longest_turn
         self._lengths = config.lengths(layout.prompt_len)
-        self._pasts = config.lengths(-(-self._episode_slots // 64) * 64)
+        ends = {layout.prompt_len + layout.turn(k).stop for k in range(layout.num_turns)}
+        self._pasts = tuple(sorted({*ends, *config.lengths(max(ends))}))
         doubled = (layout.view_side * 2**i for i in itertools.count())
         self._sides = sorted(
             {layout.view_side, layout.picture_side, *itertools.takewhile(lambda n: n < config.picture_px, doubled)}
@@ -53,11 +54,6 @@ class Batches:
         )
         self._check_memory()
         self.reset()
-
-    @property
-    def _episode_slots(self) -> int:
-        layout = self._rows.layout
-        return layout.prompt_len + layout.reply_len
 
     def _check_memory(self) -> None:
         """UserError where the cache can't fit the device; of CPUs nothing is known."""

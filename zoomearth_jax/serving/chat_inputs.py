@@ -7,10 +7,12 @@ import dataclasses
 from typing import Any
 
 import anyio
+import numpy as np
 from PIL import Image
 
-from zoomearth_jax.data_pipeline.images.boxes import Box, clamped
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, clamped
 from zoomearth_jax.data_pipeline.images.sources import ArrayImage, ImageSource, whole
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.serving.budget import Share
 from zoomearth_jax.serving.errors import APIError
 from zoomearth_jax.serving.images import of_data_url
@@ -31,6 +33,30 @@ class Asked:
     image: ImageSource
     question: str
     box: Box | None
+
+
+class Lent:
+    """An image in memory for as long as its request lasts: whoever keeps it longer, as caches do, keeps no pixels."""
+
+    def __init__(self, picture: Image.Image):
+        """Takes an RGB picture."""
+        self._image: ArrayImage | None = ArrayImage(picture)
+        self.frame = self._image.frame
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """See `ImageSource.window`.
+
+        Raises:
+            UserError: the request is over.
+        """
+        image = self._image
+        if image is None:
+            raise UserError("image: its request is over")
+        return image.window(box, size, exact)
+
+    def close(self) -> None:
+        """Lets the pixels go."""
+        self._image = None
 
 
 class Reader:
@@ -90,7 +116,11 @@ class Reader:
                 raise APIError(400, f"messages[{i}]: the agent mode looks at one image at a time", f"messages[{i}]")
             if images:
                 found = await self._found(*images[0])
-                return await anyio.to_thread.run_sync(ArrayImage, found) if isinstance(found, Image.Image) else found
+                if not isinstance(found, Image.Image):
+                    return found
+                lent = await anyio.to_thread.run_sync(Lent, found)
+                self._held.callback(lent.close)
+                return lent
         raise APIError(400, "messages: the agent mode needs an image", "messages", "invalid_value")
 
     def _check_count(self, images: int) -> None:

@@ -1,69 +1,75 @@
-"""From a chat's messages to what a row reads: ids by the checkpoint's own chat template, and its pictures."""
+"""Chats -> prompts, by the checkpoint's own chat template and picture sizes."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
-from zoomearth_jax.data_pipeline.text.processor import ImageConfig, smart_resize
+from zoomearth_jax.data_pipeline.images.boxes import MIN_TOKENS
+from zoomearth_jax.data_pipeline.text.processor import Processor, read_image_config
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.serving.generation import Segment
+from zoomearth_jax.evaluation.asking import LoadedPolicy
+from zoomearth_jax.serving.generation import Generator, Segment
 
 
-class ChatPrompts:
-    """Prompts of plain chats."""
+class ChatReader:
+    """Makes prompts of chats for a generator."""
 
-    def __init__(self, rows: RowBuilder, images: ImageConfig, longest_side: int, pictures: int):
-        """Takes the sizes of the model's preprocessor.
+    def __init__(self, policy: LoadedPolicy, generator: Generator):
+        """Takes picture sizes from the checkpoint's preprocessing, with the generator's longest side as a limit."""
+        self._side, self._most = generator.config.picture_px, generator.config.pictures
+        images = read_image_config(policy.directory)
+        pixels = min(images.max_pixels, self._side**2)
+        sizes = dataclasses.replace(images, max_pixels=pixels, min_pixels=min(images.min_pixels, pixels))
+        self._processor = Processor(policy.rows.tokenizer, sizes)
+
+    def prompt(self, messages: Sequence[dict[str, Any]], template: dict[str, Any] | None = None) -> Segment:
+        """The prompt of a chat. The assistant's turn is opened; where the last message is the assistant's, it goes on.
 
         Args:
-            longest_side: px of a picture, as the generator has room for it.
-            pictures: the most of one chat.
-        """
-        self._rows, self._images, self._side, self._pictures = rows, images, longest_side, pictures
-
-    def segment(self, messages: Sequence[dict[str, Any]], variables: dict[str, Any]) -> Segment:
-        """The prompt of a conversation.
-
-        Args:
-            messages: {"role", "content"}; content is a text, or a list of {"type": "text", "text"} and {"type": "image", "image"}
-                with an RGB picture of Pillow's.
-            variables: further variables of the chat template.
+            messages: {"role": system, user or assistant, "content": a text, or a list of {"type": "text", "text"} and {"type":
+                "image", "image": a picture of Pillow's or uint8 [h, w, 3]}}.
+            template: see `Chat.ids`.
 
         Raises:
-            UserError: more pictures than there is room for, one over 200 : 1, or a template that fails.
+            UserError: messages of another form, too many images, or one that the model can't be shown.
         """
-        found = [
-            part["image"]
-            for m in messages
-            if isinstance(m["content"], list)
-            for part in m["content"]
-            if "image" in part
-        ]
-        if len(found) > self._pictures:
-            raise UserError(
-                f"messages: {len(found)} images; this server was started for at most {self._pictures} in a chat"
-            )
-        views = [self._view(picture) for picture in found]
-        tokens = [view.shape[0] * view.shape[1] // self._rows.layout.merged_px**2 for view in views]
-        bare = [
-            m | {"content": [{k: v for k, v in part.items() if k != "image"} for part in m["content"]]}
-            if isinstance(m["content"], list)
-            else m
-            for m in messages
-        ]
-        return Segment(self._rows.chat.ids(bare, tokens, variables=variables), views)
+        if not messages:
+            raise UserError("messages: give at least one")
+        bare, images = [], []
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            if isinstance(content, list):
+                images += [part.get("image") for part in content if _is_image(part)]
+                content = [{"type": "image"} if _is_image(part) else part for part in content]
+                message = {**message, "content": content}
+            bare.append(message)
+        if len(images) > self._most:
+            raise UserError(f"messages: {len(images)} images; at most {self._most}")
+        pictures = [self._picture(image) for image in images]
+        area = self._processor.images.merged_px**2
+        tokens = [picture.shape[0] * picture.shape[1] // area for picture in pictures]
+        goes_on = bare[-1].get("role") == "assistant"
+        return Segment(self._processor.chat.ids(bare, tokens, not goes_on, template, goes_on), pictures)
 
-    def _view(self, picture: Image.Image) -> np.ndarray:
-        """A picture as the preprocessor makes it, or smaller where a side would be longer than there is room for."""
-        unit, config = self._rows.layout.merged_px, self._images
-        height, width = smart_resize(picture.height, picture.width, unit, config.min_pixels, config.max_pixels)
-        shrink = max(height, width) / self._side
-        if shrink > 1:
-            height, width = (max(unit, math.floor(side / shrink / unit) * unit) for side in (height, width))
-        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    def _picture(self, image: Any) -> np.ndarray:
+        """An image as the model sees it: the preprocessor's size, or for long ones what fits the longest side."""
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+        view = self._processor.view(picture)
+        if max(view.shape[:2]) <= self._side:
+            return view
+        unit, shrink = self._processor.images.merged_px, self._side / max(picture.size)
+        width, height = (min(max(round(side * shrink / unit), 1) * unit, self._side) for side in picture.size)
+        if width * height < MIN_TOKENS * unit**2:
+            raise UserError(
+                f"image of {picture.width} x {picture.height} px is too long and narrow; cut it into shorter pieces"
+            )
+        return np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image"

@@ -77,6 +77,11 @@ def draw(logits_RV, draws: Draws, banned_ids: tuple[int, ...], seen_RV):
         drawn_RV = jax.vmap(lambda key: jax.random.gumbel(key, kept_RV.shape[1:]))(keys_R)
         return jnp.where(greedy_R[:, None], 0.0, drawn_RV)
 
-    return jnp.argmax(
-        kept_RV + jax.lax.cond(greedy_R.all(), lambda _: jnp.zeros_like(kept_RV), noise, None), axis=1
-    ).astype(jnp.int32)
+    return _best(kept_RV + jax.lax.cond(greedy_R.all(), lambda _: jnp.zeros_like(kept_RV), noise, None))
+
+
+def _best(scores_RV):
+    """The first id with each row's best score, int32 [R]; `argmax` takes 20 times as long on CPUs."""
+    ids_V = jnp.arange(scores_RV.shape[1], dtype=jnp.int32)
+    best_RV = scores_RV == scores_RV.max(axis=1, keepdims=True)
+    return jnp.where(best_RV, ids_V, scores_RV.shape[1] - 1).min(axis=1)

@@ -27,7 +27,8 @@ def checked(kind: type[Body], value: dict[str, Any]) -> Body:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
         param = field_name(kind, first["loc"])
         said = first["msg"]
         if first["type"] == "extra_forbidden":

@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class DrainingServer(uvicorn.Server):
     """A server that ends in two steps. After the first signal it answers 503, on `/health` too, so that balancers send nobody
-    more; it stops as soon as no request is left, or after some seconds. A second signal ends it at once."""
+    more; it stops as soon as no request is left, or after some seconds. A second signal cuts off those that are left."""
 
     def __init__(self, app: Starlette, service: Service, drain_seconds: float):
         """Takes how long requests may go on after the first signal."""
@@ -68,10 +68,8 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
-        if self._service.draining:
-            self.should_exit = self.force_exit = True
-            return
-        self._service.draining, self._until = True, time.monotonic() + self._seconds
+        seconds = 0.0 if self._service.draining else self._seconds
+        self._service.draining, self._until = True, time.monotonic() + seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop."""

@@ -19,14 +19,14 @@ from zoomearth_jax.configs.serving import ServerLimits
 from zoomearth_jax.data_pipeline.images.tiles import StoreSettings
 from zoomearth_jax.data_pipeline.questions.procedural import site_question
 from zoomearth_jax.data_pipeline.questions.scenes import random_scene
-from zoomearth_jax.data_pipeline.text.processor import ImageConfig as PictureConfig
+from zoomearth_jax.evaluation.asking import LoadedPolicy
 from zoomearth_jax.serving.agent import Agent
 from zoomearth_jax.serving.budget import Budget
 from zoomearth_jax.serving.errors import busy
 from zoomearth_jax.serving.generation import Generation, Generator
 from zoomearth_jax.serving.images import Root
 from zoomearth_jax.serving.metrics import Metrics
-from zoomearth_jax.serving.prompts import ChatPrompts
+from zoomearth_jax.serving.prompts import ChatReader
 from zoomearth_jax.serving.upload_parts import PartialUploads
 from zoomearth_jax.serving.uploads import MB, Uploads
 
@@ -63,17 +63,15 @@ class ServiceSettings:
 class Service:
     """A model with its uploads, limits and counters."""
 
-    def __init__(self, settings: ServiceSettings, generator: Generator, images: PictureConfig = PictureConfig()):
+    def __init__(self, settings: ServiceSettings, policy: LoadedPolicy, generator: Generator):
         """Makes the folder of the uploads; `close` removes it, and closes the generator.
 
         Args:
-            generator: writes.
-            images: sizes of a chat's pictures, of the model's preprocessor.
+            generator: writes with the policy.
         """
         self.settings, self.generator, self.limits = settings, generator, settings.limits
         self.agent = Agent(generator)
-        rows, config = generator.rows, generator.config
-        self._prompts = ChatPrompts(rows, images, config.picture_px, config.pictures)
+        self._prompts, rows = ChatReader(policy, generator), generator.rows
         self.api_key, self.hosts = settings.api_key, settings.hosts
         self.root = None if settings.root is None else Root(settings.root)
         self.memory = Budget(
@@ -109,12 +107,12 @@ class Service:
         """Gives a conversation to the generator. Blocks while pictures are resized.
 
         Args:
-            messages, variables: see `ChatPrompts.segment`.
+            messages, variables: see `ChatReader.prompt`.
 
         Raises:
             UserError, Busy, Closed: see there, and `Generator.submit`.
         """
-        segment = self._prompts.segment(messages, variables)
+        segment = self._prompts.prompt(messages, variables)
         room = self.generator.config.slots - len(segment.ids)
         most = max(1, min(room, self.limits.tokens if reply.max_tokens is None else reply.max_tokens))
         return self.generator.submit(segment, dataclasses.replace(reply, max_tokens=most), choices=range(choices))

@@ -15,7 +15,6 @@ from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.serving import ServerLimits
 from zoomearth_jax.data_pipeline.images.tiles import expanded
-from zoomearth_jax.data_pipeline.text.processor import read_image_config
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.asking import load
 
@@ -100,7 +99,7 @@ def serve(config: ServeConfig) -> None:
             hosts=tuple(host.lower() for host in config.allowed_hosts) or (_LOOPBACK if local else ()),
             examples=config.examples,
         )
-        service = Service(settings, generator, read_image_config(policy.directory))
+        service = Service(settings, policy, generator)
         run(make_app(service), service, listener, config.drain_seconds)
 
 

@@ -14,7 +14,7 @@ from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.sharding import make_mesh
-from zoomearth_jax.rl.grpo import GRPO
+from zoomearth_jax.rl.grpo import GRPO, Asked
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
 
@@ -75,8 +75,9 @@ def test_a_step_corrects_the_gap_and_trains(tuned, questions):
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         training = GRPO(config, load_model("nano-grpo", mesh=mesh).model, tuned.rows, mesh)
-        played = training.play(questions, training.send(tuned.rows.prompts(questions)), 0)
-        metrics, _ = training.update(played, training.advantages(played)[0])
+        asked = Asked(questions, training.send(tuned.rows.prompts(questions)), 0)
+        updated, _ = training.update(training.play(asked))
+        metrics = updated.metrics()
     assert 1e-4 < metrics["sampler_gap"] < 0.01
     assert metrics["ratio_max"] == 1
     assert metrics["update_ratio"] > 0
