@@ -55,6 +55,7 @@ class Fake:
     Attributes:
         deltas: of the next answers.
         pause: seconds between them.
+        held: how many of them may be sent by now; None for all.
         key: what clients must send; "" where none is needed.
         refusals: answers (status, headers, message) that the next questions get instead, first to last.
         crs: of all images.
@@ -69,6 +70,7 @@ class Fake:
 
     deltas: list[dict] = dataclasses.field(default_factory=turns)
     pause: float = 0.0
+    held: int | None = None
     key: str = ""
     refusals: list[tuple[int, dict, str]] = dataclasses.field(default_factory=list)
     crs: str | None = None
@@ -171,6 +173,8 @@ def app(fake: Fake) -> Starlette:
         try:
             for delta in fake.deltas:
                 await asyncio.sleep(fake.pause)
+                while fake.held is not None and sent >= fake.held:
+                    await asyncio.sleep(0.02)
                 chunk = delta if "error" in delta else {"choices": [{"index": 0, "delta": delta}]}
                 yield f"data: {json.dumps(chunk)}\r\n\r\n"
                 sent += 1

@@ -144,7 +144,7 @@ def by_hand(page, box, width=WIDTH, height=HEIGHT):
 
 
 def test_upload_ask_and_watch(opened, fake, image):
-    fake.part_seconds, fake.tiling, fake.pause = 0.2, 0.5, 0.25
+    fake.part_seconds, fake.tiling, fake.held = 0.5, 1.0, 2
     page = opened()
     page.set_input_files("#file", image)
     page.wait_for_selector("text=Uploading harbour.tif")
@@ -159,11 +159,14 @@ def test_upload_ask_and_watch(opened, fake, image):
     assert page.locator(".turns li").count() == 1
     assert page.locator("#viewer .box").count() == 0
     assert page.is_visible("#stop")
+    fake.held = 4
     page.wait_for_selector("#viewer .box.named")
     assert page.locator(".turns figure").count() == 1
+    fake.held = 6
     page.wait_for_selector("#viewer .box.window")
     page.wait_for_selector(".turns li:nth-child(2) img")
     assert page.locator(".payload").count() == 0
+    fake.held = None
     answered(page)
     assert page.locator(".said").all_text_contents() == ["<think>over there</think>", "<think>it is blue</think>"]
     body = fake.asked[0]
@@ -279,7 +282,8 @@ def test_a_wrong_box_is_not_sent(values, said, opened, fake, image):
 
 def test_keys_alone(opened, fake, image):
     fake.tools = [{"type": "function", "function": {"name": "denoise", "description": "removes noise"}}]
-    page = opened()
+    page, choosers = opened(), []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.wait_for_selector("#choose")
 
     def tab_to(selector, most=25):
@@ -290,9 +294,9 @@ def test_keys_alone(opened, fake, image):
         raise AssertionError(f"{selector} was not reached")
 
     tab_to("#choose")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(image)
+    page.keyboard.press("Enter")
+    eventually(page, lambda: choosers)
+    choosers[0].set_files(image)
     page.wait_for_function("() => document.activeElement.id === 'question'")
     tab_to("#box-part summary")
     page.keyboard.press("Enter")
@@ -341,7 +345,7 @@ def test_what_is_visible_becomes_the_box(opened, fake, image):
 
 
 def test_stop(opened, fake, image):
-    fake.pause = 0.4
+    fake.held = 2
     page = with_image(opened(), image)
     ask(page)
     page.wait_for_selector(".said:text('over')")
@@ -526,10 +530,10 @@ def everything(page, fake, image):
     page.click("#draw")
     yield "drawing", page.wait_for_selector("#draw-layer")
     page.keyboard.press("Escape")
-    fake.pause = 0.6
+    fake.held = 5
     ask(page, "w" * 300)
     yield "asking", page.wait_for_selector("#viewer .box")
-    fake.pause = 0
+    fake.held = None
     yield "answered", page.wait_for_selector(".payload", timeout=15_000)
     fake.refusals = [(429, {"Retry-After": "7"}, "all rows are taken " + "x" * 200)]
     page.wait_for_selector("#stop", state="hidden")

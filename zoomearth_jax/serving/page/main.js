@@ -1,14 +1,15 @@
 // What the page does: opens an image, asks about it, and shows what the model does.
 
 import { ask, Fault, picture, read, remove, upload, whenReady, windowPath } from "./api.js";
-import { boxText, byId, element, grouped, say, show, sizeOf } from "./dom.js";
+import { fillBox, givenBox, watchBox } from "./box_form.js";
+import { boxText, byId, grouped, say, show, sizeOf } from "./dom.js";
 import { Exchange, newRecord } from "./exchange.js";
 import { saveBoxes, saveReport } from "./exports.js";
 import * as history from "./history.js";
+import { chosenTools, showExamples, showRecent, showTools } from "./offers.js";
 import { Viewer } from "./viewer.js";
 
 const SEEN = 512; // px of the longest side of an overview
-const CORNERS = ["x1", "y1", "x2", "y2"];
 
 let model = "";
 let image, name = ""; // what is open: the server's words about it, and its name
@@ -30,53 +31,8 @@ async function start() {
   const models = await read("v1/models");
   model = models.data[0].id;
   byId("model").textContent = model;
-  await Promise.all([showExamples(), showTools()]);
-  showRecent();
-}
-
-async function showExamples() {
-  const found = await read("v1/examples").catch(() => []);
-  show("examples", found.length);
-  const cards = found.map((example) => card(example.title, example.question, () => openStored(example.file_id, example.title, example.question)));
-  byId("examples").querySelector("ul").replaceChildren(...cards.map(({ node }) => node));
-  await Promise.all(found.map(async (example, i) => {
-    const about = await whenReady(example.file_id);
-    cards[i].shown(await picture(windowPath(about.id, whole(about), about, 320)), sizeOf(about));
-  }).map((promise) => promise.catch(() => {})));
-}
-
-function card(title, text, onChosen) {
-  const thumb = element("img", { alt: "", hidden: true }), size = element("span", { class: "small" });
-  const button = element("button", { type: "button", class: "card" }, element("span", { class: "thumb" }, thumb),
-    element("span", { class: "card-title", text: title, dir: "auto" }), size, element("span", { class: "card-text", text, dir: "auto" }));
-  button.addEventListener("click", onChosen);
-  const shown = (source, words) => (Object.assign(thumb, { src: source, hidden: false }), (size.textContent = words));
-  return { node: element("li", {}, button), shown };
-}
-
-function showRecent() {
-  const found = history.images();
-  show("recent", found.length);
-  byId("recent").querySelector("ul").replaceChildren(...found.map((one) => {
-    const count = one.records.length;
-    const button = element("button", { type: "button", class: "line" }, element("span", { text: one.name, dir: "auto" }),
-      element("span", { class: "small", text: `${sizeOf(one)}, ${count} ${count === 1 ? "question" : "questions"}` }));
-    button.addEventListener("click", () => openStored(one.id, one.name));
-    return element("li", {}, button);
-  }));
-}
-
-async function showTools() {
-  const found = await read("v1/tools").catch(() => []);
-  const tools = (found.data ?? found).map((tool) => tool.function ?? tool);
-  show("tools-part", tools.length);
-  byId("tools").replaceChildren(...tools.map((tool) => element("label", { class: "check" },
-    element("input", { type: "checkbox", name: "tool", value: tool.name }),
-    element("span", {}, element("b", { text: tool.name }), tool.description && element("span", { class: "small", text: ` ${tool.description}` })))));
-}
-
-function chosenTools() {
-  return [...document.querySelectorAll("[name=tool]:checked")].map((field) => field.value);
+  await Promise.all([showExamples(openStored), showTools()]);
+  showRecent(openStored);
 }
 
 // Opening an image
@@ -122,7 +78,7 @@ async function opening(title, named, again, getting) {
   } catch (error) {
     if (working !== own) return; // another image is on its way
     stage("welcome");
-    showRecent();
+    showRecent(openStored);
     if (error.name === "AbortError") return say("Cancelled."), byId("choose").focus();
     complain(error, again);
   } finally {
@@ -307,30 +263,17 @@ function focusQuestion() {
   byId(matchMedia("(pointer: coarse)").matches ? "image-name" : "question").focus({ preventScroll: true });
 }
 
-// The box of the form
-
 function setBox(box) {
-  CORNERS.forEach((corner, i) => (byId(corner).value = box ? box[i] : ""));
-  byId("box-part").open = byId("box-part").open || Boolean(box);
+  fillBox(box);
   markBox();
 }
 
+// Shows the form's box on the view and in its title.
 function markBox() {
   viewer.clear("asked");
-  const { box } = image ? givenBox() : {};
+  const { box } = image ? givenBox(image) : {};
   byId("box-title").textContent = box ? `About the box ${boxText(box)}` : "Ask about a box";
   if (box) viewer.mark(box, "asked");
-}
-
-// The box in the form's fields, or what is wrong with it; neither where they are empty.
-function givenBox() {
-  const written = CORNERS.map((corner) => byId(corner).value.trim());
-  if (written.every((text) => !text)) return {};
-  const box = written.map(Number), [x1, y1, x2, y2] = box;
-  if (written.includes("") || !box.every(Number.isFinite)) return { wrong: "A box needs four numbers: x1, y1, x2, y2. Fill them in, or clear them." };
-  if (x1 >= x2 || y1 >= y2) return { wrong: "The box has no area. x1 must be less than x2, and y1 less than y2." };
-  if (x1 < 0 || y1 < 0 || x2 > image.width || y2 > image.height) return { wrong: `The box leaves the image, which is ${sizeOf(image)}.` };
-  return { box };
 }
 
 // Faults
@@ -366,14 +309,13 @@ byId("another").onclick = () => {
   working?.abort();
   clearFault();
   close();
-  showRecent();
+  showRecent(openStored);
   stage("welcome");
   byId("choose").focus();
 };
 byId("clear").onclick = () => setBox(null);
 byId("visible").onclick = () => image && setBox(viewer.visible());
-for (const corner of CORNERS) byId(corner).oninput = markBox;
-byId("tools").onchange = () => (byId("tools-title").textContent = ["Tools", chosenTools().join(", ")].filter(Boolean).join(": "));
+watchBox(markBox);
 byId("boxes-out").onclick = () => exporting(saveBoxes(image, name, ended()), "Boxes");
 byId("report-out").onclick = () => exporting(saveReport(image, name, model, ended()), "Report");
 
@@ -386,7 +328,7 @@ byId("ask").onsubmit = (event) => {
   const question = byId("question").value.trim();
   if (!image || byId("go").hidden) return;
   if (!question) return complain(new Fault("Write a question first.")), byId("question").focus();
-  const { box = null, wrong } = givenBox();
+  const { box = null, wrong } = givenBox(image);
   if (wrong) return complain(new Fault(wrong)), byId("x1").focus();
   asking(question, box);
 };
