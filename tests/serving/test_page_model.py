@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,17 @@ def numbers(text):
 
 def test_a_scene_of_5000_px(opened, scene, tmp_path):
     path, row = scene
-    page = opened()
+    page = opened(accept_downloads=True)
+    began = time.perf_counter()
     with_file(page, path)
+    ready = time.perf_counter() - began
     assert page.text_content("#image-facts").replace("\u202f", "").replace("\xa0", "") == f"{SIDE}×{SIDE}px"
     ask(page, row["question"])
     page.wait_for_selector(".payload", timeout=120_000)
+    answered = time.perf_counter() - began - ready
+    print(
+        f"{path.stat().st_size / 1e6:.0f} MB ready in {ready:.1f} s after it was chosen, answer {answered:.1f} s after Ask"
+    )
     wanted = ze.load("nano-grpo").ask(path, row["question"], temperature=0)
     assert page.text_content(".payload") == wanted.answer == row["answer"]
     assert page.locator(".said").all_text_contents() == [turn.text for turn in wanted.turns]
@@ -93,6 +100,11 @@ def test_a_scene_of_5000_px(opened, scene, tmp_path):
     shown = Image.open(path).crop(tuple(round(corner) for corner in wanted.turns[0].window.corners))
     crop = page.locator(".turns li:nth-child(2) img").screenshot(path=tmp_path / "crop.png")
     assert np.abs(mean(Image.open(tmp_path / "crop.png")) - mean(shown)).max() < 12, len(crop)
+    with page.expect_download() as download:
+        page.click("#report-out")
+    report = download.value.path().read_text()
+    assert report.count("data:image/png;base64,") == 2
+    assert row["question"] in report
     page.click("#whole")
     settled(page)
     assert on_screen(page, "named") == pytest.approx(by_hand(page, named, SIDE, SIDE), abs=2)
