@@ -28,7 +28,17 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tifffile>=2025.5", "imagecodecs>=2025.3", *TENSORBOARD]
+SERVE = ["starlette>=1.0", "uvicorn>=0.40", "python-multipart>=0.0.20", "pydantic>=2.10", "prometheus-client>=0.20"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "tifffile>=2025.5",
+    "imagecodecs>=2025.3",
+    "openai>=2",  # a client of the server
+    *TENSORBOARD,
+    *SERVE,
+]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -39,7 +49,11 @@ EXTRAS = {
     "bench": ["torch>=2.9"],
     "lmms-eval": ["lmms-eval>=0.7.3"],  # brings torch
     "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
-    "browser": ["playwright>=1.50"],  # drives an installed Chromium, whose page tests are skipped without it
+    "browser": [
+        "playwright>=1.50",
+        "axe-playwright-python>=0.1.4",
+    ],  # drive an installed Chromium; without them tests are skipped
+    "serve": SERVE,
     "test": TEST,
     "dev": [*TEST, "ruff>=0.12", "mypy>=2.0"],
 }
@@ -62,6 +76,8 @@ setup(
             "reports/*.j2",
             "reports/episodes.css",
             "reports/episodes.js",
+            "serving/page/*",
+            "serving/page/openseadragon/*",
         ]
     },
     install_requires=CORE,

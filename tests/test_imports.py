@@ -22,6 +22,7 @@ ORDER = (
     "reports",
     "plan",
     "evaluation",
+    "serving",
     "verbs",
     "bench",
     "cli",

@@ -39,7 +39,9 @@ def _verbs() -> dict:
     from zoomearth_jax.verbs.plan import plan
     from zoomearth_jax.verbs.pretrain_nano import PretrainNanoConfig, pretrain_nano
     from zoomearth_jax.verbs.report import ReportConfig, report
+    from zoomearth_jax.verbs.scan import ScanConfig, scan
     from zoomearth_jax.verbs.score import ScoreConfig, score
+    from zoomearth_jax.verbs.serve import ServeConfig, serve
     from zoomearth_jax.verbs.sft import sft
 
     verbs = {
@@ -53,7 +55,9 @@ def _verbs() -> dict:
         "plan": (PlanConfig, plan),
         "pretrain-nano": (PretrainNanoConfig, pretrain_nano),
         "report": (ReportConfig, report),
+        "scan": (ScanConfig, scan),
         "score": (ScoreConfig, score),
+        "serve": (ServeConfig, serve),
         "sft": (SFTConfig, sft),
     }
     return dict(sorted((verbs | _light_verbs()).items()))

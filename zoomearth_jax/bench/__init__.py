@@ -23,6 +23,8 @@ from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
 from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
+from zoomearth_jax.bench.scan import ScanBenchConfig, bench_scan
+from zoomearth_jax.bench.serve import ServeBenchConfig, bench_serve
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 from zoomearth_jax.hardware.surroundings import surroundings
@@ -43,6 +45,8 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "resume": (ResumeConfig, bench_resume),
     "rewards": (RewardsConfig, bench_rewards),
     "rollout": (RolloutBenchConfig, bench_rollout),
+    "serve": (ServeBenchConfig, bench_serve),
+    "scan": (ScanBenchConfig, bench_scan),
     "tiles": (TilesConfig, bench_tiles),
     "windows": (WindowsConfig, bench_windows),
 }

@@ -73,7 +73,7 @@ def bench_memory(config: MemoryConfig) -> list[dict]:
             row = {"image": text, "file_gb": path.stat().st_size / 1e9}
             ask = ["ask", str(path), config.question, "--model", config.model]
             for verb, args in (("ask", ask), ("tile", ["tile", str(path), "--out", str(Path(folder) / "tiles")])):
-                row[f"{verb}_peak_gb"], row[f"{verb}_s"] = _measured(args)
+                row[f"{verb}_peak_gb"], row[f"{verb}_s"] = measured(args)
             rows.append(row)
     return rows
 
@@ -98,13 +98,13 @@ def write_clouds(path: Path, width: int, height: int, seed: int) -> None:
                 file.write(strip, window=rasterio.windows.Window(0, top, width, rows))
 
 
-def _measured(args: list[str]) -> tuple[float, float]:
+def measured(args: list[str]) -> tuple[float, float]:
     """Highest resident memory in GB and seconds of a verb in a process of its own."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", _MEASURED, *args, "--json"], capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode or not done.stdout:
-        raise UserError(f"bench memory: `{args[0]}` failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+        raise UserError(f"bench: `{args[0]}` failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
     printed, _, peak = done.stdout.rstrip().rpartition("\n")
     json.loads(printed)  # it did its work
     return float(peak), seconds

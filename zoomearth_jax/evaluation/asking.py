@@ -29,6 +29,7 @@ from zoomearth_jax.hardware.tpu_flags import skip_missing_tpus
 from zoomearth_jax.reports.pictures import annotate
 from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.rl.rollout.programs import Weights
 from zoomearth_jax.runs.models import SHIPPED, LoadedModel, existing, load_model
 from zoomearth_jax.runs.start import on_mesh
 
@@ -132,6 +133,16 @@ class LoadedPolicy:
 
     def __repr__(self) -> str:
         return f"LoadedPolicy({self.name!r})"
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that hold it."""
+        return self._mesh
+
+    def weights(self) -> Weights:
+        """The parameters as compiled programs take them."""
+        with jax.set_mesh(self._mesh):
+            return self._engine.weights(self._params)
 
     def ask(
         self,

@@ -27,7 +27,7 @@ def model_identity(directory: Path) -> dict[str, Any]:
     files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
     identity: dict[str, Any] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     if not is_run(directory):
-        return identity | {file.name: _sampled(file) for file in sorted(directory.glob("*.safetensors"))}
+        return identity | {file.name: sampled(file) for file in sorted(directory.glob("*.safetensors"))}
     step = numbers(directory / "checkpoints")[-1:]
     try:
         arrays = [read_record(directory / "checkpoints" / str(number))["arrays"] for number in step]
@@ -36,7 +36,8 @@ def model_identity(directory: Path) -> dict[str, Any]:
     return identity | {"step": step, "arrays": config_hash(arrays=arrays)}
 
 
-def _sampled(file: Path) -> tuple[int, str]:
+def sampled(file: Path) -> tuple[int, str]:
+    """The size of a file, and a hash of samples of it."""
     size, samples = file.stat().st_size, hashlib.sha256()
     with open(file, "rb") as opened:
         for place in range(_SAMPLES):

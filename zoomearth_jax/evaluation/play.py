@@ -11,6 +11,7 @@ import numpy as np
 
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
@@ -31,6 +32,11 @@ class Guarded:
 
     def __init__(self, source: ImageSource):
         self._source, self.frame, self.fault = source, source.frame, ""
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """See `georeference_of`."""
+        return georeference_of(self._source)
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """See `ImageSource.window`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ import jax
 
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.records import Item, Record
-from zoomearth_jax.files import write_file
+from zoomearth_jax.files import Lock, check_writable, write_file
 from zoomearth_jax.runs.saved_steps import together
 from zoomearth_jax.runs.start import agreed
 from zoomearth_jax.terminal.progress import say
@@ -126,6 +127,27 @@ class RecordStore:
         now = asked.asked, asked.answer, frame.width, frame.height
         if (record.question, record.reference, record.width, record.height) != now:
             raise UserError(f"{path}: question {record.id[:100]!r} or its image has changed since; {out}")
+
+
+def take_folder(stack: contextlib.ExitStack, out: Path, folders: Sequence[Path], told: bool, what: str) -> None:
+    """Takes the lock of a folder for as long as the stack is open, and refuses records in `folders` that are there unless
+    `told` what to do with them.
+
+    Args:
+        what: the work, such as "an evaluation", for the messages.
+
+    Raises:
+        UserError: there are records, another process is at work, or the folder can't be written.
+    """
+    check_writable(out, directory=True)
+    found = [file for folder in folders for file in (folder / RECORDS, *folder.glob(PARTS)) if file.exists()]
+    if found and not told:
+        raise UserError(
+            f"{found[0]}: records of {what}; pass --resume to go on with what they lack, --overwrite to start anew, "
+            "or another --out"
+        )
+    name = what.partition(" ")[2]
+    stack.enter_context(Lock(out, f"{out}: another {name} is at work in this folder; wait for its end"))
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -38,6 +38,7 @@ class Runner:
         sampling: how tokens are drawn.
         seed: random seed; what is drawn for a question follows from it and the question's place.
         batch_size: questions that each process plays at once.
+        label: text before the progress; by default it says how crops are shown.
     """
 
     engine: RolloutEngine
@@ -48,6 +49,7 @@ class Runner:
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
     batch_size: int = 256
+    label: str = ""
 
     def run(self, crops: str, store: RecordStore, thumbnails: Path | None = None) -> list[Record]:
         """Plays what the store, which has begun, lacks of the chosen questions; all its records, by place.
@@ -81,7 +83,7 @@ class Runner:
             tool=CROPS[crops](self.engine.tool, self.engine.rows),
             batch_size=self.batch_size,
             seeds=places,
-            label=f"evaluate, crops {crops}",
+            label=self.label or f"evaluate, crops {crops}",
         )
 
         def keep(batch: Batch) -> None:

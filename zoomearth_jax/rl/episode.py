@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from zoomearth_jax.data_pipeline.images.boxes import Box
+from zoomearth_jax.data_pipeline.text.protocol import parse_answer
 from zoomearth_jax.tools.tool import Request
 
 
@@ -83,3 +85,11 @@ class Episode:
     def window(self) -> Box | None:
         """What the last picture shows, in px of the original; None without one."""
         return self.looks[-1].window if self.looks else None
+
+
+def final_answer(texts: Sequence[str], gate: str) -> str | None:
+    """The answer of the last turn's text; with the gate `box` (see `EpisodeConfig`), of the last text that gives one."""
+    if gate != "box":
+        return parse_answer(texts[-1])
+    answers = [parse_answer(text) for text in reversed(texts)]
+    return next((answer for answer in answers if answer is not None), None)

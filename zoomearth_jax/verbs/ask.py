@@ -15,12 +15,17 @@ from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of, located
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
+from zoomearth_jax.data_pipeline.images.regions import check_region, region_files, write_region
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.asking import Answer, load
 from zoomearth_jax.files import check_writable, write_file
+from zoomearth_jax.reports.geojson import Placed, check_geojson, write_geojson
 from zoomearth_jax.rl.records import turn_record
+from zoomearth_jax.terminal.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,9 @@ class AskConfig:
         model: `nano-grpo`, a model directory, a run, or ORG/NAME of the Hugging Face hub. (`nano` is the base, which doesn't
             speak the protocol.)
         save: write a picture of the overview with the box, and the crop, to this PNG file.
+        save_crop: write the last crop, as the model saw it, to this .tif, .png or .jpg file, with the image's georeference.
+        geojson: write the boxes that the model named and the windows that it saw, in WGS 84, to this file, and in the image's own
+            CRS to a file beside it.
         images: how an image file becomes 8-bit RGB (bands, stretch, limit); a tile store's own settings rule.
         sampling: how tokens are drawn.
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
@@ -46,6 +54,8 @@ class AskConfig:
     question: Annotated[str, tyro.conf.Positional]
     model: str = "nano-grpo"
     save: Path | None = None
+    save_crop: Path | None = None
+    geojson: Path | None = None
     images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -59,6 +69,7 @@ def ask(config: AskConfig) -> dict:
     """Plays the episode, prints it and returns it."""
     save = None if config.save is None else _png(config.save, config.image)
     image = open_image(config.image, config.images)
+    where, crop, geojson = _on_the_map(config, image)
     policy = load(config.model, compute=config.compute, mesh=config.mesh, layout=config.layout)
     answer = policy.ask(image, config.question, seed=config.seed, **dataclasses.asdict(config.sampling))
     assert isinstance(answer, Answer)  # of one image
@@ -73,6 +84,10 @@ def ask(config: AskConfig) -> dict:
     }
     if save is not None:
         write_file(save, lambda path: answer.show().save(path, format="PNG"))
+    if crop is not None:
+        _save_crop(crop, answer, image)
+    if geojson is not None and where is not None:
+        write_geojson(geojson, _placed(config, answer, where), [where])
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 
@@ -90,6 +105,54 @@ def _png(path: Path, image: Path) -> Path:
     if os.path.realpath(path) == os.path.realpath(expanded(image)):
         raise UserError(f"{path}: --save would overwrite the image itself; use another name")
     return path
+
+
+def _on_the_map(config: AskConfig, image: ImageSource) -> tuple[Georeference | None, Path | None, Path | None]:
+    """Where the image lies, if a file needs it, and where the crop and the boxes go.
+
+    Raises:
+        UserError: one of the files can't be written, is the image itself, or needs a georeference that the image lacks.
+    """
+    crop, geojson = (path and expanded(path) for path in (config.save_crop, config.geojson))
+    where, files = None, []
+    if crop is not None:
+        check_region(crop, "--save-crop")
+        georeference_of(image)  # refused now, if it can't be read
+        files += region_files(crop)
+    if geojson is not None:
+        where = located(image, config.image, "--geojson")
+        files += check_geojson(geojson, [where])
+    for file in files:
+        if os.path.realpath(file) == os.path.realpath(expanded(config.image)):
+            raise UserError(f"{file}: would overwrite the image itself; use another name")
+    return where, crop, geojson
+
+
+def _save_crop(path: Path, answer: Answer, image: ImageSource) -> None:
+    seen = [turn for turn in answer.turns if turn.window is not None and turn.picture is not None and turn.picture.size]
+    if not seen:
+        say(f"{path}: not written, since the model was shown no crop")
+        return
+    picture, window = seen[-1].picture, seen[-1].window
+    assert picture is not None
+    assert window is not None
+    write_region(path, picture, image, window)
+
+
+def _placed(config: AskConfig, answer: Answer, where: Georeference) -> list[Placed]:
+    """The boxes and windows of all turns."""
+    known = {
+        "image": str(config.image),
+        "question": config.question,
+        "answer": answer.answer,
+        "model": config.model,
+    }
+    return [
+        Placed(box, where, {**known, "turn": number, "kind": kind})
+        for number, turn in enumerate(answer.turns, 1)
+        for kind, box in (("box", turn.box), ("window", turn.window))
+        if box is not None
+    ]
 
 
 def _text(result: dict, reason: str) -> str:

@@ -23,6 +23,7 @@ from zoomearth_jax.configs.io import to_dict
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.data_pipeline.images.georeference import Georeference
 from zoomearth_jax.data_pipeline.questions.mixture import SCENES
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError, suggestion
@@ -32,15 +33,17 @@ from zoomearth_jax.evaluation.benchmarks.benchmark import Benchmark, Opened, say
 from zoomearth_jax.evaluation.benchmarks.official import distinct
 from zoomearth_jax.evaluation.benchmarks.questions import Questions
 from zoomearth_jax.evaluation.figures import scored
+from zoomearth_jax.evaluation.geojson import placed_records, where_items_lie
 from zoomearth_jax.evaluation.identity import config_hash, model_identity
-from zoomearth_jax.evaluation.record_store import PARTS, RECORDS, RecordStore
-from zoomearth_jax.evaluation.records import Record
+from zoomearth_jax.evaluation.record_store import RecordStore, take_folder
+from zoomearth_jax.evaluation.records import Item, Record
 from zoomearth_jax.evaluation.runner import THUMBNAILS, Runner, guarded, run_summary
 from zoomearth_jax.evaluation.table import lines
-from zoomearth_jax.files import Lock, check_writable, write_file
+from zoomearth_jax.files import write_file
 from zoomearth_jax.hardware.surroundings import commit, hardware, versions
 from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.reports.episodes import write_report
+from zoomearth_jax.reports.geojson import check_geojson, write_geojson
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import existing, load_model
 from zoomearth_jax.runs.start import agreed, lay_out_sampler, on_mesh
@@ -81,6 +84,8 @@ class EvaluateConfig:
         seed: random seed of the procedural questions and of sampling.
         out: folder for records.jsonl, results.json and report.html; by default runs/eval-NAME of a benchmark, and none of
             `questions`.
+        geojson: write the boxes and windows of the first way of `crops`, and the reference boxes, in WGS 84, to this file, and
+            those of each CRS of the images to a file beside it.
         resume: go on with the questions that the records in `out` lack.
         overwrite: start anew where `out` holds records.
         strict: stop at the first row or image that can't be read; otherwise it is named, and its questions are left out and
@@ -106,6 +111,7 @@ class EvaluateConfig:
     batch_size: int = 256
     seed: int = 0
     out: Path | None = None
+    geojson: Path | None = None
     resume: bool = False
     overwrite: bool = False
     strict: bool = False
@@ -157,10 +163,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Played:
-    """What was played, by the names of `crops`: records and config hashes; and why records can't be written any more."""
+    """What was played, by the names of `crops`: records and config hashes; and why records can't be written any more.
+    `lie` says where the images of `geojson` lie, by the questions' ids."""
 
     benchmark: Benchmark
     opened: Opened
+    lie: dict[str, Georeference]
     records: dict[str, list[Record]]
     hashes: dict[str, str]
     fault: str
@@ -170,16 +178,8 @@ def _take(config: EvaluateConfig, stack: contextlib.ExitStack) -> None:
     """Tries the folder, takes its lock, and refuses records that are there unless told what to do with them."""
     if config.out is None:
         return
-    check_writable(config.out, directory=True)
-    for folder in [_folder(config.out, crops) for crops in config.crops]:
-        found = [file for file in (folder / RECORDS, *folder.glob(PARTS)) if file.exists()]
-        if found and not (config.resume or config.overwrite):
-            raise UserError(
-                f"{found[0]}: records of an evaluation; pass --resume to go on with what they lack, --overwrite to start anew, "
-                "or another --out"
-            )
-    lock = Lock(config.out, f"{config.out}: another evaluation is at work in this folder; wait for its end")
-    stack.enter_context(lock)
+    folders = [_folder(config.out, crops) for crops in config.crops]
+    take_folder(stack, config.out, folders, config.resume or config.overwrite, "an evaluation")
 
 
 def _folder(out: Path, crops: str) -> Path:
@@ -226,6 +226,9 @@ def _play(config: EvaluateConfig, mesh: Mesh) -> _Played:
     benchmark, opened, chosen = _open(config)
     if not chosen:
         raise UserError(f"shard: {config.shard} has none of {len(opened.items):,} questions")
+    lie: dict[str, Georeference] = {}
+    if (path := config.geojson) is not None:
+        agreed(lambda: lie.update(_find(path, [opened.items[place] for place in chosen])))
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     questions = [item.question for item in opened.items]
     rows = rows.widened(questions) if config.layout.prompt_len is None else rows
@@ -253,7 +256,14 @@ def _play(config: EvaluateConfig, mesh: Mesh) -> _Played:
     for crops, store in stores.items():
         pictured = _folder(config.out, crops) if config.out is not None and crops == config.crops[0] else None
         records[crops] = runner.run(crops, store, pictured)
-    return _Played(benchmark, opened, records, hashes, next((s.fault for s in stores.values() if s.fault), ""))
+    return _Played(benchmark, opened, lie, records, hashes, next((s.fault for s in stores.values() if s.fault), ""))
+
+
+def _find(path: Path, items: Sequence[Item]) -> dict[str, Georeference]:
+    """Where the images of questions lie; tries whether the GeoJSON files can be written."""
+    lie = where_items_lie(items, "--geojson")
+    check_geojson(path, lie.values())
+    return lie
 
 
 def _what_decides(config: EvaluateConfig, rows: RowBuilder) -> dict[str, Any]:
@@ -292,6 +302,9 @@ def _report(config: EvaluateConfig, played: _Played) -> dict[str, Any]:
         if config.out is not None:
             write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
             _write_page(config, config.out / "report.html", results, played)
+        if config.geojson is not None:
+            placed = placed_records(played.records[config.crops[0]], played.lie)
+            write_geojson(config.geojson, placed, played.lie.values())
     finally:
         counts = results["counts"]
         summaries = {name: run["summary"] for name, run in results["runs"].items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from zoomearth_jax.configs.images import LEAST_TO_LARGEST, ImageConfig
+from zoomearth_jax.data_pipeline.images.georeference import Georeference, read_georeference
 from zoomearth_jax.data_pipeline.images.rasters import Raster
 from zoomearth_jax.data_pipeline.images.samples import Samples
 from zoomearth_jax.data_pipeline.images.streams import MAX_WHOLE_PIXELS, Stream
@@ -53,11 +54,23 @@ class ImageFile:
         self._check_size()
         self._check_samples(self._reader.samples)
 
-    def strips(self, height: int, top: int = 0, bottom: int | None = None) -> Iterator[np.ndarray]:
+    @functools.cached_property
+    def georeference(self) -> Georeference | None:
+        """Where the image lies on the earth; None where nothing says it.
+
+        Raises:
+            UserError: see `read_georeference`.
+        """
+        return read_georeference(self.path, self._reader.driver)
+
+    def strips(
+        self, height: int, top: int = 0, bottom: int | None = None, left: int = 0, right: int | None = None
+    ) -> Iterator[np.ndarray]:
         """The pixels from top to bottom: uint8 [height, width, 3], the last one perhaps lower.
 
         Args:
             top, bottom: the rows top ... bottom - 1 only; all without them.
+            left, right: the columns left ... right - 1 only.
 
         Raises:
             UserError: broken or cut off data, at the strip where it is noticed.
@@ -65,7 +78,8 @@ class ImageFile:
         samples, bands = self._reader.samples, self.config.bands
         stretch = self._range() if samples.needs_stretch else None
         bottom = self.frame.height if bottom is None else bottom
-        rows = self._reader.rows(samples.wanted(bands), top, bottom)
+        right = self.frame.width if right is None else right
+        rows = self._reader.rows(samples.wanted(bands), top, bottom, left, right)
         for strip in _of_height(rows, height):
             yield samples.to_rgb(strip, bands is not None, stretch)
 
@@ -127,7 +141,7 @@ def _found_range(path: Path, config: ImageConfig, version: tuple) -> tuple[float
     else:
         step = 1 if config.percentiles is None else max(1, int((frame.width * frame.height / _SAMPLE_PIXELS) ** 0.5))
         parts, top = [], 0
-        for rows in image._reader.rows(samples.wanted(config.bands), 0, frame.height):
+        for rows in image._reader.rows(samples.wanted(config.bands), 0, frame.height, 0, frame.width):
             values = rows[-top % step :: step, ::step]
             values = (
                 values[np.isfinite(values) & (values != samples.nodata)]
@@ -158,6 +172,13 @@ def _of_height(parts: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]
         yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
 
 
+def kind_of(head: bytes) -> str | None:
+    """What a file is by its first bytes: `tiff`, `png`, `jpeg`, `webp`, or GDAL's name of its form; None of files without a mark of
+    their own, such as virtual rasters and ENVI's pixels."""
+    kind = next((k for k, starts in _STARTS.items() if head.startswith(starts)), None)
+    return None if kind == "webp" and head[8:12] != b"WEBP" else kind
+
+
 def _reader(path: Path) -> Raster | Stream:
     """The reader of a file, by its first bytes.
 
@@ -165,9 +186,7 @@ def _reader(path: Path) -> Raster | Stream:
         UserError: missing, empty, or of a form that isn't read.
     """
     head = _head(path)
-    kind = next((k for k, starts in _STARTS.items() if head.startswith(starts)), None)
-    if kind == "webp" and head[8:12] != b"WEBP":
-        kind = None
+    kind = kind_of(head)
     if kind == "tiff":
         return _tiff_reader(path)
     if kind in ("png", "jpeg", "webp"):

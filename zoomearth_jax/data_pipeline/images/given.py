@@ -11,6 +11,7 @@ import PIL.Image
 
 from zoomearth_jax.configs.images import MAX_PIXELS, ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
 from zoomearth_jax.data_pipeline.images.sources import ArrayImage, ImageSource
 from zoomearth_jax.errors import UserError
@@ -41,6 +42,11 @@ class Image:
         self.path, self.config = Path(path), ImageConfig(bands, _tuple("stretch", stretch), max_pixels)
         self._source = open_image(self.path, self.config)
         self.frame: Frame = self._source.frame
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where it lies on the earth; see `georeference_of`."""
+        return georeference_of(self._source)
 
     def __repr__(self) -> str:
         return f"Image({str(self.path)!r}, {self.frame.width} x {self.frame.height} px)"

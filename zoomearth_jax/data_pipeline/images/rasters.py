@@ -21,7 +21,7 @@ from zoomearth_jax.errors import BrokenImage, UserError
 
 MAX_BLOCK_BYTES = 400_000_000  # of a strip or tile, which is decoded whole
 _PIECE_BYTES = 32_000_000  # read at a time; GDAL's cache holds the strips or tiles of it
-_SETTINGS = {
+SETTINGS = {
     "GDAL_CACHEMAX": 128,  # MB
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
@@ -48,13 +48,13 @@ class Raster:
         """Reads the header only.
 
         Args:
-            driver: GDAL's driver, the only one that may read the file.
+            driver: GDAL's driver, the only one that may read the file; kept as `driver`.
             tags: the tags of a TIFF.
 
         Raises:
             UserError: unreadable, or with strips that are too large.
         """
-        self.path, self._driver = path, driver
+        self.path, self.driver = path, driver
         # as stored: GDAL's own conversion of inks rounds in another way than Pillow's
         self._raw = tags is not None and KINDS.get(tags.photometric) == "cmyk"
         with self._open(opening=True) as file:
@@ -74,7 +74,7 @@ class Raster:
     def _check_length(self, file) -> None:
         """Checks the length of ENVI's pixels, which have no marks: GDAL reads zeros behind the end of a file that is cut off."""
         facts = {key.lower().replace(" ", "_"): value for key, value in file.tags(ns="ENVI").items()}
-        if self._driver != "ENVI" or facts.get("file_compression", "0").strip() not in ("", "0"):
+        if self.driver != "ENVI" or facts.get("file_compression", "0").strip() not in ("", "0"):
             return
         offset = facts.get("header_offset", "0").strip()
         size = sum(np.dtype(dtype).itemsize for dtype in file.dtypes) * file.width * file.height
@@ -82,8 +82,9 @@ class Raster:
         if (found := self.path.stat().st_size) < size:
             raise BrokenImage(f"{self.path}: broken image data (cut off: {found:,} of {size:,} bytes)")
 
-    def rows(self, bands: list[int], top: int, bottom: int) -> Iterator[np.ndarray]:
-        """Bands (from 0) of the rows top ... bottom - 1, as [rows, width, bands] of any heights.
+    def rows(self, bands: list[int], top: int, bottom: int, left: int, right: int) -> Iterator[np.ndarray]:
+        """Bands (from 0) of the rows top ... bottom - 1 of the columns left ... right - 1, as [rows, columns, bands] of any
+        heights.
 
         Raises:
             UserError: broken or cut off data.
@@ -95,10 +96,10 @@ class Raster:
             columns = max(_PIECE_BYTES // row_bytes // wide, 1) * wide
             while top < bottom:
                 stop = min(bottom, (top // step + 1) * step)
-                out = np.empty((len(bands), stop - top, self.frame.width), self.samples.dtype)
-                for left in range(0, self.frame.width, columns):
-                    part = out[:, :, left : left + columns]
-                    window = Window(left, top, part.shape[2], stop - top)
+                out = np.empty((len(bands), stop - top, right - left), self.samples.dtype)
+                for start in range(left, right, columns):
+                    part = out[:, :, start - left : start - left + columns]
+                    window = Window(start, top, part.shape[2], stop - top)
                     with self._clear():
                         part[...] = file.read([band + 1 for band in bands], window=window)
                 yield out.transpose(1, 2, 0)
@@ -109,7 +110,7 @@ class Raster:
         """The open dataset."""
         name = str(self.path.absolute())
         with self._clear(opening=True):
-            file = rasterio.open(f"GTIFF_RAW:{name}" if self._raw else name, driver=self._driver, sharing=False)
+            file = rasterio.open(f"GTIFF_RAW:{name}" if self._raw else name, driver=self.driver, sharing=False)
         with file:
             if not opening:
                 yield file
@@ -122,7 +123,7 @@ class Raster:
         """Turns what GDAL says into one line, and is quiet about what is harmless."""
         what = "not a readable image" if opening else "broken image data"
         try:
-            with rasterio.Env(**_SETTINGS), heard(self.path, None if opening else ANYTHING):
+            with rasterio.Env(**SETTINGS), heard(self.path, None if opening else ANYTHING):
                 yield
         except WrongPixels as error:
             raise BrokenImage(f"{self.path}: {what} ({error})") from None

@@ -15,6 +15,7 @@ from PIL import Image, ImageMode
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
 from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of
 from zoomearth_jax.errors import BrokenImage, UserError
 
 
@@ -111,6 +112,30 @@ class SideBySide:
         return picture
 
 
+class Part:
+    """A window of an image as an image of its own."""
+
+    def __init__(self, image: ImageSource, window: Box):
+        """Takes a window of whole px inside the image, in px of it."""
+        self.image, self.corner = image, (window.x1, window.y1)
+        self.frame = Frame(int(window.x2 - window.x1), int(window.y2 - window.y1))
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where the window lies on the earth."""
+        where = georeference_of(self.image)
+        return None if where is None else where.part(self.outside(whole(self)), self.frame)
+
+    def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
+        """See `ImageSource.window`. Pixels beyond the window's border count in the resizing, as anywhere in the image."""
+        return self.image.window(self.outside(box), size, exact)
+
+    def outside(self, box: Box) -> Box:
+        """A box of this image in px of the whole."""
+        x, y = self.corner
+        return Box(box.x1 + x, box.y1 + y, box.x2 + x, box.y2 + y, self.image.frame)
+
+
 class RawImage:
     """A plain image file. Up to KEPT_PIXELS it is decoded whole when first looked at, and the last two such images are kept;
     larger ones are read strip by strip each time, so that memory follows their width."""
@@ -124,6 +149,11 @@ class RawImage:
         self.path, self.config = Path(path), config
         self.frame = ImageFile(self.path, config).frame
 
+    @functools.cached_property
+    def georeference(self) -> Georeference | None:
+        """Where it lies on the earth, read when first asked for; see `ImageFile.georeference`."""
+        return ImageFile(self.path, self.config).georeference
+
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """See `ImageSource.window`; always exact."""
         if self.frame.width * self.frame.height > KEPT_PIXELS:
@@ -136,13 +166,14 @@ class RawImage:
         """The window as `resized` gives it, its columns resized strip by strip."""
         x1, y1, x2, y2 = (float(np.float32(edge)) for edge in box.corners)
         top, bottom = span(y1, y2, size.height, self.frame.height)
-        strips = ImageFile(self.path, self.config).strips(256, top, bottom)
+        left, right = span(x1, x2, size.width, self.frame.width)
+        strips = ImageFile(self.path, self.config).strips(256, top, bottom, left, right)
         narrow, filled = (
             Image.new("RGB", (size.width, bottom - top)),
             0,
         )  # made first: small parts keep the heap from shrinking
         for strip in strips:
-            narrow.paste(columns_resized(Image.fromarray(strip), x1, x2, size.width), (0, filled))
+            narrow.paste(columns_resized(Image.fromarray(strip), x1 - left, x2 - left, size.width), (0, filled))
             filled += len(strip)
         return rows_resized(narrow, y1 - top, y2 - top, size.height)
 

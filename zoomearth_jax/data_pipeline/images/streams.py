@@ -59,8 +59,14 @@ class Stream:
         self.samples = Samples(header.bands, _DTYPES.get(header.format, header.format), kind=kind)
         self.whole = loader == "webp" or bool(header.get_typeof("interlaced") and header.get("interlaced"))
 
-    def rows(self, bands: list[int], top: int, bottom: int) -> Iterator[np.ndarray]:
-        """Bands (from 0) of the rows top ... bottom - 1, as [rows, width, bands] of any heights.
+    @property
+    def driver(self) -> str:
+        """The driver by which GDAL knows such files."""
+        return "GTiff" if self._loader == "tiff" else self._loader.upper()
+
+    def rows(self, bands: list[int], top: int, bottom: int, left: int, right: int) -> Iterator[np.ndarray]:
+        """Bands (from 0) of the rows top ... bottom - 1 of the columns left ... right - 1, as [rows, columns, bands] of any
+        heights.
 
         Raises:
             UserError: broken or cut off data.
@@ -72,7 +78,7 @@ class Stream:
                 pixels = region.fetch(0, first, self.frame.width, rows)
             if first + rows > top:
                 strip = np.frombuffer(pixels, self.samples.dtype).reshape(rows, self.frame.width, -1)
-                strip = strip[max(top - first, 0) :]
+                strip = strip[max(top - first, 0) :, left:right]
                 yield strip if bands == list(range(strip.shape[2])) else strip[..., bands]
 
     def _open(self) -> pyvips.Image:

@@ -28,6 +28,7 @@ from zoomearth_jax.data_pipeline.images.tile_folder import (
     check_owner,
     finish,
     hashed,
+    kept_georeference,
     locked,
     name_images,
     prepare,
@@ -108,11 +109,11 @@ def build_store(
         try:
             images = name_images(paths, ids or [path.name for path in paths], records, directory)
             prepare(directory, settings, new=not records)
-            kept = unchanged(images, records, directory)
+            config = ImageConfig(settings.bands, settings.stretch, max_pixels)
+            kept = unchanged(images, records, directory, config)
             wanted = {name: path for name, path in images.items() if name not in kept}
             if wanted:  # from here on the store is visibly incomplete
                 (directory / INDEX).unlink(missing_ok=True)
-            config = ImageConfig(settings.bands, settings.stretch, max_pixels)
             refused = _build_all(wanted, records, directory, settings, config, workers, strict, progress)
             finish(directory, settings, records, images, refused)
         finally:
@@ -214,7 +215,13 @@ class _ImageBuild:
                 name,
                 sha256(partial),
             ),
-            *(source, stat.st_size, stat.st_mtime_ns, source_of(path, self.directory)),
+            *(
+                source,
+                stat.st_size,
+                stat.st_mtime_ns,
+                source_of(path, self.directory),
+                kept_georeference(path, self.image.config),
+            ),
         )
         partial.replace(self.directory / SHARDS / name)
         write_record(self.directory, record)

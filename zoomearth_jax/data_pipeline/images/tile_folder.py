@@ -11,6 +11,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.data_pipeline.images.complaints import warn
+from zoomearth_jax.data_pipeline.images.decoding import ImageFile
+from zoomearth_jax.data_pipeline.images.georeference import Georeference
 from zoomearth_jax.data_pipeline.images.tiles import (
     FORMAT,
     INDEX,
@@ -135,19 +139,33 @@ def _check_owned(record: ImageRecord | None, path: Path, given: set[str], direct
         )
 
 
-def unchanged(images: dict[str, Path], records: dict[str, ImageRecord], directory: Path) -> set[str]:
-    """Ids of the images whose shard is there and made of the file as it is now; their records learn where that is."""
+def unchanged(
+    images: dict[str, Path], records: dict[str, ImageRecord], directory: Path, config: ImageConfig
+) -> set[str]:
+    """Ids of the images whose shard is there and made of the file as it is now; their records learn where that is, in the
+    folders and on the earth."""
     shards, same = {shard.name for shard in (directory / SHARDS).iterdir()}, set()
     for name, path in images.items():
         record, source = records.get(name), source_of(path, directory)
         if record is None or record.shard not in shards or not _same_file(record, path, source):
             continue
         same.add(name)
-        now = dataclasses.replace(record, source=source, source_mtime_ns=path.stat().st_mtime_ns)
+        now = dataclasses.replace(
+            record, source=source, source_mtime_ns=path.stat().st_mtime_ns, georeference=kept_georeference(path, config)
+        )
         if now != record:
             records[name] = now
             write_record(directory, now)
     return same
+
+
+def kept_georeference(path: Path, config: ImageConfig) -> Georeference | None:
+    """Where an image lies on the earth; None where nobody knows, or in a way that isn't supported, which is a warning."""
+    try:
+        return ImageFile(path, config).georeference
+    except UserError as error:
+        warn(path, f"stored without its georeference: {error}")
+        return None
 
 
 def _same_file(record: ImageRecord, path: Path, source: str) -> bool:

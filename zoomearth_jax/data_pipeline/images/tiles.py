@@ -24,6 +24,7 @@ from PIL import Image
 
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.georeference import Georeference
 from zoomearth_jax.data_pipeline.images.sources import columns_resized, rows_resized, span
 from zoomearth_jax.data_pipeline.images.tile_codecs import decoded, decoded_row
 from zoomearth_jax.errors import UserError, suggestion
@@ -86,6 +87,7 @@ class ImageRecord:
         shard, sha256: name and hash of the shard file.
         source_sha256, source_bytes, source_mtime_ns: hash, size and time of the original file.
         source: where that was, seen from the store's folder (see `source_of`); "" in older stores.
+        georeference: where the image lies on the earth; None where nobody knows, and in older stores.
     """
 
     id: str
@@ -99,12 +101,13 @@ class ImageRecord:
     source_bytes: int
     source_mtime_ns: int
     source: str = ""
+    georeference: Georeference | None = None
 
     @classmethod
     def from_json(cls, values: dict) -> ImageRecord:
         """The record that `dataclasses.asdict` and JSON made of it."""
         lists = {key: tuple(tuple(row) for row in values[key]) for key in ("levels", "views")}
-        return cls(**{**values, **lists})
+        return cls(**{**values, **lists, "georeference": Georeference.from_json(values.get("georeference"))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,11 @@ class StoredImage:
     def frame(self) -> Frame:
         """Size of the original."""
         return Frame(self.record.width, self.record.height)
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where the original lies on the earth, as it was when the store was built."""
+        return self.record.georeference
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """See `ImageSource.window`. Equal to `RawImage.window` up to EXACT_SIDE px and for stored global views.

@@ -6,18 +6,23 @@ become ids. For texts that spell none, the ids are those that HF gives for the r
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from zoomearth_jax.configs.io import read_json
 from zoomearth_jax.errors import UserError
 
 IMAGE_TOKEN = "<|image_pad|>"
 _ROLES = ("system", "user", "assistant")
+_TAKEN = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+_CUT = "\ufdd2"  # stands after the last message where the reply goes on with it
+_RESERVED = re.compile("[\ufdd0-\ufdd2]")
 _MARK = re.compile("\ufdd0([0-9]+)\ufdd1")  # stands for a text while the template runs; no characters of any language
 
 
@@ -70,7 +75,14 @@ class Chat:
         """Ids of plain text; special tokens spelled out in it stay plain text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
-    def ids(self, messages: Sequence[dict], image_tokens: Sequence[int] = (), generate: bool = True) -> list[int]:
+    def ids(
+        self,
+        messages: Sequence[dict],
+        image_tokens: Sequence[int] = (),
+        generate: bool = True,
+        template: dict[str, Any] | None = None,
+        go_on: bool = False,
+    ) -> list[int]:
         """Ids of a conversation.
 
         Args:
@@ -78,14 +90,18 @@ class Chat:
                 {"type": "text", "text"}. A template sees marks in place of texts, so it can place them, not change them.
             image_tokens: merged visual tokens of each image, in order; each <|image_pad|> becomes that many.
             generate: whether the assistant's turn is opened at the end.
+            template: further names that the template is given, with plain values.
+            go_on: whether what follows goes on with the last message, so that the ids end where its content does.
 
         Raises:
-            UserError: messages of another form, a template that fails on them, or not as many images as image blocks.
+            UserError: messages of another form, a template that fails on them, not as many images as image blocks, or names or
+                values that a template can't be given.
         """
         marked, texts, blocks = _mark(messages)
         if blocks != len(image_tokens):
             raise UserError(f"messages: {blocks} image blocks, but {len(image_tokens)} images; give one for each block")
-        return self._placed(self._tokenize(self._render(marked, generate), texts), image_tokens, "the chat template")
+        rendered = self._cut(marked, template or {}) if go_on else self._render(marked, generate, template or {})
+        return self._placed(self._tokenize(rendered, texts), image_tokens, "the chat template")
 
     def spelled_ids(self, prompt: str, place: str, text: str, image_tokens: Sequence[int]) -> list[int]:
         """Ids of a whole prompt that spells its special tokens itself.
@@ -107,9 +123,27 @@ class Chat:
         tokens = iter(image_tokens)
         return [i for one in ids for i in ([one] * next(tokens) if one == image_id else [one])]
 
-    def _render(self, messages: list[dict], generate: bool) -> str:
+    def _cut(self, messages: list[dict], template: dict[str, Any]) -> str:
+        """The rendered messages up to the end of the last one's content."""
+        *earlier, last = messages
+        content = last["content"]
+        text = content + _CUT if isinstance(content, str) else [*content, {"type": "text", "text": _CUT}]
+        before, *after = self._render([*earlier, {**last, "content": text}], False, template).split(_CUT)
+        if len(after) != 1:
+            raise UserError(f"{self.name}: the chat template doesn't keep the last message, so that none can go on with it")
+        return before
+
+    def _render(self, messages: list[dict], generate: bool, template: dict[str, Any]) -> str:
+        if taken := sorted((_TAKEN | self.tokenizer.special_tokens_map.keys()) & template.keys()):
+            raise UserError(f"chat_template_kwargs: {', '.join(taken)} can't be set; give names that the template reads")
+        for name, value in template.items():
+            text = value if isinstance(value, str) else ""
+            if not isinstance(value, str | int | float | None) or self._special.search(text) or _RESERVED.search(text):
+                raise UserError(f"chat_template_kwargs: {name} must be a number, true, false, or a text without special tokens")
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generate, **template
+            )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"{self.name}: the chat template fails on the messages ({error})") from None
 

@@ -70,7 +70,7 @@ def _pin(x):
     return constrain(x, *row_axes(x))
 
 
-def _append(cache: KVCache, own: KVCache, offset) -> KVCache:
+def append_to_cache(cache: KVCache, own: KVCache, offset) -> KVCache:
     """Puts a segment's keys and values into the cache's slots from `offset` on."""
     k = _pin(jax.lax.dynamic_update_slice_in_dim(cache.k, own.k, offset, axis=3))
     v = _pin(jax.lax.dynamic_update_slice_in_dim(cache.v, own.v, offset, axis=3))
@@ -84,7 +84,7 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
     return cache._replace(k=k, v=v, samples_BS=_pin(jnp.pad(cache.samples_BS, ((0, 0), (0, slots)))))
 
 
-def _empty_cache(prefix: Prefix, rows: int, slots: int) -> KVCache:
+def empty_cache(prefix: Prefix, rows: int, slots: int) -> KVCache:
     """The cache of rows that share a prefix and have nothing of their own yet."""
     layers, _, heads, _, width = prefix.k.shape
     k, v = (_pin(jnp.zeros((layers, rows, heads, slots, width), x.dtype)) for x in (prefix.k, prefix.v))
@@ -125,7 +125,7 @@ def prefill(
         cache = repeat_cache(cache, group)
     prefix = Prefix(_pin(cache.k), _pin(cache.v), _pin(cache.samples_BS > 0))
     hidden = repeat_rows(last_valid(hidden, valid), group)
-    return features, hidden, _empty_cache(prefix, rows, slots), repeat_rows(next_A, group)
+    return features, hidden, empty_cache(prefix, rows, slots), repeat_rows(next_A, group)
 
 
 def shared_by(prompts: Prefix, row_B, group: int) -> Prefix:
@@ -174,7 +174,7 @@ def append_pictures(
     features, kept = _read_views(model, ids, valid, images, prune)
     offset = cache.k.shape[3]
     hidden, own, next_B = model.segment(ids, one_sample(valid), features, images.grids, start_B, cache, kept)
-    cache = _append(grow_cache(cache, ids.shape[1] + slots), own, offset)
+    cache = append_to_cache(grow_cache(cache, ids.shape[1] + slots), own, offset)
     return features, last_valid(hidden, valid), cache, next_B
 
 
@@ -253,7 +253,7 @@ def _read_last(model: VisionLanguageModel, cache: KVCache, writing: Writing):
     last_B1 = jax.lax.dynamic_slice_in_dim(writing.ids_BT, writing.step - 1, 1, axis=1)
     samples_B1 = one_sample(writing.alive_B[:, None])
     hidden, own, next_B = model.segment(last_B1, samples_B1, start_B=writing.position_B, past=cache)
-    return hidden, _append(cache, own, writing.first + writing.step - 1), next_B
+    return hidden, append_to_cache(cache, own, writing.first + writing.step - 1), next_B
 
 
 def close(model: VisionLanguageModel, cache: KVCache, writing: Writing) -> tuple[KVCache, jax.Array]:
@@ -271,7 +271,7 @@ def reread(model: VisionLanguageModel, cache: KVCache, writing: Writing, ids_BT,
     k, v, samples_BS = cache.k[:, :, :, :first], cache.v[:, :, :, :first], cache.samples_BS[:, :first]
     past = cache._replace(k=k, v=v, samples_BS=samples_BS)
     _, own, next_B = model.segment(ids_BT, one_sample(valid_BT), start_B=writing.start_B, past=past)
-    return _append(cache, own, first), next_B
+    return append_to_cache(cache, own, first), next_B
 
 
 def _counted(writing: Writing) -> Writing:
@@ -335,7 +335,7 @@ def widen(cache: KVCache | None, writing: Writing, small_cache: KVCache | None, 
         _put(slots(x, 3), slots(new, 3), places, 1) for x, new in ((cache.k, small_cache.k), (cache.v, small_cache.v))
     )
     samples_BT = _put(slots(cache.samples_BS, 1), slots(small_cache.samples_BS, 1), places)
-    return _append(cache, KVCache(k, v, samples_BT), writing.first), writing
+    return append_to_cache(cache, KVCache(k, v, samples_BT), writing.first), writing
 
 
 def _split(x, shards: int, axis: int):

@@ -23,11 +23,10 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, RowBuilder, interleaved
-from zoomearth_jax.data_pipeline.text.protocol import parse_answer
 from zoomearth_jax.models.attention import KVCache, Prefix
 from zoomearth_jax.models.family import Images, VisionLanguageModel
 from zoomearth_jax.models.sharding import constrain, local_rows, process_share, row_shards, shard_batch
-from zoomearth_jax.rl.episode import Episode, Turn
+from zoomearth_jax.rl.episode import Episode, Turn, final_answer
 from zoomearth_jax.rl.rollout.decoding import Writing
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms, Weights
 from zoomearth_jax.rl.rollout.sampling import row_keys
@@ -121,16 +120,9 @@ class _Turns:
     def episodes(self) -> list[Episode]:
         """The episodes, once no row goes on."""
         return [
-            Episode(tuple(turns), self._answer([turn.text for turn in turns]), not stopped)
+            Episode(tuple(turns), final_answer([turn.text for turn in turns], self._engine.rows.episode.gate), not stopped)
             for turns, stopped in zip(self._done, self._stopped, strict=True)
         ]
-
-    def _answer(self, texts: list[str]) -> str | None:
-        """The answer of the last turn; with the gate `box`, of the last turn that gives one."""
-        if self._engine.rows.episode.gate != "box":
-            return parse_answer(texts[-1])
-        answers = [parse_answer(text) for text in reversed(texts)]
-        return next((answer for answer in answers if answer is not None), None)
 
 
 class RolloutEngine:
