@@ -240,7 +240,7 @@ def test_real_clashes_alone_are_refused(tmp_path, capsys):
 
 
 def test_bench_memory_measures_both_verbs(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_measured", lambda args: (1.5, 2.0) if Path(args[1]).is_file() else None)
+    monkeypatch.setattr(memory, "measured", lambda args: (1.5, 2.0) if Path(args[1]).is_file() else None)
     assert main(["bench", "memory", "--sizes", "1300x700", "--folder", str(tmp_path), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert list(row) == ["image", "file_gb", "ask_peak_gb", "ask_s", "tile_peak_gb", "tile_s"]
