@@ -248,10 +248,10 @@ def test_bench_memory_measures_both_verbs(capsys, tmp_path, monkeypatch):
     write_clouds(tmp_path / "a.tif", 1300, 700, 0)
     with rasterio.open(tmp_path / "a.tif") as file:
         assert (file.shape, file.compression.value, file.profile["tiled"]) == ((700, 1300), "JPEG", True)
-    peak, seconds = memory._measured(["tile", str(tmp_path / "a.tif"), "--out", str(tmp_path / "s")])
+    peak, seconds = memory.measured(["tile", str(tmp_path / "a.tif"), "--out", str(tmp_path / "s")])
     assert 0.05 < peak < 1
     assert seconds > 0
     with pytest.raises(UserError, match="bench memory: `tile` failed: zoomearth: "):
-        memory._measured(["tile", str(tmp_path / "none.tif")])
+        memory.measured(["tile", str(tmp_path / "none.tif")])
     for sizes in ("9", "0x9", "99999x99999", "axb"):
         assert main(["bench", "memory", "--sizes", sizes]) == 2

@@ -234,7 +234,10 @@ def test_boxes_may_be_geometries_on_the_earth(tmp_path):
         ({"geometry": [1, 2, 3, 4]}, "field 'geometry' must be an object"),
         ({"geometry": {"type": "Polygon"}}, "geometry is refused, not a GeoJSON geometry"),
         ({"geometry": earth, "image": "b.png"}, "b.png: has no georeference, which a geometry needs"),
-        ({"geometry": {**own, "crs": None}}, "geometry is refused, the geometry lies outside the image"),
+        (
+            {"geometry": {**own, "crs": None}},
+            "has no place in the image's CRS, EPSG:32633; are its coordinates in WGS 84, longitude first",
+        ),
         ({"looks": [{"label": "x"}]}, "look 1: field 'box' is missing"),
         ({"looks": looks, "geometry": earth}, "field 'looks' doesn't go with 'box', 'geometry'"),
     ):
