@@ -28,7 +28,16 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tifffile>=2025.5", "imagecodecs>=2025.3", *TENSORBOARD]
+MAP = ["geopandas>=1.1", "pyproj>=3.7"]  # read boxes back from the map
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "tifffile>=2025.5",
+    "imagecodecs>=2025.3",
+    *MAP,
+    *TENSORBOARD,
+]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],

@@ -251,7 +251,7 @@ def test_bench_memory_measures_both_verbs(capsys, tmp_path, monkeypatch):
     peak, seconds = memory.measured(["tile", str(tmp_path / "a.tif"), "--out", str(tmp_path / "s")])
     assert 0.05 < peak < 1
     assert seconds > 0
-    with pytest.raises(UserError, match="bench memory: `tile` failed: zoomearth: "):
+    with pytest.raises(UserError, match="bench: `tile` failed: zoomearth: "):
         memory.measured(["tile", str(tmp_path / "none.tif")])
     for sizes in ("9", "0x9", "99999x99999", "axb"):
         assert main(["bench", "memory", "--sizes", sizes]) == 2

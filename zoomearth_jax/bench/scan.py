@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
 
 from zoomearth_jax.bench.memory import measured
 from zoomearth_jax.configs.images import MAX_PIXELS
@@ -20,7 +19,7 @@ from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.scanning import ious
 
 _TILE = 512  # px of the file's tiles
-_UTM = Affine(0.5, 0, 412_345.25, 0, -0.5, 5_654_321.75)  # half a metre a px, somewhere in zone 33
+_UTM = rasterio.Affine(0.5, 0, 412_345.25, 0, -0.5, 5_654_321.75)  # half a metre a px, somewhere in zone 33
 _IOU = 0.5
 
 

@@ -236,7 +236,7 @@ def test_boxes_may_be_geometries_on_the_earth(tmp_path):
         ({"geometry": earth, "image": "b.png"}, "b.png: has no georeference, which a geometry needs"),
         (
             {"geometry": {**own, "crs": None}},
-            "has no place in the image's CRS, EPSG:32633; are its coordinates in WGS 84, longitude first",
+            "no place in the image's CRS, EPSG:32633; are its coordinates in WGS 84",
         ),
         ({"looks": [{"label": "x"}]}, "look 1: field 'box' is missing"),
         ({"looks": looks, "geometry": earth}, "field 'looks' doesn't go with 'box', 'geometry'"),
