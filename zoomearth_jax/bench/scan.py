@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -61,7 +62,8 @@ def bench_scan(config: ScanBenchConfig) -> list[dict]:
     """A row for each overlap. `recall_iou` is the share of sites with a box of IoU 0.5 or more, each box counted for one site;
     `recall_centre` of those in which the centre of a box lies; precisions are shares of boxes. `answers` is the share of right
     answers among boxes with their centre in a site. `elsewhere` is the share of boxes in scenes that have no site of the colour:
-    the shipped model knows no word for "none", so it names another site there. Seconds are those of the whole process."""
+    the shipped model knows no word for "none", so it names another site there. Seconds are those of the whole process, `cpu_s` of its threads
+    together."""
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         path, began = Path(folder) / "scenes.tif", time.perf_counter()
         sites = [(box, site) for box, site in write_mosaic(path, config) if site.color == config.color]
@@ -73,12 +75,14 @@ def bench_scan(config: ScanBenchConfig) -> list[dict]:
             question = f"Which way do the stripes of the {config.color} site run?"
             args = ["scan", str(path), question, "--model", config.model, "--out", str(out)]
             args += ["--tile-px", str(config.scene), "--overlap", str(overlap)]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             peak, seconds = measured(args)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             results = json.loads((out / "results.json").read_text(encoding="utf-8"))
             row = {"overlap": overlap, "windows": results["counts"]["windows"], "sites": len(sites)}
-            rows.append(
-                known | row | agreement(sites, results["boxes"], config.scene) | {"scan_s": seconds, "peak_gb": peak}
-            )
+            took = {"scan_s": seconds, "cpu_s": cpu, "peak_gb": peak}
+            rows.append(known | row | agreement(sites, results["boxes"], config.scene) | took)
         return rows
 
 
