@@ -59,11 +59,13 @@ class ScanBenchConfig:
 
 
 def bench_scan(config: ScanBenchConfig) -> list[dict]:
-    """A row for each overlap. `recall_iou` is the share of sites with a box of IoU 0.5 or more, each box counted for one site;
-    `recall_centre` of those in which the centre of a box lies; precisions are shares of boxes. `answers` is the share of right
-    answers among boxes with their centre in a site. `elsewhere` is the share of boxes in scenes that have no site of the colour:
-    the shipped model knows no word for "none", so it names another site there. Seconds are those of the whole process, `cpu_s` of its threads
-    together."""
+    """A row for each overlap.
+
+    `recall_iou` is the share of sites with a box of IoU 0.5 or more, each box counted for one site; `recall_centre` of those in
+    which the centre of a box lies; precisions are shares of boxes. `elsewhere` is the share of boxes in scenes that have no site of
+    the colour: the shipped model knows no word for "none", so it names another site there. `answers` is the share of right answers
+    among boxes with their centre in a site. `scan_s` is the time of the whole process, `cpu_s` that of its threads together.
+    """
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         path, began = Path(folder) / "scenes.tif", time.perf_counter()
         sites = [(box, site) for box, site in write_mosaic(path, config) if site.color == config.color]
