@@ -29,6 +29,7 @@ CORE = [
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "python-multipart>=0.0.20", "pydantic>=2.10", "prometheus-client>=0.20"]
+MAP = ["geopandas>=1.1", "pyproj>=3.7"]  # read boxes back from the map
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -36,8 +37,9 @@ TEST = [
     "tifffile>=2025.5",
     "imagecodecs>=2025.3",
     "openai>=2",  # a client of the server
-    *TENSORBOARD,
+    *MAP,
     *SERVE,
+    *TENSORBOARD,
 ]
 EXTRAS = {
     "tpu": ["jax[tpu]"],

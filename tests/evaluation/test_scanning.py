@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import signal
 
@@ -10,10 +11,11 @@ import pytest
 import rasterio
 from PIL import Image
 
-from tests.processes import start
+from tests.processes import ROOT, start
 from zoomearth_jax.bench.scan import ScanBenchConfig, agreement, write_mosaic
 from zoomearth_jax.cli import main
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.geometry import geometry
 from zoomearth_jax.data_pipeline.images.sources import RawImage
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation import runner
@@ -151,6 +153,27 @@ def test_a_scan_finds_the_sites_and_says_where_they_lie(mosaic, scanned):
             np.testing.assert_allclose(row.geometry.bounds, (left, bottom, right, top), atol=0.05)
             assert (row.answer, row.windows) == (box["answer"], 1)
     np.testing.assert_allclose(earth.to_crs(own.crs).total_bounds, own.total_bounds, atol=0.01)
+
+
+def test_the_documentation_s_blocks_run(mosaic, scanned, tmp_path, monkeypatch, capsys):
+    """The blocks of docs/map.md, on a mosaic as huge.tif and scene.tif, and a box that was drawn."""
+    pytest.importorskip("geopandas")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scanned, tmp_path / "runs" / "scan")
+    for name in ("huge.tif", "scene.tif"):
+        shutil.copy(mosaic[0], tmp_path / name)
+    image = RawImage("scene.tif")
+    drawn = geometry(Box(100, 200, 300, 260, image.frame), image.georeference)
+    (tmp_path / "drawn.geojson").write_text(json.dumps(drawn))
+    own: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "map.md").read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, "docs/map.md", "exec"), {} if "huge.tif" in code else own)  # which has an image of its own
+    first, *rest = capsys.readouterr().out.splitlines()
+    corners = [float(number) for number in re.findall(r"[xy][12]=([\d.]+)", first)]
+    np.testing.assert_allclose(corners, (100, 200, 300, 260), atol=0.01)
+    assert [line.split()[0] for line in rest] == [box["answer"] for box in results(scanned)["boxes"]]
+    with rasterio.open("part.tif") as part, rasterio.open("scene.tif") as scene:
+        np.testing.assert_allclose(part.transform @ (256, 256), scene.transform @ (612, 712))
 
 
 def test_the_picture_has_the_boxes(mosaic, scanned):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from PIL import Image
 
 from zoomearth_jax import cli
@@ -159,3 +160,61 @@ def test_a_run_goes_on_with_its_own_image_settings_alone(nano, deep, tmp_path, c
         for other in (ImageConfig(), dataclasses.replace(images, stretch=(0, 4079))):
             with pytest.raises(UserError, match="the run to resume has images="):
                 Run(dataclasses.replace(config, resume=True, images=other), *nano, loader)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A scene in a GeoTIFF that lies turned, and a question about it."""
+    folder = tmp_path_factory.mktemp("turned")
+    scenes = write_scenes(ScenesConfig(out=folder, count=1, side=1024, seed=5))
+    question = next(question for question in read_questions(scenes) if question.level == "object")
+    with Image.open(question.image.path) as image:
+        pixels = np.asarray(image).transpose(2, 0, 1)
+    transform = Affine(0.5, 0, 412_345.25, 0, -0.5, 5_654_321.75) @ Affine.rotation(30)
+    profile = {"driver": "GTiff", "width": 1024, "height": 1024, "count": 3, "dtype": "uint8"}
+    with rasterio.open(folder / "turned.tif", "w", **profile, transform=transform, crs="EPSG:32633") as file:
+        file.write(pixels)
+    return folder / "turned.tif", question.text, transform
+
+
+def test_boxes_and_crops_are_found_again_on_the_map(turned, tmp_path, capsys):
+    geopandas = pytest.importorskip("geopandas")
+    path, text, transform = turned
+    shown = said(capsys, path, text, "--geojson", tmp_path / "o.geojson", "--save-crop", tmp_path / "crop.png")
+    earth, own = (geopandas.read_file(tmp_path / name) for name in ("o.geojson", "o.EPSG_32633.geojson"))
+    assert list(own.kind) == ["box", "window"]
+    assert set(own.answer) == {shown["answer"]}
+    assert (own.crs.to_epsg(), earth.crs.to_epsg()) == (32633, 4326)
+    for frame in (own, earth.to_crs(32633)):
+        for shape, corners in zip(frame.geometry, (shown["turns"][0]["box"], shown["window"]), strict=True):
+            px = np.array([~transform @ place for place in shape.exterior.coords])
+            x1, y1, x2, y2 = corners
+            np.testing.assert_allclose((*px.min(0), *px.max(0)), (x1, y1, x2, y2), atol=0.06)  # 0.05: rounded
+    with rasterio.open(tmp_path / "crop.png") as crop:
+        assert crop.crs.to_epsg() == 32633
+        x1, y1, x2, y2 = shown["window"]
+        np.testing.assert_allclose(crop.transform @ (0, 0), transform @ (x1, y1), atol=1e-3)
+        np.testing.assert_allclose(crop.transform @ (crop.width, crop.height), transform @ (x2, y2), atol=1e-3)
+        assert {crop.width, crop.height} <= set(range(28, 113, 28))  # as the model saw it
+
+
+def test_files_for_the_map_are_refused_before_the_model_runs(turned, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoomearth_jax.verbs.ask.load", None)  # never reached
+    path, text, _ = turned
+    Image.new("RGB", (60, 50)).save("plain.png")
+    Image.new("RGB", (60, 50)).save("world.png")
+    (tmp_path / "world.pgw").write_text("1\n0\n0\n-1\n5\n5\n")
+    (tmp_path / "o.EPSG_32633.geojson").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for image, flags, message in (
+        ("plain.png", ("--geojson", "p.geojson"), "plain.png: has no georeference, which --geojson needs"),
+        ("world.png", ("--geojson", "p.geojson"), "world.png: has a transform but no CRS"),
+        (path, ("--geojson", "o.shp"), "--geojson writes GeoJSON"),
+        (path, ("--geojson", "o.geojson"), "o.EPSG_32633.geojson: can't be written"),
+        (path, ("--save-crop", "crop.gif"), "--save-crop writes .tif, .png or .jpg"),
+        (path, ("--save-crop", path), "would overwrite the image itself"),
+        ("world.png", ("--save-crop", "world.png"), "would overwrite the image itself"),
+    ):
+        assert message in refusal(capsys, "ask", image, text, *flags)
+    assert sorted(tmp_path.rglob("*")) == before

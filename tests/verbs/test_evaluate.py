@@ -5,6 +5,7 @@ import shutil
 import types
 
 import pytest
+import rasterio
 
 from tests.episodes import made_episode
 from tests.evaluation.official_files import mme_row, write_mme
@@ -17,6 +18,7 @@ from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation import record_store
 from zoomearth_jax.evaluation.summary import summarize
+from zoomearth_jax.files import Lock
 from zoomearth_jax.rl.records import sample_record
 from zoomearth_jax.verbs import evaluate as verb
 from zoomearth_jax.verbs.evaluate import EvaluateConfig, _open, evaluate
@@ -147,6 +149,32 @@ def test_only_broken_images_are_one_line(folder, tmp_path, capsys):
     assert "scene_0_0000.png" in error
 
 
+def test_boxes_of_images_that_lie_somewhere_are_written_for_the_map(folder, tmp_path, capsys):
+    placed = shutil.copytree(folder, tmp_path / "images")
+    args = ["evaluate", "--data", str(placed), "--crops", "shown", "--batch-size", "3", "--limit", "6"]
+    args += ["--geojson", str(tmp_path / "o.geojson")]
+    assert main(args) == 2
+    assert "none of the images has a georeference with a CRS, which --geojson needs" in capsys.readouterr().err
+    first = sorted(placed.glob("*.png"))[0]
+    first.with_suffix(".pgw").write_text("0.5\n0\n0\n-0.5\n500000.25\n5650000\n")
+    first.with_suffix(".prj").write_text(rasterio.crs.CRS.from_epsg(32633).to_wkt())
+    assert main([*args, "--out", str(tmp_path / "out")]) == 0
+    own = json.loads((tmp_path / "o.EPSG_32633.geojson").read_text())["features"]
+    assert len(own) == len(json.loads((tmp_path / "o.geojson").read_text())["features"])
+    expected = [
+        (record["id"], kind, record[field])
+        for record in records(tmp_path / "out")
+        if record["image"] == first.name
+        for field, kind in (("box", "box"), ("window", "window"), ("reference_box", "reference"))
+        if record[field]
+    ]
+    assert [(f["properties"]["id"], f["properties"]["kind"], f["properties"]["px"]) for f in own] == expected
+    for feature, (_, _, (x1, y1, x2, y2)) in zip(own, expected, strict=True):
+        x, y = zip(*feature["geometry"]["coordinates"][0], strict=True)
+        assert (min(x), max(x)) == pytest.approx((500_000 + x1 / 2, 500_000 + x2 / 2), abs=1e-6)
+        assert (min(y), max(y)) == pytest.approx((5_650_000.25 - y2 / 2, 5_650_000.25 - y1 / 2), abs=1e-6)
+
+
 def test_a_benchmark_is_played_into_its_folder_and_refused_rows_are_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [mme_row(0), mme_row(1, **{"Ground truth": "F"}), mme_row(2, Image="nowhere.png"), mme_row(3)]
@@ -228,7 +256,7 @@ def test_what_was_there_stays_until_the_model_is_loaded(tmp_path, capsys):
 
 
 def test_two_evaluations_do_not_share_a_folder(tmp_path):
-    with verb.Lock(tmp_path, ""), pytest.raises(UserError, match="another evaluation is at work"):
+    with Lock(tmp_path, ""), pytest.raises(UserError, match="another evaluation is at work"):
         run("scenes", out=tmp_path)
 
 

@@ -240,7 +240,7 @@ def test_real_clashes_alone_are_refused(tmp_path, capsys):
 
 
 def test_bench_memory_measures_both_verbs(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_measured", lambda args: (1.5, 2.0) if Path(args[1]).is_file() else None)
+    monkeypatch.setattr(memory, "measured", lambda args: (1.5, 2.0) if Path(args[1]).is_file() else None)
     assert main(["bench", "memory", "--sizes", "1300x700", "--folder", str(tmp_path), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert list(row) == ["image", "file_gb", "ask_peak_gb", "ask_s", "tile_peak_gb", "tile_s"]
@@ -248,10 +248,10 @@ def test_bench_memory_measures_both_verbs(capsys, tmp_path, monkeypatch):
     write_clouds(tmp_path / "a.tif", 1300, 700, 0)
     with rasterio.open(tmp_path / "a.tif") as file:
         assert (file.shape, file.compression.value, file.profile["tiled"]) == ((700, 1300), "JPEG", True)
-    peak, seconds = memory._measured(["tile", str(tmp_path / "a.tif"), "--out", str(tmp_path / "s")])
+    peak, seconds = memory.measured(["tile", str(tmp_path / "a.tif"), "--out", str(tmp_path / "s")])
     assert 0.05 < peak < 1
     assert seconds > 0
-    with pytest.raises(UserError, match="bench memory: `tile` failed: zoomearth: "):
-        memory._measured(["tile", str(tmp_path / "none.tif")])
+    with pytest.raises(UserError, match="bench: `tile` failed: zoomearth: "):
+        memory.measured(["tile", str(tmp_path / "none.tif")])
     for sizes in ("9", "0x9", "99999x99999", "axb"):
         assert main(["bench", "memory", "--sizes", sizes]) == 2

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
 
 from zoomearth_jax.bench.memory import measured
 from zoomearth_jax.configs.images import MAX_PIXELS
@@ -20,7 +20,7 @@ from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.evaluation.scanning import ious
 
 _TILE = 512  # px of the file's tiles
-_UTM = Affine(0.5, 0, 412_345.25, 0, -0.5, 5_654_321.75)  # half a metre a px, somewhere in zone 33
+_UTM = rasterio.Affine(0.5, 0, 412_345.25, 0, -0.5, 5_654_321.75)  # half a metre a px, somewhere in zone 33
 _IOU = 0.5
 
 
@@ -59,10 +59,13 @@ class ScanBenchConfig:
 
 
 def bench_scan(config: ScanBenchConfig) -> list[dict]:
-    """A row for each overlap. `recall_iou` is the share of sites with a box of IoU 0.5 or more, each box counted for one site;
-    `recall_centre` of those in which the centre of a box lies; precisions are shares of boxes. `answers` is the share of right
-    answers among boxes with their centre in a site. `elsewhere` is the share of boxes in scenes that have no site of the colour:
-    the shipped model knows no word for "none", so it names another site there. Seconds are those of the whole process."""
+    """A row for each overlap.
+
+    `recall_iou` is the share of sites with a box of IoU 0.5 or more, each box counted for one site; `recall_centre` of those in
+    which the centre of a box lies; precisions are shares of boxes. `elsewhere` is the share of boxes in scenes that have no site of
+    the colour: the shipped model knows no word for "none", so it names another site there. `answers` is the share of right answers
+    among boxes with their centre in a site. `scan_s` is the time of the whole process, `cpu_s` that of its threads together.
+    """
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         path, began = Path(folder) / "scenes.tif", time.perf_counter()
         sites = [(box, site) for box, site in write_mosaic(path, config) if site.color == config.color]
@@ -74,12 +77,14 @@ def bench_scan(config: ScanBenchConfig) -> list[dict]:
             question = f"Which way do the stripes of the {config.color} site run?"
             args = ["scan", str(path), question, "--model", config.model, "--out", str(out)]
             args += ["--tile-px", str(config.scene), "--overlap", str(overlap)]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             peak, seconds = measured(args)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             results = json.loads((out / "results.json").read_text(encoding="utf-8"))
             row = {"overlap": overlap, "windows": results["counts"]["windows"], "sites": len(sites)}
-            rows.append(
-                known | row | agreement(sites, results["boxes"], config.scene) | {"scan_s": seconds, "peak_gb": peak}
-            )
+            took = {"scan_s": seconds, "cpu_s": cpu, "peak_gb": peak}
+            rows.append(known | row | agreement(sites, results["boxes"], config.scene) | took)
         return rows
 
 

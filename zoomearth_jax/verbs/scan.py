@@ -28,6 +28,7 @@ from zoomearth_jax.data_pipeline.images.sources import ImageSource, whole
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.identity import config_hash, model_identity
+from zoomearth_jax.evaluation.play import Guarded
 from zoomearth_jax.evaluation.record_store import RecordStore, take_folder
 from zoomearth_jax.evaluation.records import Item, Record
 from zoomearth_jax.evaluation.runner import Runner, guarded, run_summary
@@ -220,7 +221,10 @@ def _write(
         write_geojson(config.out / "boxes.geojson", placed, [where])
     scale = min(1.0, PICTURE_PX / max(image.frame.width, image.frame.height))
     size = Frame(*(max(1, round(side * scale)) for side in (image.frame.width, image.frame.height)))
-    picture = with_boxes(image.window(whole(image), size), [(one.box, "predicted") for one in found])
+    overview = Guarded(image)
+    picture = with_boxes(overview.window(whole(image), size), [(one.box, "predicted") for one in found])
+    if overview.fault:
+        say(f"the picture is grey, since parts of the image can't be read; {overview.fault}")
     write_file(config.out / "picture.png", lambda path: picture.save(path, format="PNG"))
 
 

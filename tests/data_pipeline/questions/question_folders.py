@@ -126,7 +126,7 @@ def bad() -> dict[str, tuple[bytes, str]]:
         cases[f"thoughts {value}"] = (row(thoughts=value), "field 'thoughts' must be a list of two texts")
     look = {"box": [10, 20, 200, 150], "label": "roof", "thought": "look"}
     cases["thought without looks"] = (row(thought="see"), "field 'thought' goes with 'looks'; did you mean 'thoughts'?")
-    cases["looks and a box"] = (row(looks=[look], box=[1, 2, 3, 4]), "field 'looks' doesn't go with 'box', 'label'")
+    cases["looks and a box"] = (row(looks=[look], box=[1, 2, 3, 4]), "field 'looks' doesn't go with 'box', 'geometry'")
     cases["looks and thoughts"] = (
         row(box=None, looks=[look], thoughts=["a", "b"]),
         "field 'looks' doesn't go with 'box'",

@@ -6,7 +6,9 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from tests.data_pipeline.questions.question_folders import PX, ROW, bad, good, lines, row
@@ -201,3 +203,44 @@ def test_a_question_too_long_is_met_before_the_run_by_a_setting(folder, tmp_path
     saved = json.loads((out / "episode.json").read_text())
     assert f"--layout.prompt-len {saved['prompt_len']}" == flags[0]
     assert load_rows(out).prompts(read_questions(folder)).valid.any()  # the run holds them by itself
+
+
+def test_boxes_may_be_geometries_on_the_earth(tmp_path):
+    """A box of an image in UTM, given as WGS 84 and as UTM, and a chain of looks; pyproj placed the corners."""
+    lonlat = pytest.importorskip("pyproj").Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
+    utm = [(412_350.0, 5_654_300.0), (412_360.0, 5_654_300.0), (412_360.0, 5_654_280.0), (412_350.0, 5_654_280.0)]
+    profile = {"driver": "GTiff", "width": 200, "height": 100, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
+    transform = rasterio.Affine(0.5, 0, 412_345, 0, -0.5, 5_654_320)
+    with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=transform) as file:
+        file.write(np.zeros((3, 100, 200), np.uint8))
+    earth = {"type": "Polygon", "coordinates": [[lonlat.transform(x, y) for x, y in utm]]}
+    own = {"type": "Polygon", "coordinates": [utm], "crs": {"type": "name", "properties": {"name": "EPSG:32633"}}}
+    row = {"image": "a.tif", "question": "?", "answer": "a", "level": "object"}
+    looks = [{"geometry": earth, "label": "x"}, {"box": [1, 2, 30, 40]}]
+    rows = [
+        row | {"geometry": earth},
+        row | {"question": "?!", "geometry": own},
+        row | {"question": "!", "looks": looks},
+    ]
+    write = lambda *rows: (tmp_path / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))  # noqa: E731
+    write(*rows)
+    first, second, third = read_questions(tmp_path)
+    for box in (first.box, second.box, third.looks[0].box):
+        np.testing.assert_allclose(box.corners, (10, 40, 30, 80), atol=1e-3)
+    assert third.box.corners == (1, 2, 30, 40)
+    Image.new("RGB", (200, 100)).save(tmp_path / "b.png")
+    for changed, message in (
+        ({"geometry": earth, "box": [1, 2, 3, 4]}, "give 'box', in px, or 'geometry', not both"),
+        ({"geometry": [1, 2, 3, 4]}, "field 'geometry' must be an object"),
+        ({"geometry": {"type": "Polygon"}}, "geometry is refused, not a GeoJSON geometry"),
+        ({"geometry": earth, "image": "b.png"}, "b.png: has no georeference, which a geometry needs"),
+        (
+            {"geometry": {**own, "crs": None}},
+            "no place in the image's CRS, EPSG:32633; are its coordinates in WGS 84",
+        ),
+        ({"looks": [{"label": "x"}]}, "look 1: field 'box' is missing"),
+        ({"looks": looks, "geometry": earth}, "field 'looks' doesn't go with 'box', 'geometry'"),
+    ):
+        write(row | changed)
+        with pytest.raises(UserError, match=re.escape(message)):
+            read_questions(tmp_path)

@@ -31,6 +31,7 @@ DIGITS = 9  # behind the point: 0.1 mm of a degree
 _BEND_PX = 0.05  # how far a straight line in longitude and latitude may be from the box's edge
 _MOST_PIECES = 256  # of an edge
 _MAX_BYTES, _MAX_PLACES = 20_000_000, 100_000  # of a geometry that somebody gives
+_WHICH = "are its coordinates in WGS 84, longitude first, or in the CRS that its member `crs` names?"
 _EDGE_PIECES = 16  # of each edge of a geometry that somebody gives: they bend, too
 
 
@@ -163,7 +164,8 @@ def box_of_geometry(given: Mapping, where: Georeference, image: ImageSource) -> 
         points.append(where.points(places))
     corners = np.concatenate(points)
     if not np.isfinite(corners).all():
-        raise ValueError(f"the geometry has no place in the image's CRS, {crs_name(where.crs) or 'which has no name'}")
+        name = crs_name(where.crs) or "which has no name"
+        raise ValueError(f"the geometry has no place in the image's CRS, {name}; {_WHICH}")
     (x1, y1), (x2, y2) = corners.min(axis=0).round(6).tolist(), corners.max(axis=0).round(6).tolist()
     if not (x1 < x2 and y1 < y2):
         raise ValueError("the geometry has no area; give a polygon, or two points that are opposite corners")
@@ -171,7 +173,7 @@ def box_of_geometry(given: Mapping, where: Georeference, image: ImageSource) -> 
     if box is None:
         raise ValueError(
             f"the geometry lies outside the image: {[round(c) for c in (x1, y1, x2, y2)]} in px of {image.frame.width} x "
-            f"{image.frame.height}; are its coordinates in WGS 84, longitude first, or in the CRS that a member `crs` names?"
+            f"{image.frame.height}; {_WHICH}"
         )
     return box
 

@@ -7,7 +7,6 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
-from affine import Affine
 from PIL import Image
 
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
@@ -79,7 +78,7 @@ def write_region(path, pixels: np.ndarray, image, window: Box) -> None:
 
 def _write_tiff(path: Path, pixels: np.ndarray, where: Georeference | None) -> None:
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    placed = {"transform": Affine(*where.transform), "crs": where.crs or None} if where else {}
+    placed = {"transform": rasterio.Affine(*where.transform), "crs": where.crs or None} if where else {}
     colours = {"photometric": "rgb"} if len(planes) == 3 else {}
     count, height, width = planes.shape
     with (

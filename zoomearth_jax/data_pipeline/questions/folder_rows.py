@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from zoomearth_jax.data_pipeline.images.boxes import ANNOTATION_PX, Box, Frame, clamped, from_annotation
+from zoomearth_jax.data_pipeline.images.geometry import box_of_geometry
+from zoomearth_jax.data_pipeline.images.georeference import located
 from zoomearth_jax.data_pipeline.images.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
@@ -29,11 +31,13 @@ class GivenLook:
     Attributes:
         corners: x1, y1, x2, y2 in px of the original or, of LRS-GRO, of the annotators' picture.
         label, thought: as of `Look`.
+        geometry: a GeoJSON object in place of corners; see `in_px`.
     """
 
     corners: tuple[float, ...]
     label: str = ""
     thought: str = ""
+    geometry: Mapping | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +183,11 @@ def judge(
                 reported.add(row.image)
                 problems.append(Problem(image[0], image[1], row.where, image[2]))
             continue
+        try:
+            row = in_px(row, image)
+        except UserError as error:
+            problems.append(Problem(f"geometry is refused, {error}", "refused", row.where, str(row)))
+            continue
         found = row_problems(row, image)
         if dropped and not row.reasoned:
             found.append(Problem("reasoning is missing", "left out", row.where, str(row)))
@@ -190,6 +199,24 @@ def judge(
         why = f"all are left out, the first: {first}" if rows else "no questions"
         problems.append(Problem(f"no row is left: {why}", "refused", ""))
     return Judged(list(rows), taken, problems)
+
+
+def in_px(row: Row, image: ImageSource) -> Row:
+    """The row with boxes in px of its image in place of geometries, which have no corners yet.
+
+    Raises:
+        UserError: the image doesn't say where it lies, or a geometry isn't in it.
+    """
+    looks = list(row.looks)
+    for number, look in enumerate(looks):
+        if look.geometry is not None:
+            where = located(image, row.image, "a geometry")
+            try:
+                box = box_of_geometry(look.geometry, where, image)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+            looks[number] = dataclasses.replace(look, corners=box.corners)
+    return dataclasses.replace(row, looks=tuple(looks))
 
 
 def to_question(row: Row, image: ImageSource) -> Question:

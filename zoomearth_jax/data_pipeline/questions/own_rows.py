@@ -20,6 +20,7 @@ FIELDS = {
     "answer": Field(required=True),
     "level": Field(required=True),
     "box": Field("four finite numbers or an empty list"),
+    "geometry": Field("an object"),
     "label": Field(),
     "thoughts": Field("a list of two texts"),
     "looks": Field("a list of objects"),
@@ -28,15 +29,19 @@ FIELDS = {
     "choices": Field("a list of texts"),
 }
 LOOK_FIELDS = {
-    "box": Field("four finite numbers or an empty list", required=True),
+    "box": Field("four finite numbers or an empty list"),
+    "geometry": Field("an object"),
     "label": Field(),
     "thought": Field(),
 }
+_TWICE = "give 'box', in px, or 'geometry', not both"
 _ALIASES = {
     "bbox": "box",
     "bbox2d": "box",
     "boundingbox": "box",
     "filename": "image",
+    "geojson": "geometry",
+    "geom": "geometry",
     "groundtruth": "answer",
     "imagename": "image",
     "imagepath": "image",
@@ -68,7 +73,7 @@ def read_row(record: Mapping) -> tuple[dict, list[str]]:
     """What a `Row` takes of a row, and what is wrong with it.
 
     A question with one look may have `box`, `label` and `thoughts` (before the look, before the answer) in place of `looks`
-    and `thought`.
+    and `thought`. In place of a box, in px, a look may have a GeoJSON `geometry`.
     """
     values, faults = read_fields(record, FIELDS, _ALIASES, strict=True)
     values, more = _with_looks(values)
@@ -83,22 +88,30 @@ def read_row(record: Mapping) -> tuple[dict, list[str]]:
 
 def _with_looks(values: dict) -> tuple[dict, list[str]]:
     """The values with `looks` and `thought` only, and what is wrong with them."""
-    box, label, (before, after) = values.pop("box", ()), values.pop("label", ""), values.pop("thoughts", ("", ""))
+    box, geometry = values.pop("box", ()), values.pop("geometry", None)
+    label, (before, after) = values.pop("label", ""), values.pop("thoughts", ("", ""))
     given, faults, looks = values.pop("looks", ()), [], []
     if not given:
         if "thought" in values:
             faults.append("field 'thought' goes with 'looks'; did you mean 'thoughts'?")
-        looks = [GivenLook(box, label, before)] if box else []
-        values["thought"] = after if box else before or after
-    elif box or label or before or after:
+        looks = [GivenLook(box, label, before, geometry)] if box or geometry else []
+        values["thought"] = after if looks else before or after
+        faults += [_TWICE] if box and geometry else []
+    elif box or geometry or label or before or after:
         faults.append(
-            "field 'looks' doesn't go with 'box', 'label' and 'thoughts', which are for one look; use 'thought'"
+            "field 'looks' doesn't go with 'box', 'geometry', 'label' and 'thoughts', which are for one look; use 'thought'"
         )
     for number, record in enumerate(given, 1):
         one, said = read_fields(record, LOOK_FIELDS, _ALIASES, strict=True)
-        said += ["field 'box' must not be empty"] if one.get("box") == () else []
+        box, geometry = one.get("box"), one.get("geometry")
+        said += ["field 'box' must not be empty"] if box == () else []
+        if not said and box is None and geometry is None:
+            said.append(
+                f"field 'box' is {'null' if 'box' in record else 'missing'}; it must be {LOOK_FIELDS['box'].kind}"
+            )
+        said += [_TWICE] if box and geometry else []
         faults += [f"look {number}: {fault}" for fault in said]
-        looks.append(GivenLook(one.get("box", ()), one.get("label", ""), one.get("thought", "")))
+        looks.append(GivenLook(box or (), one.get("label", ""), one.get("thought", ""), geometry))
     return values | {"looks": tuple(looks)}, faults
 
 

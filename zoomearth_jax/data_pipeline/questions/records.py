@@ -36,6 +36,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {  # what a field must be, in words, 
     "a list of texts": _are_texts,
     "a list of two texts": lambda value: _are_texts(value) and len(value) == 2,
     "four finite numbers or an empty list": _is_box,
+    "an object": lambda value: isinstance(value, dict),
     "a list of objects": lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value),
 }
 
