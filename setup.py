@@ -28,11 +28,22 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tifffile>=2025.5", "imagecodecs>=2025.3", *TENSORBOARD]
+TOOLS = ["opencv-python-headless>=4.10", "scikit-image>=0.25", "onnxruntime>=1.20", "jsonschema>=4.20"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "tifffile>=2025.5",
+    "imagecodecs>=2025.3",
+    "onnx>=1.17",
+    *TENSORBOARD,
+    *TOOLS,
+]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "tensorboard": TENSORBOARD,
+    "tools": TOOLS,
     "wandb": ["wandb>=0.31"],
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],

@@ -37,4 +37,6 @@ class ToolsConfig:
         if not 0 <= self.feather <= 512:
             raise UserError(f"tools: feather must be from 0 to 512 px, not {self.feather}")
         if self.editor and not self.editor.startswith(("http://", "https://")):
-            raise UserError(f"tools: editor must be an address that starts with http:// or https://, not {self.editor!r}")
+            raise UserError(
+                f"tools: editor must be an address that starts with http:// or https://, not {self.editor!r}"
+            )

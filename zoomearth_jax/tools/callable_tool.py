@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.tools.image_tool import Context, ImageTool, ToolFailure, ToolResult
+from zoomearth_jax.tools.image_tool import ImageTool, ToolFailure, ToolResult
 
 
-def from_callable(function: Callable, name: str = "", description: str = "", parameters: Mapping | None = None) -> ImageTool:
+def from_callable(
+    function: Callable, name: str = "", description: str = "", parameters: Mapping | None = None
+) -> ImageTool:
     """A tool of a Python function.
 
     Args:
@@ -82,7 +84,9 @@ def _piped(given: Any, size: tuple[int, ...]) -> ToolResult:
         return _result(given["depth"])
     if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
         raise ToolFailure(f"the pipeline gave a {type(given).__name__} that no tool can show")
-    text = ", ".join(f"{one.get('label')} {one['score']:.2f}" if one.get("score") else str(one.get("label")) for one in given)
+    text = ", ".join(
+        f"{one.get('label')} {one['score']:.2f}" if one.get("score") else str(one.get("label")) for one in given
+    )
     masks = [np.asarray(one["mask"]) > 0 for one in given if "mask" in one]
     boxes = tuple(
         tuple(float(one["box"][side]) for side in ("xmin", "ymin", "xmax", "ymax")) for one in given if "box" in one

@@ -1,4 +1,4 @@
-"""Tool calls as Qwen and Hermes models write them: offering tools by their JSON schemas, and reading `<tool_call>` out of a text."""
+"""Tool calls as Qwen and Hermes models write them: offering tools by JSON schemas, and reading `<tool_call>` out of a text."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def _call(value: Any, tools: dict[str, ImageTool]) -> Call | BadCall:
         return BadCall("", f"the call is no JSON ({value!s:.80})")
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return BadCall("", 'a call is an object with "name" and "arguments"')
-    name, given = value["name"], value.get("arguments", value.get("parameters", {}))
+    name = value["name"]
+    given: Any = value.get("arguments", value.get("parameters", {}))
     if name not in tools:
         return BadCall(name[:64], f"there is no tool of that name; there is {', '.join(tools)}")
     try:
@@ -159,6 +160,8 @@ def mismatch(tool: ImageTool, given: Any, boxed: bool = True) -> str:
         _ = [float(part) for part in given.get(BOX, ())] if error is None else []
     except (OverflowError, RecursionError):
         return "a number is too large, or the arguments are too deep"
+    except Exception as broken:  # of many kinds, by a schema that is none
+        return f"the tool's own schema is broken ({type(broken).__name__})"
     if error is None:
         return ""
     place = ".".join(map(str, error.absolute_path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from skimage.restoration import denoise_nl_means
@@ -28,7 +30,7 @@ def noise_sigma(region: np.ndarray) -> float:
     red, green, blue = np.moveaxis(region.astype(np.float32), -1, 0)
     if (red == green).all() and (blue == green).all():
         return _flattest(green)
-    return (_flattest((red - green) / np.sqrt(2)) + _flattest((blue - green) / np.sqrt(2))) / 2
+    return (_flattest(red - green) + _flattest(blue - green)) / (2 * math.sqrt(2))
 
 
 def _flattest(plane: np.ndarray) -> float:

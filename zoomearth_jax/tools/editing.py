@@ -91,7 +91,9 @@ def _told(result: ToolResult, region: np.ndarray) -> ToolResult:
         return result
     changed = (result.image != region).any(-1)
     said = result.text or "the instruction was followed"
-    return ToolResult(result.image, text=f"{said}; what was changed is made up", metadata=result.metadata, made_up=changed)
+    return ToolResult(
+        result.image, text=f"{said}; what was changed is made up", metadata=result.metadata, made_up=changed
+    )
 
 
 def _box_mask(context: Context, shape: tuple[int, ...]) -> np.ndarray:

@@ -40,7 +40,9 @@ def _zoom(network, region: np.ndarray, context: Context) -> ToolResult:
     if scale == 1:
         return ToolResult(region, text="as it is", metadata={"scale": 1, "enlarged_by": "nothing"})
     if network is None:
-        return ToolResult(lanczos(region, scale), text=f"enlarged {scale} times by Lanczos", metadata=_said(scale, "Lanczos"))
+        return ToolResult(
+            lanczos(region, scale), text=f"enlarged {scale} times by Lanczos", metadata=_said(scale, "Lanczos")
+        )
     image = region
     while image.shape[0] < height * scale:
         image = network(image)

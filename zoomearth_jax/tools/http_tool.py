@@ -1,7 +1,8 @@
 """An image tool behind an address: the region goes there as PNG in JSON, the result comes back the same way.
 
-Request:  POST {"tool", "image": base64 of a PNG, "box": [x1, y1, x2, y2] in px of it, "full": [width, height], "label", "parameters"}
-Response: {"image": base64 of a PNG, "mask": base64 of a grey PNG, "boxes": [[x1, y1, x2, y2], ...], "text", "metadata"}, any of them
+What is posted: {"tool", "image": base64 of a PNG, "box": [x1, y1, x2, y2] in px of it, "full": [width, height] of the original,
+"label", "parameters"}. What comes back, any of: {"image": base64 of a PNG, "mask": base64 of a grey PNG,
+"boxes": [[x1, y1, x2, y2], ...] in px of the region, "text", "metadata"}.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class HttpCall:
                 while part := response.read1(_PART):
                     answer += part
                     if len(answer) > MAX_BYTES:
-                        raise ToolFailure(f"tool {self._name}: {self._address} answered with more than {MAX_BYTES:,} bytes")
+                        raise ToolFailure(
+                            f"tool {self._name}: {self._address} answered with more than {MAX_BYTES:,} bytes"
+                        )
                     if time.monotonic() > until:
                         raise TimeoutError
                 return bytes(answer)

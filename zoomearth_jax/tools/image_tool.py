@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from zoomearth_jax.errors import UserError
 
 MAX_PIXELS = 16_777_216  # of a tool's picture
 MAX_TEXT = 2_000  # letters
+MAX_BOXES = 1_000
 Corners = tuple[float, float, float, float]
 
 
@@ -104,14 +106,29 @@ def checked(tool: str, result: Any, region: np.ndarray) -> ToolResult:
     for name, mask in (("mask", result.mask), ("made_up", result.made_up)):
         if mask is not None:
             _check(tool, name, mask, np.bool_, np.shape(mask) == size, f"{list(size)}, the region's size")
+    if not isinstance(result.boxes, tuple) or len(result.boxes) > MAX_BOXES:
+        raise ToolFailure(f"tool {tool}: boxes must be a tuple of at most {MAX_BOXES}")
     for box in result.boxes:
         if not _is_box(box):
             raise ToolFailure(f"tool {tool}: gave a box {box!r:.80}, not four finite numbers x1 < x2, y1 < y2")
-    if not isinstance(result.text, str) or not isinstance(result.metadata, dict):
-        raise ToolFailure(f"tool {tool}: text must be a str and metadata a dict")
+    if not isinstance(result.text, str) or not _is_json(result.metadata):
+        raise ToolFailure(f"tool {tool}: its text must be a str, and its metadata a dict that JSON can hold")
     if image is None and result.mask is None and not result.boxes and not result.text:
         raise ToolFailure(f"tool {tool}: gave neither an image, a mask, boxes nor a text")
-    return dataclasses.replace(result, text=result.text[:MAX_TEXT])
+    return dataclasses.replace(result, text=readable(result.text[:MAX_TEXT]))
+
+
+def readable(text: str) -> str:
+    """The text without what UTF-8 can't hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _is_json(metadata: Any) -> bool:
+    try:
+        json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(metadata, dict)
 
 
 def _check(tool: str, name: str, array: Any, dtype, shaped: bool, shape: str) -> None:

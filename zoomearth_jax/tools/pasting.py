@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import zoomearth_jax
+from zoomearth_jax.data_pipeline.images.sources import KEPT_PIXELS, ImageSource, whole
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.tools.image_tool import ImageTool, ToolFailure, ToolResult
 from zoomearth_jax.tools.running import Region
+from zoomearth_jax.tools.tool import Outcome
 
 _TINT = np.array([255, 0, 255], np.float32)
 
@@ -28,14 +33,16 @@ def picture_of(result: ToolResult, region: np.ndarray) -> np.ndarray | None:
         shown[result.mask] = (0.5 * region[result.mask] + 0.5 * _TINT).astype(np.uint8)
     picture = Image.fromarray(shown)
     draw = ImageDraw.Draw(picture)
-    for x1, y1, x2, y2 in result.boxes:
-        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=(255, 255, 0), width=2)
+    limits = np.array([picture.width, picture.height] * 2) - 1
+    for box in result.boxes:
+        x1, y1, x2, y2 = np.clip(np.subtract(box, (0, 0, 1, 1)), 0, limits)
+        draw.rectangle((x1, y1, max(x2, x1), max(y2, y1)), outline=(255, 255, 0), width=2)
     return np.asarray(picture)
 
 
 def pasted(original: np.ndarray, region: Region, result: ToolResult, feather: int) -> np.ndarray:
-    """The original with the result in place of the region; it fades in over `feather` px from the region's edges, but not from those
-    that are the original's own.
+    """The original with the result in place of what the box holds. Beyond the box it fades out over `feather` px; where the region
+    ends sooner, and not at the original's own edge, within the box.
 
     Args:
         original: uint8 [H, W, 3], all of the image.
@@ -53,24 +60,55 @@ def pasted(original: np.ndarray, region: Region, result: ToolResult, feather: in
             "paste results of the region's size, of regions up to max_side"
         )
     height, width = original.shape[:2]
-    down = _fade(y2 - y1, feather, y1 > 0, y2 < height)
-    along = _fade(x2 - x1, feather, x1 > 0, x2 < width)
+    left, top, right, bottom = region.box
+    down = _fade(y2 - y1, feather, (y1 > 0, y2 < height), (top, bottom))
+    along = _fade(x2 - x1, feather, (x1 > 0, x2 < width), (left, right))
     weight = np.minimum(down[:, None], along[None])[..., None]
-    whole = original.copy()
+    everything = original.copy()
     under = original[y1:y2, x1:x2]
-    whole[y1:y2, x1:x2] = np.rint(under * (1 - weight) + result.image * weight).astype(np.uint8)
-    return whole
+    everything[y1:y2, x1:x2] = np.rint(under * (1 - weight) + result.image * weight).astype(np.uint8)
+    return everything
 
 
-def _fade(side: int, feather: int, first: bool, last: bool) -> np.ndarray:
-    """Weights along one axis, float32 [side]: up from an edge that is to fade, 1 beyond `feather` px."""
-    place = np.arange(side, dtype=np.float32)
-    weight = np.ones(side, np.float32)
-    if first:
-        weight = np.minimum(weight, (place + 1) / (feather + 1))
-    if last:
-        weight = np.minimum(weight, (side - place) / (feather + 1))
-    return weight
+def pasted_all(
+    image: ImageSource, outcomes: Sequence[Outcome], feather: int
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The whole image, uint8, with all results in it that can be pasted, the later ones on top; and where those come from.
+
+    Raises:
+        UserError: an image of more than KEPT_PIXELS.
+    """
+    pixels, put = whole_image(image), []
+    for outcome in outcomes:
+        if outcome.result is not None:
+            with contextlib.suppress(ToolFailure):
+                pixels = pasted(pixels, outcome.region, outcome.result, feather)
+                put.append(outcome.record or {})
+    return pixels, put
+
+
+def whole_image(image: ImageSource) -> np.ndarray:
+    """All px of an image, uint8 [h, w, 3].
+
+    Raises:
+        UserError: more than KEPT_PIXELS.
+    """
+    if image.frame.width * image.frame.height > KEPT_PIXELS:
+        raise UserError(f"--paste writes images of at most {KEPT_PIXELS:,} px; use the region alone")
+    return image.window(whole(image), image.frame)
+
+
+def _fade(side: int, feather: int, inner: tuple[bool, bool], box: tuple[float, float]) -> np.ndarray:
+    """Weights along one axis, float32 [side]: 1 inside of the box (begin, end), falling to 0 beyond it, and towards those ends of
+    the axis that are inside of the original."""
+    place, steps = np.arange(side, dtype=np.float32), feather + 1
+    begin, end = math.floor(box[0]), math.ceil(box[1])
+    weight = 1 - np.maximum(np.maximum(begin - place, place - (end - 1)), 0) / steps
+    if inner[0]:
+        weight = np.minimum(weight, (place + 1) / steps)
+    if inner[1]:
+        weight = np.minimum(weight, (side - place) / steps)
+    return np.clip(weight, 0, 1)
 
 
 def provenance(tool: ImageTool, region: Region, result: ToolResult, parameters: Mapping[str, Any]) -> dict[str, Any]:

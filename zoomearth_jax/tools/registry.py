@@ -73,13 +73,32 @@ def find_tool(name: str, settings: ToolsConfig = ToolsConfig()) -> ImageTool:
         UserError: there is none, it can't be loaded, or a library is missing.
     """
     try:
-        tool = _found(name, settings)
+        return _usable(_found(name, settings), name)
     except ImportError as error:
         missing = error.name or str(error)
         raise UserError(f"tool {name}: needs {missing}; pip install 'zoomearth_jax[tools]' brings it") from None
+
+
+def _usable(tool: ImageTool, given: str) -> ImageTool:
+    """The tool, where a policy can be offered it."""
+    if fault := _schema_fault(tool):
+        raise UserError(f"tool {given}: its parameters are no JSON schema ({fault})")
     if not _NAME.fullmatch(tool.name):
-        raise UserError(f"tool {name}: its name {tool.name!r} must be of letters, digits and . _ -")
+        raise UserError(f"tool {given}: its name {tool.name!r} must be of letters, digits and . _ -")
     return tool
+
+
+def _schema_fault(tool: ImageTool) -> str:
+    """What is wrong with the schema of a tool's parameters; empty if nothing is."""
+    import jsonschema
+
+    from zoomearth_jax.tools.calls import schema
+
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema(tool)["function"]["parameters"])
+    except jsonschema.SchemaError as error:
+        return error.message[:100]
+    return ""
 
 
 def _found(name: str, settings: ToolsConfig) -> ImageTool:
@@ -108,16 +127,19 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
-def find_tools(names: Iterable[str], settings: ToolsConfig = ToolsConfig()) -> dict[str, ImageTool]:
+def find_tools(given: Iterable[str | ImageTool], settings: ToolsConfig = ToolsConfig()) -> dict[str, ImageTool]:
     """Tools by their own names; errors as of `find_tool`.
+
+    Args:
+        given: what `find_tool` takes, or tools as they are.
 
     Raises:
         UserError: two have the same name.
     """
     tools: dict[str, ImageTool] = {}
-    for name in names:
-        tool = find_tool(name, settings)
+    for one in given:
+        tool = _usable(one, one.name) if isinstance(one, ImageTool) else find_tool(one, settings)
         if tool.name in tools:
-            raise UserError(f"tool {name}: there are two of the name {tool.name!r}; name each once")
+            raise UserError(f"tools: there are two of the name {tool.name!r}; name each once")
         tools[tool.name] = tool
     return tools

@@ -37,9 +37,13 @@ class Region:
     box: tuple[float, float, float, float]
 
 
-def window_of(tool: ImageTool, box: Box) -> Box:
-    """The window (whole px of the original) that a tool is handed for a box in px of the original."""
-    return crop_window(box, SURROUNDINGS if tool.around else 1)
+def window_of(tool: ImageTool, box: Box, least: int = SURROUNDINGS) -> Box:
+    """The window (whole px of the original) that a tool is handed for a box in px of the original.
+
+    Args:
+        least: px of its sides where the tool needs surroundings.
+    """
+    return crop_window(box, least if tool.around else 1)
 
 
 def read_region(image: ImageSource, window: Box, box: Box, max_side: int) -> Region:
@@ -57,7 +61,12 @@ def read_region(image: ImageSource, window: Box, box: Box, max_side: int) -> Reg
     pixels = np.ascontiguousarray(image.window(window, size))
     x, y = size.width / width, size.height / height
     inner = clamped(box) or window
-    corners = ((inner.x1 - window.x1) * x, (inner.y1 - window.y1) * y, (inner.x2 - window.x1) * x, (inner.y2 - window.y1) * y)
+    corners = (
+        (inner.x1 - window.x1) * x,
+        (inner.y1 - window.y1) * y,
+        (inner.x2 - window.x1) * x,
+        (inner.y2 - window.y1) * y,
+    )
     return Region(pixels, window, scale, corners)
 
 

@@ -120,7 +120,7 @@ def _layer(described: dict) -> Layer:
     """
     kind, config = described["class_name"], described["config"]
     inputs = tuple(node[0] for node in described["inbound_nodes"][0]) if described["inbound_nodes"] else ()
-    expected = {
+    expected: dict[str, dict[str, Any]] = {
         "InputLayer": {},
         "Conv2D": {"strides": [1, 1], "dilation_rate": [1, 1], "activation": "linear", "use_bias": True},
         "Activation": {"activation": "relu"},

@@ -53,4 +53,3 @@ def _scores(path: str, episodes: list[Episode], questions: list[Question]) -> np
         if own is not None and not abs(value) < np.finfo(np.float32).max:
             raise UserError(f"reward {path}: gave {own}; give a finite number, or None where it doesn't apply")
     return np.array(values, np.float32)
-
