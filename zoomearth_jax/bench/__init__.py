@@ -24,6 +24,7 @@ from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
 from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
+from zoomearth_jax.bench.tools import ToolsBenchConfig, bench_tools
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.terminal.tables import table
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "rewards": (RewardsConfig, bench_rewards),
     "rollout": (RolloutBenchConfig, bench_rollout),
     "tiles": (TilesConfig, bench_tiles),
+    "tools": (ToolsBenchConfig, bench_tools),
     "windows": (WindowsConfig, bench_windows),
 }
 _Settings: Any = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]

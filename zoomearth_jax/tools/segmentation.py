@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,11 +11,15 @@ import numpy as np
 from skimage.segmentation import slic
 
 from zoomearth_jax.configs.tools import ToolsConfig
-from zoomearth_jax.tools.image_tool import Context, Corners, ImageTool, ToolFailure, ToolResult
+from zoomearth_jax.tools.image_tool import Context, ImageTool, ToolFailure, ToolResult
 
 _ROUNDS = 5  # of GrabCut
 _SUPERPIXELS = 400
 _LEAST_SIDE = 4  # px of a box
+_MARGIN = 0.5  # of the box's sides: what is further away is often like the object, and no background to tell it from
+_FINEST = 400  # px of the longer side that is looked at; GrabCut takes minutes for millions of px
+_CORE = 0.1  # of the box's ellipse, which counts as the object
+Pixels = tuple[int, int, int, int]
 
 
 def segmentation_tool(settings: ToolsConfig) -> ImageTool:
@@ -23,7 +28,7 @@ def segmentation_tool(settings: ToolsConfig) -> ImageTool:
     Raises:
         UserError: the segmenter's file is none of that kind.
     """
-    methods = {"grabcut": grabcut, "slic": superpixels}
+    methods: dict[str, Callable] = {"grabcut": _close(grabcut), "slic": _close(superpixels)}
     if settings.segmenter is not None:
         from zoomearth_jax.tools.onnx_segmenter import OnnxSegmenter
 
@@ -53,7 +58,28 @@ def _segment(methods: dict, region: np.ndarray, context: Context) -> ToolResult:
     return ToolResult(mask=mask, boxes=(around,), text=text, metadata={"method": method, "px": px})
 
 
-def _inside(corners: Corners, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def _close(method: Callable) -> Callable:
+    """The method, handed the box with some px around it only, shrunk where it is large."""
+
+    def within(region: np.ndarray, box: Pixels) -> np.ndarray:
+        x1, y1, x2, y2 = box
+        x, y = (max(round(_MARGIN * side), 6) for side in (x2 - x1, y2 - y1))
+        left, top = max(x1 - x, 0), max(y1 - y, 0)
+        rows, columns = slice(top, y2 + y), slice(left, x2 + x)
+        mask = np.zeros(region.shape[:2], bool)
+        part = np.ascontiguousarray(region[rows, columns])
+        scale = min(1.0, _FINEST / max(part.shape))
+        size = max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1)
+        small = cv2.resize(part, size, interpolation=cv2.INTER_AREA) if scale < 1 else part
+        named = _inside((np.subtract(box, (left, top) * 2) * scale).tolist(), small.shape)
+        found = method(small, named).astype(np.float32)
+        mask[rows, columns] = cv2.resize(found, part.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+        return mask
+
+    return within
+
+
+def _inside(corners: Sequence[float], shape: tuple[int, ...]) -> Pixels:
     """The box in whole px within the region.
 
     Raises:
@@ -66,14 +92,17 @@ def _inside(corners: Corners, shape: tuple[int, ...]) -> tuple[int, int, int, in
     return x1, y1, x2, y2
 
 
-def grabcut(region: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The object in a box by GrabCut: what is outside of the box is background. Bool [h, w]."""
+def grabcut(region: np.ndarray, box: Pixels) -> np.ndarray:
+    """The object in a box by GrabCut: the box's middle is of the object, what is outside of the box isn't. Bool [h, w]."""
     x1, y1, x2, y2 = box
     height, width = region.shape[:2]
     labels = np.full((height, width), cv2.GC_BGD, np.uint8)
     labels[y1:y2, x1:x2] = cv2.GC_PR_FGD
     if x2 - x1 == width and y2 - y1 == height:  # nothing is outside: the rim stands for it
         labels[[0, -1]] = labels[:, [0, -1]] = cv2.GC_BGD
+    rows, columns = np.ogrid[:height, :width]
+    x, y = (columns - (x1 + x2 - 1) / 2) / ((x2 - x1) / 2), (rows - (y1 + y2 - 1) / 2) / ((y2 - y1) / 2)
+    labels[x**2 + y**2 <= _CORE] = cv2.GC_FGD
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)  # its clusters begin at random
     bgr = np.ascontiguousarray(region[..., ::-1])
@@ -81,7 +110,7 @@ def grabcut(region: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
-def superpixels(region: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def superpixels(region: np.ndarray, box: Pixels) -> np.ndarray:
     """The SLIC superpixels within a box whose colour is nearer to that of the box's middle than to that around it. Bool [h, w]."""
     x1, y1, x2, y2 = box
     lab = cv2.cvtColor(region, cv2.COLOR_RGB2LAB).astype(np.float32)
