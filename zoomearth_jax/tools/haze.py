@@ -13,6 +13,7 @@ _RADIUS = 10  # px: things smaller than that don't count as veil, however white
 _SMOOTH = 60  # px over which the veil follows the image's edges
 _CLEAREST, _THICKEST = 1.0, 0.15  # bounds of what comes through
 _CELLS = 4  # a side
+_FLAT = 0.02  # spread of brightness below which nothing tells a veil from grey ground
 
 
 def haze_level(region: np.ndarray) -> float:
@@ -22,6 +23,8 @@ def haze_level(region: np.ndarray) -> float:
         region: uint8 [h, w, 3].
     """
     light = _light(region)
+    if light.mean(-1).std() < _FLAT:
+        return 0.0
     height, width = light.shape[:2]
     down, right = (max(1, min(_CELLS, side // 32)) for side in (height, width))
     levels = []
