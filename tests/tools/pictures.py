@@ -9,7 +9,9 @@ def ground(side=192, seed=0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     plane = np.zeros((side, side), np.float32)
     for cells, weight in ((4, 90), (24, 60), (96, 25)):
-        plane += weight * cv2.resize(rng.random((cells, cells)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+        plane += weight * cv2.resize(
+            rng.random((cells, cells)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+        )
     plane[rng.random((side, side)) < 0.002] = 0
     shadows = cv2.resize((rng.random((16, 16)) < 0.2).astype(np.float32), (side, side), interpolation=cv2.INTER_NEAREST)
     plane *= 1 - 0.9 * shadows

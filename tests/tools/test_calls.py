@@ -109,7 +109,9 @@ def test_no_text_is_an_exception(text):
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["bbox_2d", "sigma", "label", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["bbox_2d", "sigma", "label", "x"]), inner)
+    ),
     max_leaves=12,
 )
 

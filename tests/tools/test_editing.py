@@ -24,7 +24,15 @@ def edit(box=(10, 20, 60, 50), mask=None, **parameters):
     return checked("edit", result, REGION)
 
 
-@pytest.mark.parametrize("parameters", [{"operation": "recolour", "colour": "red"}, {"operation": "sharpen"}, {"operation": "blur"}, {"operation": "erase"}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"operation": "recolour", "colour": "red"},
+        {"operation": "sharpen"},
+        {"operation": "blur"},
+        {"operation": "erase"},
+    ],
+)
 def test_only_the_inside_changes(parameters):
     result = edit(**parameters)
     np.testing.assert_array_equal(result.image[~INSIDE], REGION[~INSIDE])

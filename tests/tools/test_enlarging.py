@@ -20,7 +20,11 @@ FEATURES = 5
 def conv(name, inputs, side=3, given=FEATURES, made=FEATURES):
     config = {"name": name, "filters": made, "kernel_size": [side, side], "strides": [1, 1], "dilation_rate": [1, 1]}
     config |= {"padding": "same", "activation": "linear", "use_bias": True}
-    return {"class_name": "Conv2D", "name": name, "config": config, "inbound_nodes": [[[inputs, 0, 0, {}]]]}, (side, given, made)
+    return {"class_name": "Conv2D", "name": name, "config": config, "inbound_nodes": [[[inputs, 0, 0, {}]]]}, (
+        side,
+        given,
+        made,
+    )
 
 
 def other(kind, name, inputs, **config):
@@ -88,7 +92,9 @@ def test_the_network_computes_what_scipy_does_tile_by_tile(package):
 
 def zoomed(region, settings=ToolsConfig(), **parameters):
     tool, (height, width) = zoom_tool(settings), region.shape[:2]
-    return checked("zoom", tool.call(region, Context((0, 0, width, height), Frame(width, height), "", parameters)), region)
+    return checked(
+        "zoom", tool.call(region, Context((0, 0, width, height), Frame(width, height), "", parameters)), region
+    )
 
 
 def test_it_is_said_which_of_them_enlarged(package):

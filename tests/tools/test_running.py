@@ -234,7 +234,13 @@ def test_an_address_is_a_tool(server):
     result = run_tool(tool, region_of(), 20, "roof", {"a": 1})
     np.testing.assert_array_equal(result.image, 255 - PIXELS[20:50, 10:60])
     assert result.metadata == {"by": "me"}
-    assert json.loads(result.text) == {"tool": "invert", "box": [0, 0, 50, 30], "full": [96, 96], "label": "roof", "parameters": {"a": 1}}
+    assert json.loads(result.text) == {
+        "tool": "invert",
+        "box": [0, 0, 50, 30],
+        "full": [96, 96],
+        "label": "roof",
+        "parameters": {"a": 1},
+    }
     masked = run_tool(from_address(f"{server}/mask", 10), region_of(), 20)
     np.testing.assert_array_equal(masked.mask, PIXELS[20:50, 10:60, 0] > 127)
     assert masked.boxes == ((1, 2, 3, 4),)

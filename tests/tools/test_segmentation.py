@@ -1,5 +1,7 @@
 """Segmentation by box against shapes that are known, and a segmenter in ONNX that is made here."""
 
+# ruff: noqa: E402
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def lake(side=192):
     """A blue ellipse on green ground, its mask, and a box around it."""
     region, mask = ground(side), np.zeros((side, side), np.uint8)
     cv2.ellipse(mask, (100, 90), (45, 30), 20, 0, 360, 1, -1)
-    region[mask > 0] = (30, 60, 150) + np.random.default_rng(0).integers(0, 20, (int(mask.sum()), 3))
+    region[mask > 0] = np.add((30, 60, 150), np.random.default_rng(0).integers(0, 20, (int(mask.sum()), 3)))
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return region, mask > 0, (columns[0] - 5.5, rows[0] - 4.0, columns[-1] + 6.0, rows[-1] + 5.2)
 
@@ -92,7 +94,7 @@ def segmenter(path, inputs=("batched_images", "batched_point_coords", "batched_p
 
 
 def test_a_segmenter_in_onnx_comes_first_and_its_best_mask_counts(tmp_path):
-    region, mask, box = lake()
+    region, _, box = lake()
     settings = ToolsConfig(segmenter=segmenter(tmp_path / "model.onnx"))
     result = run(region, box, settings=settings)
     assert result.metadata["method"] == "onnx"
