@@ -28,6 +28,7 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
+TOOLS = ["opencv-python-headless>=4.10", "scikit-image>=0.25", "onnxruntime>=1.20", "jsonschema>=4.20"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "python-multipart>=0.0.20", "pydantic>=2.10", "prometheus-client>=0.20"]
 MAP = ["geopandas>=1.1", "pyproj>=3.7"]  # read boxes back from the map
 TEST = [
@@ -36,15 +37,18 @@ TEST = [
     "hypothesis>=6.100",
     "tifffile>=2025.5",
     "imagecodecs>=2025.3",
+    "onnx>=1.17",
     "openai>=2",  # a client of the server
     *MAP,
     *SERVE,
     *TENSORBOARD,
+    *TOOLS,
 ]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "tensorboard": TENSORBOARD,
+    "tools": TOOLS,
     "wandb": ["wandb>=0.31"],
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],
