@@ -15,17 +15,13 @@ from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
-from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of, located
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
-from zoomearth_jax.data_pipeline.images.regions import check_region, region_files, write_region
-from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.asking import Answer, load
 from zoomearth_jax.files import check_writable, write_file
-from zoomearth_jax.reports.geojson import Placed, check_geojson, write_geojson
 from zoomearth_jax.rl.records import turn_record
-from zoomearth_jax.terminal.progress import say
+from zoomearth_jax.verbs.map_files import MapFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +65,7 @@ def ask(config: AskConfig) -> dict:
     """Plays the episode, prints it and returns it."""
     save = None if config.save is None else _png(config.save, config.image)
     image = open_image(config.image, config.images)
-    where, crop, geojson = _on_the_map(config, image)
+    on_map = MapFiles.checked(image, config.image, config.save_crop, config.geojson)
     policy = load(config.model, compute=config.compute, mesh=config.mesh, layout=config.layout)
     answer = policy.ask(image, config.question, seed=config.seed, **dataclasses.asdict(config.sampling))
     assert isinstance(answer, Answer)  # of one image
@@ -84,10 +80,8 @@ def ask(config: AskConfig) -> dict:
     }
     if save is not None:
         write_file(save, lambda path: answer.show().save(path, format="PNG"))
-    if crop is not None:
-        _save_crop(crop, answer, image)
-    if geojson is not None and where is not None:
-        write_geojson(geojson, _placed(config, answer, where), [where])
+    known = {"image": str(config.image), "question": config.question, "answer": answer.answer, "model": config.model}
+    on_map.write(answer, known)
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 
@@ -105,54 +99,6 @@ def _png(path: Path, image: Path) -> Path:
     if os.path.realpath(path) == os.path.realpath(expanded(image)):
         raise UserError(f"{path}: --save would overwrite the image itself; use another name")
     return path
-
-
-def _on_the_map(config: AskConfig, image: ImageSource) -> tuple[Georeference | None, Path | None, Path | None]:
-    """Where the image lies, if a file needs it, and where the crop and the boxes go.
-
-    Raises:
-        UserError: one of the files can't be written, is the image itself, or needs a georeference that the image lacks.
-    """
-    crop, geojson = (path and expanded(path) for path in (config.save_crop, config.geojson))
-    where, files = None, []
-    if crop is not None:
-        check_region(crop, "--save-crop")
-        georeference_of(image)  # refused now, if it can't be read
-        files += region_files(crop)
-    if geojson is not None:
-        where = located(image, config.image, "--geojson")
-        files += check_geojson(geojson, [where])
-    for file in files:
-        if os.path.realpath(file) == os.path.realpath(expanded(config.image)):
-            raise UserError(f"{file}: would overwrite the image itself; use another name")
-    return where, crop, geojson
-
-
-def _save_crop(path: Path, answer: Answer, image: ImageSource) -> None:
-    seen = [turn for turn in answer.turns if turn.window is not None and turn.picture is not None and turn.picture.size]
-    if not seen:
-        say(f"{path}: not written, since the model was shown no crop")
-        return
-    picture, window = seen[-1].picture, seen[-1].window
-    assert picture is not None
-    assert window is not None
-    write_region(path, picture, image, window)
-
-
-def _placed(config: AskConfig, answer: Answer, where: Georeference) -> list[Placed]:
-    """The boxes and windows of all turns."""
-    known = {
-        "image": str(config.image),
-        "question": config.question,
-        "answer": answer.answer,
-        "model": config.model,
-    }
-    return [
-        Placed(box, where, {**known, "turn": number, "kind": kind})
-        for number, turn in enumerate(answer.turns, 1)
-        for kind, box in (("box", turn.box), ("window", turn.window))
-        if box is not None
-    ]
 
 
 def _text(result: dict, reason: str) -> str:
