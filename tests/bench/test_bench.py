@@ -3,19 +3,22 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import rasterio
 from flax import nnx
 
-from zoomearth_jax.bench import BENCHMARKS, device, loader, peers, rewards, table
+from zoomearth_jax.bench import BENCHMARKS, device, loader, peers, rewards, scan, table
 from zoomearth_jax.bench.grown import write_grown
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig
 from zoomearth_jax.cli import main
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.data_pipeline.questions.scenes import COLORS
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.rewards.wordnet import WordNet, wordnet
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
@@ -73,6 +76,8 @@ def test_models_may_be_separated_by_commas():
         (["bench", "device", "--parts", "cart"], "unknown parts cart; known: card, attention, rollout, iteration"),
         (["bench", "device", "--group", "1"], "group at least 2"),
         (["bench", "device", "--accumulate", "3"], "accumulate must divide prompts"),
+        (["bench", "scan", "--side", "300", "--scene", "200"], "side is a multiple of scene"),
+        (["bench", "scan", "--color", "orang"], "did you mean 'orange'?"),
         (["bench", "full-size", "--tokens", "0"], "tokens must be positive"),
         (["bench", "full-size", "--preset", "nanno"], "did you mean 'nano'"),
         (["bench", "full-size", "--model", "nowhere"], "no such model"),
@@ -281,3 +286,31 @@ def test_both_ways_of_evaluating_give_the_same_answers(capsys):
     assert row["ratio"] == row["episodes_per_s"] / row["one_by_one_per_s"] > 0
     assert main(["bench", "evaluate", "--episodes", "2", "--one-by-one", "3"]) == 2
     assert "at most episodes" in capsys.readouterr().err
+
+
+def test_bench_scan_writes_its_scenes_where_it_says_they_are(capsys, tmp_path, monkeypatch):
+    config = scan.ScanBenchConfig(side=600, scene=200)
+    sites = scan.write_mosaic(tmp_path / "a.tif", config)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        pixels = file.read().astype(int)
+        assert (file.crs.to_epsg(), file.shape) == (32633, (600, 600))
+    assert len({(box.x1 // 200, box.y1 // 200) for box, _ in sites}) == 9
+    for box, site in sites:
+        x1, y1, x2, y2 = (round(corner) for corner in box.corners)
+        mean = pixels[:, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].mean((1, 2))
+        assert np.abs(mean - COLORS[site.color]).max() < 45  # stripes, and the slope across the scene
+
+    def played(args):
+        out = Path(args[args.index("--out") + 1])
+        out.mkdir()
+        boxes = [{"box": list(box.corners), "answer": site.orientation} for box, site in sites if site.color == "red"]
+        (out / "results.json").write_text(json.dumps({"counts": {"windows": 9}, "boxes": boxes}))
+        return 0.5, 2.0
+
+    monkeypatch.setattr(scan, "measured", played)
+    assert (
+        main(["bench", "scan", "--side", "600", "--scene", "200", "--color", "red", "--overlaps", "0", "--json"]) == 0
+    )
+    (row,) = json.loads(capsys.readouterr().out)
+    assert {row[name] for name in row if name.startswith(("recall", "precision"))} == {1.0}
+    assert (row["answers"], row["elsewhere"], row["peak_gb"], row["windows"]) == (1.0, 0.0, 0.5, 9)

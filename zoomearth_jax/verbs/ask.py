@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,23 +16,19 @@ from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.tools import ToolsConfig
-from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of, located
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
-from zoomearth_jax.data_pipeline.images.regions import check_region, region_files, write_region
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
-from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.text.words import read_words
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.asking import Answer, LoadedPolicy, load
 from zoomearth_jax.evaluation.scripted import play_script, read_script
 from zoomearth_jax.files import write_file
-from zoomearth_jax.reports.geojson import Placed, check_geojson, write_geojson
 from zoomearth_jax.rl.records import turn_record
-from zoomearth_jax.terminal.progress import say
 from zoomearth_jax.tools.pasting import pasted_all
 from zoomearth_jax.tools.registry import find_tools
 from zoomearth_jax.tools.zoom import Zoom
+from zoomearth_jax.verbs.map_files import MapFiles
 from zoomearth_jax.verbs.places import png_place
 
 
@@ -93,7 +88,7 @@ def ask(config: AskConfig) -> dict:
     if not config.tools and (config.tool_instruction or paste):
         raise UserError("ask: --tool-instruction and --paste go with --tools")
     image = open_image(config.image, config.images)
-    where, crop, geojson = _on_the_map(config, image)
+    on_map = MapFiles.checked(image, config.image, config.save_crop, config.geojson)
     words = "" if config.tool_instruction is None else read_words(config.tool_instruction)
     script = None if config.script is None else read_script(config.script)
     policy = load(config.model, compute=config.compute, mesh=config.mesh, layout=config.layout)
@@ -109,10 +104,8 @@ def ask(config: AskConfig) -> dict:
     }
     if save is not None:
         write_file(save, lambda path: answer.show().save(path, format="PNG"))
-    if crop is not None:
-        _save_crop(crop, answer, image)
-    if geojson is not None and where is not None:
-        write_geojson(geojson, _placed(config, answer, where), [where])
+    known = {"image": str(config.image), "question": config.question, "answer": answer.answer, "model": config.model}
+    on_map.write(answer, known)
     if paste is not None:
         _paste(paste, image, answer, config.tool.feather)
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
@@ -143,54 +136,6 @@ def _paste(path: Path, image: ImageSource, answer: Answer, feather: int) -> None
     pixels, put = pasted_all(image, outcomes, feather)
     write_file(path, lambda place: PIL.Image.fromarray(pixels).save(place, format="PNG"))
     write_file(path.with_suffix(".json"), json.dumps({"pasted": put}, indent=2, ensure_ascii=False) + "\n")
-
-
-def _on_the_map(config: AskConfig, image: ImageSource) -> tuple[Georeference | None, Path | None, Path | None]:
-    """Where the image lies, if a file needs it, and where the crop and the boxes go.
-
-    Raises:
-        UserError: one of the files can't be written, is the image itself, or needs a georeference that the image lacks.
-    """
-    crop, geojson = (path and expanded(path) for path in (config.save_crop, config.geojson))
-    where, files = None, []
-    if crop is not None:
-        check_region(crop, "--save-crop")
-        georeference_of(image)  # refused now, if it can't be read
-        files += region_files(crop)
-    if geojson is not None:
-        where = located(image, config.image, "--geojson")
-        files += check_geojson(geojson, [where])
-    for file in files:
-        if os.path.realpath(file) == os.path.realpath(expanded(config.image)):
-            raise UserError(f"{file}: would overwrite the image itself; use another name")
-    return where, crop, geojson
-
-
-def _save_crop(path: Path, answer: Answer, image: ImageSource) -> None:
-    seen = [turn for turn in answer.turns if turn.window is not None and turn.picture is not None and turn.picture.size]
-    if not seen:
-        say(f"{path}: not written, since the model was shown no crop")
-        return
-    picture, window = seen[-1].picture, seen[-1].window
-    assert picture is not None
-    assert window is not None
-    write_region(path, picture, image, window)
-
-
-def _placed(config: AskConfig, answer: Answer, where: Georeference) -> list[Placed]:
-    """The boxes and windows of all turns."""
-    known = {
-        "image": str(config.image),
-        "question": config.question,
-        "answer": answer.answer,
-        "model": config.model,
-    }
-    return [
-        Placed(box, where, {**known, "turn": number, "kind": kind})
-        for number, turn in enumerate(answer.turns, 1)
-        for kind, box in (("box", turn.box), ("window", turn.window))
-        if box is not None
-    ]
 
 
 def _text(result: dict, reason: str) -> str:

@@ -357,7 +357,7 @@ SQUARE = [[13.4, 52.5], [13.401, 52.5], [13.401, 52.499], [13.4, 52.499], [13.4,
             "is not known",
         ),
         ({"type": "Polygon", "coordinates": [SQUARE], "crs": "EPSG:4326"}, "`crs` names no CRS"),
-        ({"type": "LineString", "coordinates": [[13.4, 52.5]] * 100_001}, "over 100,000 points"),
+        ({"type": "LineString", "coordinates": [[13.4, 52.5]] * 10_001}, "over 10,000 points"),
         ([], "not a GeoJSON object"),
         ("{", "Expecting property name"),
         ("[" * 100_000, "nested too deeply"),
@@ -419,3 +419,25 @@ def test_flipped_bytes_of_tags_and_sidecars_never_crash(tmp_path):
                 outcomes.add("refused" if "\n" not in str(error) else str(error))
         side.write_bytes(text)
     assert outcomes == {"Georeference", "NoneType", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "ending", "more"),
+    [("JP2OpenJPEG", "jp2", {}), ("ENVI", "dat", {}), ("HFA", "img", {}), ("NITF", "ntf", {"ICORDS": "N"})],
+)
+def test_other_forms_lie_where_they_say(tmp_path, driver, ending, more):
+    """Each form, and a VRT of it."""
+    profile = {"driver": driver, "width": 128, "height": 100, "count": 3, "dtype": "uint8", "crs": "EPSG:32633", **more}
+    path, transform = tmp_path / f"a.{ending}", Affine(10, 0, 400_000, 0, -10, 5_000_000)
+    with rasterio.open(path, "w", **profile, transform=transform) as file:
+        file.write(np.zeros((3, 100, 128), np.uint8))
+    source = f'<SourceFilename relativeToVRT="1">{path.name}</SourceFilename><SourceBand>1</SourceBand>'
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="128" rasterYSize="100"><SRS>EPSG:32633</SRS>'
+        "<GeoTransform>400000, 10, 0, 5000000, 0, -10</GeoTransform>"
+        f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    for name in (path, tmp_path / "a.vrt"):
+        found = RawImage(name).georeference
+        np.testing.assert_allclose(found.transform, tuple(transform)[:6], atol=0.01)
+        assert crs_name(found.crs) == "EPSG:32633"

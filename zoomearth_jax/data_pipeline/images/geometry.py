@@ -30,7 +30,7 @@ from zoomearth_jax.errors import UserError
 DIGITS = 9  # behind the point: 0.1 mm of a degree
 _BEND_PX = 0.05  # how far a straight line in longitude and latitude may be from the box's edge
 _MOST_PIECES = 256  # of an edge
-_MAX_BYTES, _MAX_PLACES = 20_000_000, 100_000  # of a geometry that somebody gives
+_MAX_BYTES, _MAX_PLACES = 20_000_000, 10_000  # of a geometry that somebody gives
 _WHICH = "are its coordinates in WGS 84, longitude first, or in the CRS that its member `crs` names?"
 _EDGE_PIECES = 16  # of each edge of a geometry that somebody gives: they bend, too
 
