@@ -49,7 +49,8 @@ def test_spoilt_images_get_better_clean_ones_stay_and_outlines_are_compared(tmp_
     assert rows["segmentation", "lake, grabcut"]["iou"] > 0.9
     assert ("zoom", "twice as large by Lanczos") in rows
     assert len(rows) == 9
-    assert Image.open(tmp_path / "s" / "field_denoise_sigma_20.png").size == (480, 160)
+    with Image.open(tmp_path / "s" / "field_denoise_sigma_20.png") as saved:
+        assert saved.size == (480, 160)
 
 
 def test_bad_settings_are_one_line(tmp_path, capsys):

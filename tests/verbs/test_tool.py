@@ -51,7 +51,8 @@ def refusal(capsys, *args) -> str:
 
 
 def pixels(path):
-    return np.asarray(Image.open(path))
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def test_a_region_is_denoised_written_and_put_back(capsys):
