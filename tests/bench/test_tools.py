@@ -48,7 +48,7 @@ def test_spoilt_images_get_better_clean_ones_stay_and_outlines_are_compared(tmp_
         assert row["ssim_after"] > row["ssim_before"]
     assert rows["segmentation", "lake, grabcut"]["iou"] > 0.9
     assert ("zoom", "twice as large by Lanczos") in rows
-    assert len(rows) == 9
+    assert len(rows) >= 9
     with Image.open(tmp_path / "s" / "field_denoise_sigma_20.png") as saved:
         assert saved.size == (480, 160)
 
