@@ -55,7 +55,7 @@ class ToolsBenchConfig:
 
 
 def bench_tools(config: ToolsBenchConfig) -> list[dict]:
-    """Rows `tool, image, case` with PSNR in dB and SSIM before and after, or `iou`; and seconds. Identical images have no PSNR."""
+    """Rows `tool, image, case` with PSNR in dB and SSIM before and after, or `iou`, or windows; identical images have no PSNR."""
     images = {path.name: open_image(path) for path in _images(config.images)}
     rows: list[dict] = []
     for number, (name, image) in enumerate(images.items()):
@@ -64,7 +64,7 @@ def bench_tools(config: ToolsBenchConfig) -> list[dict]:
             rows.append(_restored(tool, name, case, clean, spoilt, config))
             if "come through" in case and not rows[-1]["changed"]:
                 rows.append(_restored(tool, name, f"{case}, asked for", clean, spoilt, config, haze="always"))
-        rows += _enlarged(name, clean, config)
+        rows += [*_enlarged(name, clean, config), *_left_alone(name, image)]
     return rows + _segmented(images, config)
 
 
@@ -75,6 +75,32 @@ def _images(folder: Path) -> list[Path]:
     if not paths:
         raise UserError(f"bench tools: no PNG, JPEG or TIFF images in {folder}; --images names a folder of clean ones")
     return paths
+
+
+def _left_alone(name: str, image: ImageSource) -> list[dict]:
+    """Rows of all windows of 256 and 512 px of a clean image: how many of them the tools would change."""
+    from zoomearth_jax.tools.denoise import LEAST_SIGMA, noise_sigma
+    from zoomearth_jax.tools.haze import LEAST_HAZE, haze_level
+
+    sigmas, levels = [], []
+    for side in (256, 512):
+        for y in range(0, image.frame.height - side + 1, side):
+            for x in range(0, image.frame.width - side + 1, side):
+                window = image.window(Box(x, y, x + side, y + side, image.frame), Frame(side, side))
+                sigmas.append(noise_sigma(window))
+                levels.append(haze_level(window))
+    found = {"denoise": (sigmas, LEAST_SIGMA), "cloud_removal": (levels, LEAST_HAZE)}
+    return [
+        {
+            "tool": tool,
+            "image": name,
+            "case": "clean windows",
+            "windows": len(values),
+            "windows_changed": sum(value >= least for value in values),
+            "highest": max(values, default=0.0),
+        }
+        for tool, (values, least) in found.items()
+    ]
 
 
 def _middle(image: ImageSource, side: int) -> np.ndarray:
