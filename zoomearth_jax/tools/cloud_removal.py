@@ -13,14 +13,15 @@ _SOFT = 5  # px over which a filling fades in
 
 
 def _remove_clouds(region: np.ndarray, context: Context) -> ToolResult:
-    level, image = haze_level(region), region
-    metadata: dict = {"haze": round(level, 3), "haze_removed": level >= LEAST_HAZE}
-    if level >= LEAST_HAZE:
+    level, image, wish = haze_level(region), region, context.parameters.get("haze", "auto")
+    removed = wish == "always" or (wish == "auto" and level >= LEAST_HAZE)
+    metadata: dict = {"haze": round(level, 3), "haze_removed": removed}
+    if removed:
         image, through = without_haze(region)
         metadata["light_that_came_through"] = round(float(through.mean()), 3)
         texts = [f"haze of {level:.2f} was taken off"]
     else:
-        texts = [f"hardly any haze ({level:.2f}); what is clear stays as it is"]
+        texts = [f"no haze that is sure ({level:.2f} of at least {LEAST_HAZE}); no haze was taken off"]
     made_up = None
     if context.mask is not None and context.mask.any():
         image, made_up, filled = _filled(image, context)
@@ -40,7 +41,7 @@ def _filled(image: np.ndarray, context: Context) -> tuple[np.ndarray, np.ndarray
         fitted = [_fitted(other, image, cloud) for other in context.others]
         filling = np.median(fitted, axis=0)
         said = {
-            "thick_cloud": f"thick cloud ({share}) was filled from {len(fitted)} other dates",
+            "thick_cloud": f"thick cloud ({share}) was filled from {len(fitted)} other {'date' if len(fitted) == 1 else 'dates'}",
             "dates": len(fitted),
         }
         return _blended(image, filling, cloud), None, said
@@ -70,5 +71,11 @@ CLOUD_REMOVAL = ImageTool(
     "cloud_removal",
     "Takes haze and thin cloud off a region. Thick cloud stays, for nothing is seen below it. A clear region stays as it is.",
     _remove_clouds,
+    {
+        "haze": {
+            "enum": ["auto", "always", "never"],
+            "description": "when haze is taken off; auto, where it is surely there, if left out",
+        }
+    },
     versions=("opencv-python-headless",),
 )

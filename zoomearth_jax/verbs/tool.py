@@ -37,7 +37,7 @@ class ToolConfig:
         out: PNG file for the result: its picture, or its mask in black and white. Where it comes from goes into a JSON file beside
             it, and what is made up into NAME.made_up.png.
         paste: PNG file for the whole image with the result in place of the region.
-        param: settings of the tool, each as NAME=VALUE.
+        param: settings of the tool, each as NAME=VALUE; several after one flag, or the flag several times.
         label: what the region shows, for tools that want to know.
         mask: image file of the same size in which the px that aren't black are marked: thick cloud, or what is edited.
         other: image files of the same size that show the place at other dates, to fill thick cloud from.
@@ -51,7 +51,7 @@ class ToolConfig:
     box: tuple[float, float, float, float] | None = None
     out: Path | None = None
     paste: Path | None = None
-    param: tuple[str, ...] = ()
+    param: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     label: str = ""
     mask: Path | None = None
     other: tuple[Path, ...] = ()
@@ -66,11 +66,7 @@ def tool(config: ToolConfig) -> dict | list:
         return _list_tools(config)
     if config.image is None:
         raise UserError(f"tool {config.name}: name an image too")
-    out = None if config.out is None else png_place("--out", config.out, config.image)
-    paste = None if config.paste is None else png_place("--paste", config.paste, config.image)
-    for place in (out, paste):
-        if place is not None:
-            check_writable(place.with_suffix(".json"))
+    out, paste = _place("--out", config.out, config.image), _place("--paste", config.paste, config.image)
     if config.tool.super_resolution is not None:
         from zoomearth_jax.hardware.tpu_flags import skip_missing_tpus
 
@@ -78,22 +74,37 @@ def tool(config: ToolConfig) -> dict | list:
     chosen, parameters = find_tool(config.name, config.tool), _parameters(config.param)
     _check(chosen, parameters)
     image = open_image(config.image, config.images)
+    region, result = _run(config, chosen, parameters, image)
+    whole_of_it = None if paste is None else pasted(whole_image(image), region, result, config.tool.feather)
+    record = {"image": str(config.image), **provenance(chosen, region, result, parameters), "files": {}}
+    if out is not None:
+        _write_result(out, result, record)
+    if paste is not None and whole_of_it is not None:
+        _write(paste, whole_of_it)
+        record["files"]["paste"] = str(paste)
+    for place in filter(None, (out, paste)):
+        write_file(place.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    print(json.dumps(record, indent=2, ensure_ascii=False) if config.json else _text(record))
+    return record
+
+
+def _place(flag: str, path: Path | None, image: Path) -> Path | None:
+    """Where a PNG file goes, with a JSON file beside it; see `png_place`."""
+    if path is not None:
+        path = png_place(flag, path, image)
+        check_writable(path.with_suffix(".json"))
+    return path
+
+
+def _run(
+    config: ToolConfig, chosen: ImageTool, parameters: dict[str, Any], image: ImageSource
+) -> tuple[Region, ToolResult]:
+    """What the tool is handed, and what it gives."""
     box = _box(config.box, image)
     region = read_region(image, window_of(chosen, box), box, config.tool.max_side)
     mask = None if config.mask is None else np.asarray(_beside(config.mask, config, image, region).max(-1) > 0)
     others = [_beside(path, config, image, region) for path in config.other]
-    result = run_tool(chosen, region, config.tool.timeout_s, config.label, parameters, mask, others)
-    record = {"image": str(config.image), **provenance(chosen, region, result, parameters), "files": {}}
-    if out is not None:
-        _write_result(out, result, record)
-    if paste is not None:
-        _write(paste, pasted(whole_image(image), region, result, config.tool.feather))
-        record["files"]["paste"] = str(paste)
-    for place in (out, paste):
-        if place is not None:
-            write_file(place.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    print(json.dumps(record, indent=2, ensure_ascii=False) if config.json else _text(record))
-    return record
+    return region, run_tool(chosen, region, config.tool.timeout_s, config.label, parameters, mask, others)
 
 
 def _list_tools(config: ToolConfig) -> list:
@@ -111,10 +122,10 @@ def _list_tools(config: ToolConfig) -> list:
     return [schema(one) for one in tools]
 
 
-def _parameters(given: tuple[str, ...]) -> dict[str, Any]:
+def _parameters(given: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
     """Settings by name; a value is JSON where it can be, else a text."""
     parameters = {}
-    for one in given:
+    for one in (part for parts in given for part in parts):
         name, equals, value = one.partition("=")
         if not equals or not name:
             raise UserError(f"--param {one}: write it as NAME=VALUE")
