@@ -182,7 +182,9 @@ def _filled_in(config: GeneratorConfig, policy: LoadedPolicy) -> GeneratorConfig
     need = layout.prompt_len + layout.reply_len
     slots = config.slots or max(LEAST_SLOTS, need)
     if slots < need:
-        raise UserError(f"generator config: {slots} slots hold no episode, which takes {need}; leave slots out for enough")
+        raise UserError(
+            f"generator config: {slots} slots hold no episode, which takes {need}; leave slots out for enough"
+        )
     unit = layout.merged_px
     area = min(read_image_config(policy.directory).max_pixels, MOST_PX**2)
     px = config.picture_px or int(area**0.5)

@@ -6,7 +6,7 @@ is contiguous: the host knows how many slots it has used, and what lies after th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class ServingPrograms:
         """
         self._graph, self._tokens, self._visit = nnx.graphdef(model), tokens, visit
         self._config, self._dtype = model.config, model.compute.dtype
-        options = {"compiler_options": model.compute.compiler_options}
+        options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
         self.see = jax.jit(self._see, **options)
         self.read = jax.jit(self._read, static_argnames="past", donate_argnames="slots", **options)
         self.write = jax.jit(self._write, static_argnames="past", donate_argnames="slots", **options)
@@ -97,7 +97,10 @@ class ServingPrograms:
         def make():
             shape = config.cache_shape(rows, slots + self._visit)
             k, v = (jnp.zeros(shape, self._dtype) for _ in range(2))
-            hidden_BD, seen_BV = jnp.zeros((rows, config.width), self._dtype), jnp.zeros((rows, config.vocab_size), bool)
+            hidden_BD, seen_BV = (
+                jnp.zeros((rows, config.width), self._dtype),
+                jnp.zeros((rows, config.vocab_size), bool),
+            )
             return _pinned(Slots(k, v, hidden_BD, seen_BV, *(jnp.zeros(rows, jnp.int32) for _ in range(2))))
 
         return jax.jit(make)()
@@ -141,8 +144,8 @@ class ServingPrograms:
             past: slots that are looked at of what rows hold.
 
         Returns:
-            (slots, ids [R, visit], how many of them each row wrote [R], whether it stopped [R]). Stop tokens are among the ids, but no
-            row holds them.
+            (slots, ids [R, visit], how many of them each row wrote [R], whether it stopped [R]). Stop tokens are among the ids,
+            but no row holds them.
         """
         model, rows = self._model(weights), len(places.row_R)
         k, v = (_picked(x, places.row_R, past) for x in (slots.k, slots.v))
@@ -182,7 +185,12 @@ class ServingPrograms:
         loop = (left_R > 0, jnp.int32(0), ids_RN, nothing_R, left_R < 0, cache, hidden_RD, seen_RV)
         _, _, ids_RN, wrote_R, stopped_R, cache, hidden_RD, seen_RV = jax.lax.while_loop(going, body, loop)
         slots = _put(
-            slots, places, cache, hidden_BD=hidden_RD, seen_BV=seen_RV, position_B=start_R + wrote_R - stopped_R.astype(jnp.int32)
+            slots,
+            places,
+            cache,
+            hidden_BD=hidden_RD,
+            seen_BV=seen_RV,
+            position_B=start_R + wrote_R - stopped_R.astype(jnp.int32),
         )
         return slots, ids_RN, wrote_R, stopped_R
 
@@ -198,8 +206,8 @@ def _used(places: Places, past: int):
 
 
 def _picked(x, row_R, past: int = 0):
-    """Some rows of an array [B, ...], or the first `past` slots of some rows of a cache [L, B, K, S, H]. All rows stand in their own
-    places and aren't moved."""
+    """Some rows of an array [B, ...], or the first `past` slots of some rows of a cache [L, B, K, S, H]. All rows together stand
+    in their own places and aren't moved."""
     axis = 1 if past and x.ndim == 5 else 0
     if axis:
         x = x[:, :, :, :past]

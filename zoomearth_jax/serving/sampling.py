@@ -56,7 +56,9 @@ def filtered_rows(logits_RV, draws: Draws, seen_RV):
     enough_RV = better_RV >= draws.top_p_R[:, None]
     whole_R1 = draws.top_p_R[:, None] >= 1
     inside_RV = (sorted_RV >= least_R1) & (whole_R1 | ~enough_RV)
-    return jnp.where(logits_RV < jnp.min(sorted_RV, 1, keepdims=True, where=inside_RV, initial=jnp.inf), -jnp.inf, logits_RV)
+    return jnp.where(
+        logits_RV < jnp.min(sorted_RV, 1, keepdims=True, where=inside_RV, initial=jnp.inf), -jnp.inf, logits_RV
+    )
 
 
 def draw(logits_RV, draws: Draws, banned_ids: tuple[int, ...], seen_RV):
@@ -71,7 +73,7 @@ def draw(logits_RV, draws: Draws, banned_ids: tuple[int, ...], seen_RV):
     kept_RV = jax.lax.cond(filters.any(), lambda x: filtered_rows(x, draws, seen_RV), lambda x: x, tempered_RV)
 
     def noise(_):
-        keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(draws.keys_R), draws.step_R)
+        keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(draws.keys_R)), draws.step_R)
         drawn_RV = jax.vmap(lambda key: jax.random.gumbel(key, kept_RV.shape[1:]))(keys_R)
         return jnp.where(greedy_R[:, None], 0.0, drawn_RV)
 

@@ -17,7 +17,10 @@ class Texts:
         self._decode, self._stop = decode, stop
         self.ids: list[int] = []
         self.ended = False
-        self._before, self._said = 0, 0  # ids whose text has been given; those before them, with which the next are decoded
+        self._before, self._said = (
+            0,
+            0,
+        )  # ids whose text has been given; those before them, with which the next are decoded
         self._held, self._parts = "", list[str]()
 
     @property
