@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+import functools
+import weakref
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -79,7 +80,6 @@ class Answered(NamedTuple):
     episode: Episode
 
 
-KEPT_OVERVIEWS = 256
 AgentEvent = TurnStarted | TextDelta | LookRequested | PictureShown | Answered
 
 
@@ -90,7 +90,7 @@ class Agent:
         """Takes the tool that turns can ask for, by default the zoom."""
         self.generator, self.rows = generator, generator.rows
         self.tool = tool or chosen_tool(RolloutConfig(), self.rows)
-        self._overviews: OrderedDict[int, tuple[ImageSource, np.ndarray]] = OrderedDict()
+        self._overviews: dict[int, tuple[weakref.ref, np.ndarray]] = {}  # by id of an image that lives
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="agent")
 
     def close(self) -> None:
@@ -102,14 +102,14 @@ class Agent:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
 
     async def overview(self, question: Question) -> np.ndarray:
-        """The overview of a question's image; those of the last images are kept for further questions about them."""
+        """The overview of a question's image; kept for further questions about it, for as long as somebody else keeps the image."""
         image = question.image
-        _, overview = self._overviews.pop(id(image), (image, None))
-        if overview is None:
-            overview = await self.read(self.rows.overview, question)
-        self._overviews[id(image)] = image, overview  # with the image, so that nobody else gets its id
-        if len(self._overviews) > KEPT_OVERVIEWS:
-            self._overviews.popitem(last=False)
+        known = self._overviews.get(id(image))
+        if known is not None:
+            return known[1]
+        overview = await self.read(self.rows.overview, question)
+        gone = functools.partial(self._overviews.pop, id(image), None)
+        self._overviews[id(image)] = weakref.ref(image, lambda _: gone()), overview
         return overview
 
     async def run(
@@ -122,7 +122,7 @@ class Agent:
         box: Box | None = None,
         rows: RowBuilder | None = None,
         tool: Tool | None = None,
-    ) -> AsyncIterator[AgentEvent]:
+    ) -> AsyncGenerator[AgentEvent, None]:
         """Plays one episode; leaving the iterator gives its row back.
 
         Args:
@@ -145,15 +145,13 @@ class Agent:
 class _Playing:
     """One episode."""
 
-    def __init__(
-        self, agent: Agent, rows: RowBuilder, tool: Tool, question: Question, reply: ReplyConfig, choice: int
-    ):
+    def __init__(self, agent: Agent, rows: RowBuilder, tool: Tool, question: Question, reply: ReplyConfig, choice: int):
         self._agent, self._rows, self._tool, self._question = agent, rows, tool, question
         self._reply, self._choice = reply, choice
         self._turns: list[Turn] = []
         self._truncated, self._end = False, Finished("stop", 0, 0)
 
-    async def events(self, box: Box | None) -> AsyncIterator[AgentEvent]:
+    async def events(self, box: Box | None) -> AsyncGenerator[AgentEvent, None]:
         """See `Agent.run`."""
         self._agent.generator.check_room()
         overview = await self._agent.overview(self._question)
@@ -183,7 +181,7 @@ class _Playing:
             generation.cancel()
         yield self._answered()
 
-    async def _turn(self, generation: Generation) -> AsyncIterator[AgentEvent]:
+    async def _turn(self, generation: Generation) -> AsyncGenerator[AgentEvent, None]:
         """Lets the model write a turn, and looks where it asks to."""
         turn = len(self._turns)
         yield TurnStarted(turn)
@@ -210,7 +208,7 @@ class _Playing:
         frame = self._rows.box_frame(self._question.image.frame)
         return self._tool.request(text, View(self._question, frame, earlier, self._choice))
 
-    async def _look(self, text: str, request: Request | str) -> AsyncIterator[AgentEvent]:
+    async def _look(self, text: str, request: Request | str) -> AsyncGenerator[AgentEvent, None]:
         """Ends a turn: reads the picture that it asks for."""
         turn, picture, image = len(self._turns), None, self._question.image
         if isinstance(request, str):

@@ -120,7 +120,9 @@ class _Turns:
     def episodes(self) -> list[Episode]:
         """The episodes, once no row goes on."""
         return [
-            Episode(tuple(turns), final_answer([turn.text for turn in turns], self._engine.rows.episode.gate), not stopped)
+            Episode(
+                tuple(turns), final_answer([turn.text for turn in turns], self._engine.rows.episode.gate), not stopped
+            )
             for turns, stopped in zip(self._done, self._stopped, strict=True)
         ]
 
