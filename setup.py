@@ -29,6 +29,7 @@ CORE = [
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "python-multipart>=0.0.20", "pydantic>=2.10", "prometheus-client>=0.20"]
+TOOLS = ["opencv-python-headless>=4.10", "scikit-image>=0.25", "onnxruntime>=1.20", "jsonschema>=4.20"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -36,13 +37,16 @@ TEST = [
     "tifffile>=2025.5",
     "imagecodecs>=2025.3",
     "openai>=2",  # a client of the server
+    "onnx>=1.17",
     *TENSORBOARD,
     *SERVE,
+    *TOOLS,
 ]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "tensorboard": TENSORBOARD,
+    "tools": TOOLS,
     "wandb": ["wandb>=0.31"],
     "tf": ["tensorflow-cpu>=2.18"],
     "beam": ["apache-beam>=2.60"],

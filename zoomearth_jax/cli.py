@@ -21,8 +21,14 @@ def _light_verbs() -> dict:
     from zoomearth_jax.verbs.data import DataConfig, data
     from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
     from zoomearth_jax.verbs.tile import TileConfig, tile
+    from zoomearth_jax.verbs.tool import ToolConfig, tool
 
-    return {"data": (DataConfig, data), "scenes": (ScenesConfig, write_scenes), "tile": (TileConfig, tile)}
+    return {
+        "data": (DataConfig, data),
+        "scenes": (ScenesConfig, write_scenes),
+        "tile": (TileConfig, tile),
+        "tool": (ToolConfig, tool),
+    }
 
 
 def _verbs() -> dict:

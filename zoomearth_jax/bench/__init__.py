@@ -26,6 +26,7 @@ from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
 from zoomearth_jax.bench.scan import ScanBenchConfig, bench_scan
 from zoomearth_jax.bench.serve import ServeBenchConfig, bench_serve
 from zoomearth_jax.bench.tiles import TilesConfig, bench_tiles
+from zoomearth_jax.bench.tools import ToolsBenchConfig, bench_tools
 from zoomearth_jax.bench.windows import WindowsConfig, bench_windows
 from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.terminal.tables import table
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "serve": (ServeBenchConfig, bench_serve),
     "scan": (ScanBenchConfig, bench_scan),
     "tiles": (TilesConfig, bench_tiles),
+    "tools": (ToolsBenchConfig, bench_tools),
     "windows": (WindowsConfig, bench_windows),
 }
 _Settings: Any = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in BENCHMARKS.items())]

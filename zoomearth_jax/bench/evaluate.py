@@ -37,7 +37,7 @@ from zoomearth_jax.models.family import Images
 from zoomearth_jax.rl.rollout.decoding import Ready, Sampler, Writing, append_pictures, prefill, reread
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model, save_model
-from zoomearth_jax.tools.tool import Request, View
+from zoomearth_jax.tools.tool import Request, View, as_shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,8 @@ class _OneByOne:
         writing, ids = self._finish(*self._first(self._weights, prompt))
         request = engine.tool.request(rows.decode(ids), View(question, rows.box_frame(question.image.frame)))
         if isinstance(request, Request) and request.wanted:
-            views = rows.views([engine.tool.run(question.image, request)], rows.layout.picture_side)
+            picture = as_shown(engine.tool.run(question.image, request)).picture
+            views = rows.views([picture], rows.layout.picture_side)
             written, slots = rows.replies([[ids]], rows.views([None], rows.layout.picture_side)), rows.layout.turn(0)
             own = written.ids[:, slots], written.valid[:, slots]
             ids_BT, valid_BT = rows.picture_slots(views.grids)

@@ -36,6 +36,7 @@ class RowLayout:
         merged_px: side in px of the square that one visual token covers.
         picture_side: side in px of the canvas that holds any later picture; 0 for that of the overview.
         prune: which visual tokens take slots.
+        note_len: slots after each picture for what a tool says of it.
     """
 
     prompt_len: int
@@ -44,6 +45,7 @@ class RowLayout:
     merged_px: int
     picture_side: int = 0
     prune: PruneConfig = PruneConfig()
+    note_len: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "picture_side", self.picture_side or self.view_side)
@@ -70,8 +72,8 @@ class RowLayout:
 
     @property
     def picture_len(self) -> int:
-        """Slots for a picture with its start and end tokens."""
-        return self.picture_tokens + 2
+        """Slots for a picture with its start and end tokens and its note."""
+        return self.picture_tokens + 2 + self.note_len
 
     @property
     def reply_len(self) -> int:

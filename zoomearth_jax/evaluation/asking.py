@@ -19,6 +19,7 @@ from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.tools import ToolsConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.given import as_source
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
@@ -32,6 +33,9 @@ from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.rollout.programs import Weights
 from zoomearth_jax.runs.models import SHIPPED, LoadedModel, existing, load_model
 from zoomearth_jax.runs.start import on_mesh
+from zoomearth_jax.tools.image_tool import ImageTool
+from zoomearth_jax.tools.registry import find_tools
+from zoomearth_jax.tools.tool import Outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,16 @@ class AnswerTurn:
         box: what it named, in px of the original; None where it named no valid box.
         window: the part of the original that it was shown for it, in px of the original; None where it was shown nothing.
         picture: the window as it was shown, uint8 [h, w, 3]; None where it was shown nothing.
+        note: what it read after the picture; empty where a tool said nothing.
+        outcomes: what came of the image tools that it called, see docs/tools.md.
     """
 
     text: str
     box: Box | None
     window: Box | None
     picture: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    note: str = ""
+    outcomes: tuple[Outcome, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -84,6 +92,8 @@ class Answer:
                 box=_in(frame, turn.request.box if turn.request else None),
                 window=turn.request.window if turn.request and turn.picture is not None else None,
                 picture=turn.picture,
+                note=turn.note,
+                outcomes=turn.outcomes,
             )
             for turn in episode.turns
         )
@@ -129,6 +139,7 @@ class LoadedPolicy:
         # one row's slots weigh nothing beside the weights: all at once, one program a turn
         config = RolloutConfig(bucket=0)
         self._mesh, self._engine = mesh, RolloutEngine(self.model, self.rows, mesh, gather, config)
+        self._gather, self._config = gather, config
         self._params = nnx.state(self.model, nnx.Param)
 
     def __repr__(self) -> str:
@@ -154,6 +165,9 @@ class LoadedPolicy:
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        tools: Sequence[str | ImageTool] = (),
+        tool_words: str = "",
+        tool_settings: ToolsConfig = ToolsConfig(),
     ) -> Answer | list[Answer]:
         """Answers one question, or all questions of a list at once.
 
@@ -164,6 +178,10 @@ class LoadedPolicy:
                 `Question`, or a list of them.
             temperature, top_k, top_p, repetition_penalty: see `SamplingConfig`; temperature 0 takes the likeliest tokens.
             seed: random seed of sampling; the same seed gives the same answers.
+            tools: image tools that the model is offered and may call, by name or as they are; docs/tools.md lists them. Programs
+                are compiled anew for each such call.
+            tool_words: the words that offer them, with {tools} where their schemas go; by default those of Qwen2.5.
+            tool_settings: how they run.
 
         Returns:
             one answer; a list of them in the order of the questions where either is a list.
@@ -175,10 +193,10 @@ class LoadedPolicy:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise UserError(f"seed: {seed!r}; give a whole number")
         questions = _questions(image, question)
+        engine, tool = self._with_tools(questions, tools, tool_words, tool_settings)
         with jax.set_mesh(self._mesh):
-            played = self._engine(
-                self._params, questions, jax.random.key(int(seed)), sampling=sampling, look=self._look(questions)
-            )
+            key, look = jax.random.key(int(seed)), self._look(engine, questions)
+            played = engine(self._params, questions, key, sampling=sampling, look=look, tool=tool)
         answers = [
             Answer.of(question, episode, overview, self._note(overview))
             for question, episode, overview in zip(questions, played.episodes, played.overviews, strict=True)
@@ -186,11 +204,24 @@ class LoadedPolicy:
         several = isinstance(image, list | tuple) or isinstance(question, list | tuple)
         return answers if several else answers[0]
 
-    def _look(self, questions: list[Question]):
+    def _with_tools(
+        self, questions: list[Question], given: Sequence[str | ImageTool], words: str, settings: ToolsConfig
+    ):
+        """The engine that plays with these tools, and the tool that runs them; the model's own without any."""
+        if not given:
+            return self._engine, None
+        tools = find_tools(given, settings)
+        from zoomearth_jax.tools.toolbox import Toolbox, rows_with_tools  # needs the extra `tools`
+
+        rows = rows_with_tools(self.rows, tools, words).widened(questions)
+        engine = RolloutEngine(self.model, rows, self._mesh, self._gather, self._config)
+        return engine, Toolbox(rows, tools, settings)
+
+    def _look(self, engine: RolloutEngine, questions: list[Question]):
         """What the questions show first; an image that several of them share is read once."""
         shared = {id(question.image): question for question in questions}
-        overviews = dict(zip(shared, self._engine.readers.map(self.rows.overview, shared.values()), strict=True))
-        return self._engine.send(self.rows.prompts(questions, [overviews[id(q.image)] for q in questions]))
+        overviews = dict(zip(shared, engine.readers.map(engine.rows.overview, shared.values()), strict=True))
+        return engine.send(engine.rows.prompts(questions, [overviews[id(q.image)] for q in questions]))
 
     def _note(self, overview: np.ndarray) -> str:
         if self.name in SHIPPED and not looks_like_scene(overview):

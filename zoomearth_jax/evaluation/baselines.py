@@ -10,7 +10,7 @@ import numpy as np
 from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
-from zoomearth_jax.tools.tool import Request, Tool, View
+from zoomearth_jax.tools.tool import Request, Shown, Tool, View
 from zoomearth_jax.tools.zoom import Masked
 
 
@@ -54,7 +54,7 @@ class Reference:
             return dataclasses.replace(asked, wanted=True, window=window)
         return Request(True, window=window, reason=asked)
 
-    def run(self, image: ImageSource, request: Request) -> np.ndarray:
+    def run(self, image: ImageSource, request: Request) -> np.ndarray | Shown:
         """See `Tool`."""
         return self._tool.run(image, request)
 
@@ -81,7 +81,7 @@ class Elsewhere:
         x, y = int(place[0] * (frame.width - width + 1)), int(place[1] * (frame.height - height + 1))
         return dataclasses.replace(asked, window=Box(x, y, x + width, y + height, frame))
 
-    def run(self, image: ImageSource, request: Request) -> np.ndarray:
+    def run(self, image: ImageSource, request: Request) -> np.ndarray | Shown:
         """See `Tool`."""
         return self._tool.run(image, request)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.text.protocol import parse_answer
-from zoomearth_jax.tools.tool import Request
+from zoomearth_jax.tools.tool import Outcome, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,16 @@ class Turn:
         request: what it asked for; None where nothing that the tool could do. It may be one that wasn't `wanted`.
         reason: why it asked for nothing; of the zoom see `ParsedBox`. Empty in the last turn that a row has room for.
         picture: what it was shown, uint8 [h, w, 3]; None in the last turn.
+        note: what it read after the picture; empty where a tool said nothing.
+        outcomes: what came of the image tools that it called.
     """
 
     text: str
     request: Request | None = None
     reason: str = ""
     picture: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    note: str = ""
+    outcomes: tuple[Outcome, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,6 @@ from zoomearth_jax.serving.errors import APIError, busy
 from zoomearth_jax.serving.generation import Busy, Closed, Delta, Finished, Generation
 from zoomearth_jax.serving.image_routes import encoded
 
-
 _IN_LOOP = 100_000  # bytes of a picture that is encoded sooner than a thread is asked to
 
 
@@ -70,7 +69,7 @@ async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: i
     turns: list[dict[str, Any]] = []
     frame = asked.image.frame
     episode = agent.run(asked.image, asked.question, reply, choice=choice, box=asked.box)
-    async with contextlib.aclosing(episode):  # type: ignore[type-var]
+    async with contextlib.aclosing(episode):
         async for event in episode:
             match event:
                 case TurnStarted(turn):

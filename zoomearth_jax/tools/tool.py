@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,45 @@ class Request:
     reason: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one call of an image tool.
+
+    Attributes:
+        tool: its name, as it was called.
+        text: what the tool says.
+        error: why nothing came of it; empty where something did.
+        record: where the result comes from, as JSON can hold it; None after an error.
+        region, result: what the tool was handed and what it gave, to paste it; None after an error.
+    """
+
+    tool: str
+    text: str = ""
+    error: str = ""
+    record: dict[str, Any] | None = None
+    region: Any = dataclasses.field(default=None, repr=False, compare=False)
+    result: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+
+class Shown(NamedTuple):
+    """What a turn is answered with by a tool that has more to say than a picture.
+
+    Attributes:
+        picture: as of `Tool.run`.
+        note: a text that the policy reads after the picture, as far as the layout has room for it.
+        outcomes: for records and reports.
+    """
+
+    picture: np.ndarray
+    note: str = ""
+    outcomes: tuple[Outcome, ...] = ()
+
+
+def as_shown(answer: np.ndarray | Shown) -> Shown:
+    """What `Tool.run` gives, in one form."""
+    return answer if isinstance(answer, Shown) else Shown(answer)
+
+
 class View(NamedTuple):
     """What a text is read against.
 
@@ -52,9 +91,10 @@ class Tool(Protocol):
         """What a text asks for, or why it asks for nothing that the tool could do; whatever a text says, it never raises."""
         ...
 
-    def run(self, image: ImageSource, request: Request) -> np.ndarray:
-        """The picture, uint8 [h, w, 3], sides in multiples of a visual token and at most those of the view's canvas. An empty one,
-        [0, 0, 3], gives the row its next turn without a picture: the marks around one stand with nothing between them.
+    def run(self, image: ImageSource, request: Request) -> np.ndarray | Shown:
+        """The picture, uint8 [h, w, 3], sides in multiples of a visual token and at most those of the view's canvas; or with it
+        what is said of it. An empty one, [0, 0, 3], gives the row its next turn without a picture: the marks around one stand
+        with nothing between them.
 
         Raises:
             UserError: the image can't be read.

@@ -8,7 +8,7 @@ from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.protocol import parse_box, wants_crop
-from zoomearth_jax.tools.tool import Request, Tool, View
+from zoomearth_jax.tools.tool import Request, Shown, Tool, View, as_shown
 
 MASK_LEVEL = 128  # grey of a masked picture
 
@@ -60,7 +60,7 @@ class Oracle:
         whole = Box(0, 0, frame.width, frame.height, frame)
         return Request(True, None, self._rows.window(whole, frame), reason=asked)
 
-    def run(self, image: ImageSource, request: Request) -> np.ndarray:
+    def run(self, image: ImageSource, request: Request) -> np.ndarray | Shown:
         """See `Tool`."""
         return self._tool.run(image, request)
 
@@ -76,6 +76,7 @@ class Masked:
         """See `Tool`."""
         return self._tool.request(text, view)
 
-    def run(self, image: ImageSource, request: Request) -> np.ndarray:
+    def run(self, image: ImageSource, request: Request) -> np.ndarray | Shown:
         """See `Tool`."""
-        return np.full_like(self._tool.run(image, request), MASK_LEVEL)
+        shown = as_shown(self._tool.run(image, request))
+        return shown._replace(picture=np.full_like(shown.picture, MASK_LEVEL))

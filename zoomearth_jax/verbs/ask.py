@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import PIL.Image
 import tyro
 
 from zoomearth_jax.configs.compute import ComputeConfig
@@ -15,17 +16,25 @@ from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
+from zoomearth_jax.configs.tools import ToolsConfig
 from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of, located
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
 from zoomearth_jax.data_pipeline.images.regions import check_region, region_files, write_region
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.images.tiles import expanded
+from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.data_pipeline.text.words import read_words
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluation.asking import Answer, load
-from zoomearth_jax.files import check_writable, write_file
+from zoomearth_jax.evaluation.asking import Answer, LoadedPolicy, load
+from zoomearth_jax.evaluation.scripted import play_script, read_script
+from zoomearth_jax.files import write_file
 from zoomearth_jax.reports.geojson import Placed, check_geojson, write_geojson
 from zoomearth_jax.rl.records import turn_record
 from zoomearth_jax.terminal.progress import say
+from zoomearth_jax.tools.pasting import pasted_all
+from zoomearth_jax.tools.registry import find_tools
+from zoomearth_jax.tools.zoom import Zoom
+from zoomearth_jax.verbs.places import png_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +50,13 @@ class AskConfig:
         save_crop: write the last crop, as the model saw it, to this .tif, .png or .jpg file, with the image's georeference.
         geojson: write the boxes that the model named and the windows that it saw, in WGS 84, to this file, and in the image's own
             CRS to a file beside it.
+        tools: image tools that the model is offered and may call, by name, MODULE:NAME, address or hf:TASK=MODEL; `zoomearth tool`
+            lists them. Give it after image and question.
+        tool_instruction: text file with the words that offer the tools, with {tools} where their schemas go.
+        script: JSON file whose texts stand in for the model's turns, {"turns": [...]}, to see what tools do with them.
+        paste: write the image with all pictures that tools made put back into it to this PNG file, and where they come from to a
+            JSON file beside it.
+        tool: time limits of tools, and what they use that isn't part of the package.
         images: how an image file becomes 8-bit RGB (bands, stretch, limit); a tile store's own settings rule.
         sampling: how tokens are drawn.
         compute: number types and backends; `--compute.param-dtype bfloat16` halves a large model's memory.
@@ -56,6 +72,11 @@ class AskConfig:
     save: Path | None = None
     save_crop: Path | None = None
     geojson: Path | None = None
+    tools: tuple[str, ...] = ()
+    tool_instruction: Path | None = None
+    script: Path | None = None
+    paste: Path | None = None
+    tool: ToolsConfig = ToolsConfig()
     images: tyro.conf.OmitArgPrefixes[ImageConfig] = ImageConfig()
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = SamplingConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -67,12 +88,16 @@ class AskConfig:
 
 def ask(config: AskConfig) -> dict:
     """Plays the episode, prints it and returns it."""
-    save = None if config.save is None else _png(config.save, config.image)
+    save = None if config.save is None else png_place("--save", config.save, config.image)
+    paste = None if config.paste is None else png_place("--paste", config.paste, config.image)
+    if not config.tools and (config.tool_instruction or paste):
+        raise UserError("ask: --tool-instruction and --paste go with --tools")
     image = open_image(config.image, config.images)
     where, crop, geojson = _on_the_map(config, image)
+    words = "" if config.tool_instruction is None else read_words(config.tool_instruction)
+    script = None if config.script is None else read_script(config.script)
     policy = load(config.model, compute=config.compute, mesh=config.mesh, layout=config.layout)
-    answer = policy.ask(image, config.question, seed=config.seed, **dataclasses.asdict(config.sampling))
-    assert isinstance(answer, Answer)  # of one image
+    answer = _scripted(config, policy, image, script) if script else _asked(config, policy, image, words)
     episode = answer.episode
     result = {
         "answer": answer.answer,
@@ -88,23 +113,36 @@ def ask(config: AskConfig) -> dict:
         _save_crop(crop, answer, image)
     if geojson is not None and where is not None:
         write_geojson(geojson, _placed(config, answer, where), [where])
+    if paste is not None:
+        _paste(paste, image, answer, config.tool.feather)
     print(json.dumps(result, indent=2, ensure_ascii=False) if config.json else _text(result, episode.box_reason))
     return result
 
 
-def _png(path: Path, image: Path) -> Path:
-    """Where the picture goes.
+def _asked(config: AskConfig, policy: LoadedPolicy, image: ImageSource, words: str) -> Answer:
+    how = dataclasses.asdict(config.sampling)
+    tools: dict = {"tools": config.tools, "tool_words": words, "tool_settings": config.tool}
+    answer = policy.ask(image, config.question, seed=config.seed, **tools, **how)
+    assert isinstance(answer, Answer)  # of one image
+    return answer
 
-    Raises:
-        UserError: no PNG file can be written there, or it is the image itself.
-    """
-    path = expanded(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: --save writes PNG; use a name that ends in .png")
-    check_writable(path)
-    if os.path.realpath(path) == os.path.realpath(expanded(image)):
-        raise UserError(f"{path}: --save would overwrite the image itself; use another name")
-    return path
+
+def _scripted(config: AskConfig, policy: LoadedPolicy, image: ImageSource, script: list[str]) -> Answer:
+    tools = find_tools(config.tools, config.tool)
+    question = Question(image, config.question, answer="", level="global")
+    if not tools:
+        return play_script(script, question, Zoom(policy.rows), policy.rows)
+    from zoomearth_jax.tools.toolbox import Toolbox  # needs the extra `tools`
+
+    return play_script(script, question, Toolbox(policy.rows, tools, config.tool), policy.rows)
+
+
+def _paste(path: Path, image: ImageSource, answer: Answer, feather: int) -> None:
+    """Writes the image with the pictures of tools in it, and where they come from."""
+    outcomes = [outcome for turn in answer.turns for outcome in turn.outcomes]
+    pixels, put = pasted_all(image, outcomes, feather)
+    write_file(path, lambda place: PIL.Image.fromarray(pixels).save(place, format="PNG"))
+    write_file(path.with_suffix(".json"), json.dumps({"pasted": put}, indent=2, ensure_ascii=False) + "\n")
 
 
 def _on_the_map(config: AskConfig, image: ImageSource) -> tuple[Georeference | None, Path | None, Path | None]:
@@ -161,6 +199,9 @@ def _text(result: dict, reason: str) -> str:
         lines.append(f"turn {number}  {turn['text']}")
         if "window" in turn:
             lines.append(f"window  {[round(c) for c in turn['window']]} px of the original")
+        for tool in turn.get("tools", []):
+            said = f"failed: {tool['error']}" if "error" in tool else tool["text"]
+            lines.append(f"tool    {tool['tool']}: {said}")
     if len(result["turns"]) == 1 and reason not in ("", "absent"):
         lines.append(f"box     none: {reason}")
     if result["truncated"]:

@@ -30,6 +30,7 @@ from zoomearth_jax.rl.steps import make_sft_step, row_logprobs
 from zoomearth_jax.runs.metrics import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.tools import TOOLS
+from zoomearth_jax.tools.tool import Shown
 
 T1, KEY, GROUP = SamplingConfig(temperature=1.0), jax.random.key(5), 2
 
@@ -98,10 +99,11 @@ def logprobs_by_itself(model, rows, played, i):
             targets.append(token)
             if token not in rows.stop_ids:
                 ids.append(token)
-        if turn.picture is not None:
-            area = turn.picture.shape[0] * turn.picture.shape[1] // 28**2
+        if k + 1 < len(e.turns):
+            area = 0 if turn.picture is None else turn.picture.shape[0] * turn.picture.shape[1] // 28**2
             ids += [rows.look_id, *[rows.image_id] * area, rows.seen_id]
-            pictures.append(turn.picture)
+            ids += rows.encode(turn.note)[: layout.picture_len - area - 2]
+            pictures += [] if turn.picture is None else [turn.picture]
     pixels = np.concatenate([np.asarray(pixel_values(p, model.config.vision)) for p in pictures])
     grids = np.array([[1, p.shape[0] // 14, p.shape[1] // 14] for p in pictures])
     logits = np.array(model(np.array([ids]), pixels, grids)[0])
@@ -144,6 +146,38 @@ def test_the_trainer_gives_the_sampler_s_log_probabilities_and_their_gradient(th
         assert np.abs(np.asarray(logp) - played.logprobs)[mask].max() < 2e-5
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(results[0][1]), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+class Telling(Wander):
+    """Says something of each picture, and of every third request only that there is none."""
+
+    def run(self, image, request):
+        """See `Tool`."""
+        picture = super().run(image, request)
+        if round(request.window.x1 + request.window.y1) % 3 == 0:
+            return Shown(np.zeros((0, 0, 3), np.uint8), "<tool_response>no picture</tool_response>")
+        return Shown(picture, f" a picture of {picture.shape[0]} px" + " and more" * picture.shape[1])
+
+
+def test_what_a_tool_says_is_read_after_its_picture_and_never_trained_on(tuned, questions):
+    rows = tuned.rows.replaced(turn_lens=(20, 16, 12)).with_notes(6)
+    engine, params = RolloutEngine(tuned.model, rows), nnx.state(tuned.model, nnx.Param)
+    played = engine(params, questions, KEY, sampling=T1, group=GROUP, tool=Telling(rows))
+    silent = engine(params, questions, KEY, sampling=T1, group=GROUP, tool=Wander(rows))
+    assert any(a.texts[1:] != b.texts[1:] for a, b in zip(played.episodes, silent.episodes, strict=True))
+    said = [i for i, e in enumerate(played.episodes) if any(turn.note for turn in e.turns)]
+    assert any(turn.note and turn.picture is None for e in played.episodes for turn in e.turns)
+    for i in sorted(said, key=lambda i: -len(played.episodes[i].turns))[:2]:
+        for k, turn in enumerate(played.episodes[i].turns[:-1]):
+            slots = rows.layout.picture(k)
+            ids, valid = played.replies.ids[i, slots], played.replies.valid[i, slots]
+            seen = ids.tolist().index(rows.seen_id)
+            assert turn.note.startswith(rows.decode(ids[seen + 1 :][valid[seen + 1 :]]))
+            assert valid[seen + 1 :].sum() >= 6
+            assert not played.replies.target[i, slots].any()
+        written = played.replies.target[i, rows.layout.written()]
+        want = logprobs_by_itself(tuned.model, rows, played, i)
+        np.testing.assert_allclose(played.logprobs[i][written], want, atol=2e-5)
 
 
 def test_nothing_recompiles_after_warm_up(three, tuned):

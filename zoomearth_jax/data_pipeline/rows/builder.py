@@ -92,6 +92,7 @@ class RowBuilder:
         generation: dict | None = None,
         processors: dict | None = None,
         prune: PruneConfig = PruneConfig(),
+        note_len: int = 0,
     ):
         """Looks the special tokens up; UserError if the tokenizer lacks one, or a chat template that fits.
 
@@ -101,10 +102,11 @@ class RowBuilder:
                 <|im_end|> and <|endoftext|>; the rest is kept to be saved again.
             processors: settings of HF's processor that were beside the model (`side_files.py`); kept to be saved again.
             prune: which visual tokens the policy reads; no part of the episode, for evaluation only (see `pruned`).
+            note_len: see `RowLayout`; no part of the episode either (see `with_notes`).
         """
         generation = generation or {}
         self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
-        self.layout = episode.layout(merged_px, prune)
+        self.layout = dataclasses.replace(episode.layout(merged_px, prune), note_len=note_len)
         names = (
             "<|im_start|>",
             "<|im_end|>",
@@ -148,8 +150,14 @@ class RowBuilder:
         gone = self.layout.view_tokens - prune.kept(whole)
         return self._with(dataclasses.replace(self.episode, prompt_len=self.episode.prompt_len - gone), prune)
 
-    def _with(self, episode: EpisodeConfig, prune: PruneConfig) -> RowBuilder:
-        return RowBuilder(self.tokenizer, episode, self.layout.merged_px, self.generation, self.processors, prune)
+    def with_notes(self, slots: int) -> RowBuilder:
+        """The same with so many slots after each picture for what a tool says of it."""
+        return self._with(self.episode, self.layout.prune, slots)
+
+    def _with(self, episode: EpisodeConfig, prune: PruneConfig, note_len: int | None = None) -> RowBuilder:
+        note_len = self.layout.note_len if note_len is None else note_len
+        px, files = self.layout.merged_px, (self.generation, self.processors)
+        return RowBuilder(self.tokenizer, episode, px, *files, prune, note_len)
 
     def _kept(self, grids: np.ndarray) -> np.ndarray:
         """Visual tokens [B] that take slots, of pictures with merged grids [B, 2]."""
@@ -249,24 +257,35 @@ class RowBuilder:
         """Whole rows for fine-tuning, both views read; errors as of `prompts` and `reference_replies`."""
         return self.prompts(questions), self.reference_replies(questions)
 
-    def picture_slots(self, grids: np.ndarray, shown: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def picture_slots(
+        self, grids: np.ndarray, shown: np.ndarray | None = None, notes: Sequence[str] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and valid [B, picture_len] of pictures with merged grids [B, 2].
 
         Args:
             shown: bool [B], the rows that go on; the others' slots are empty. Left out, those whose grid isn't 0 x 0.
+            notes: what each row reads after its picture, cut to the slots that are left; no row anything if left out.
         """
         tokens = self._kept(grids)[:, None]
         going = tokens > 0 if shown is None else shown[:, None]
         slot = np.arange(self.layout.picture_len)[None]
         ids = np.where(slot == 0, self.look_id, np.where(slot <= tokens, self.image_id, self.seen_id))
         valid = (slot < tokens + 2) & going
-        return np.where(valid, ids, self.pad_id).astype(np.int32), valid
+        ids = np.where(valid, ids, self.pad_id).astype(np.int32)
+        for row, note in enumerate(notes):
+            begin = int(tokens[row, 0]) + 2
+            said = self.encode(note)[: ids.shape[1] - begin] if note and going[row, 0] else []
+            ids[row, begin : begin + len(said)], valid[row, begin : begin + len(said)] = said, True
+        return ids, valid
 
-    def replies(self, turns: Sequence[Sequence[Sequence[int]]], pictures: Views) -> Replies:
+    def replies(
+        self, turns: Sequence[Sequence[Sequence[int]]], pictures: Views, notes: Sequence[Sequence[str]] = ()
+    ) -> Replies:
         """Reply slots from the ids of each row's turns, [B][up to K], each ending with its stop token if there was room for it.
 
         Args:
             pictures: as of `Replies`.
+            notes: what the rows read after their first, second, … picture, [up to K - 1][B].
         """
         layout, batch = self.layout, len(turns)
         ids = np.full((batch, layout.reply_len), self.pad_id, np.int32)
@@ -281,7 +300,8 @@ class RowBuilder:
         for k in range(layout.num_pictures):
             grids = replies.grids[:, k]
             shown = (grids.prod(-1) > 0) | [len(own) > k + 1 and len(own[k + 1]) > 0 for own in turns]
-            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(grids, shown)
+            said = notes[k] if k < len(notes) else ()
+            ids[:, layout.picture(k)], valid[:, layout.picture(k)] = self.picture_slots(grids, shown, said)
         return replies
 
     def reference_replies(self, questions: Sequence[Question]) -> Replies:

@@ -82,6 +82,11 @@ def parse_box(text: str, view: Frame) -> ParsedBox:
     corners = _corners(text)
     if corners is None:
         return ParsedBox(None, "malformed" if _BOX.search(text) else "absent")
+    return named_box(corners, view)
+
+
+def named_box(corners: Sequence[float], view: Frame) -> ParsedBox:
+    """The box of four finite numbers, clamped to the view, or why they name none."""
     x1, y1, x2, y2 = corners
     if x1 >= x2 or y1 >= y2:
         return ParsedBox(None, "degenerate")
@@ -96,8 +101,13 @@ def parse_answer(text: str) -> str | None:
     An answer within <think>…</think>, nested or not, is a draft. A thought that is never closed hides nothing: what is
     answered after it counts. Upper case and blanks in the tags don't matter.
     """
-    found = _ANSWER.search(_all_gone(_THOUGHT, text))
+    found = _ANSWER.search(without_thoughts(text))
     return found and found[1].strip()
+
+
+def without_thoughts(text: str) -> str:
+    """The text without its <think>…</think>; a thought that is never closed stays."""
+    return _all_gone(_THOUGHT, text)
 
 
 def wants_crop(text: str) -> bool:

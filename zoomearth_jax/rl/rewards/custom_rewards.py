@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,28 +11,12 @@ from zoomearth_jax.configs.reward import RewardSpec, custom_name
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode
+from zoomearth_jax.tools.user_code import imported, said
 
 
-@functools.cache
 def load(path: str) -> Callable:
-    """The function MODULE:FUNCTION; modules are looked for where Python does, then in the working directory.
-
-    The module's code runs: it is trusted as the command line that names it.
-
-    Raises:
-        UserError: it can't be imported, or has no such function.
-    """
-    module, _, name = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever the user's code does
-        raise UserError(f"reward {path}: importing {module} failed ({_said(error)})") from error
-    if not callable(function):
-        raise UserError(f"reward {path}: {module} has no function {name}")
-    return function
+    """The function MODULE:FUNCTION; see `imported`."""
+    return imported(path, "reward")
 
 
 def load_custom(spec: RewardSpec) -> None:
@@ -66,14 +46,10 @@ def _scores(path: str, episodes: list[Episode], questions: list[Question]) -> np
     except UserError:
         raise
     except Exception as error:  # whatever the user's code does
-        raise UserError(f"reward {path}: failed ({_said(error)})") from error
+        raise UserError(f"reward {path}: failed ({said(error)})") from error
     if len(values) != len(episodes):
         raise UserError(f"reward {path}: gave {len(values)} values for {len(episodes)} episodes")
     for value, own in zip(values, given, strict=True):
         if own is not None and not abs(value) < np.finfo(np.float32).max:
             raise UserError(f"reward {path}: gave {own}; give a finite number, or None where it doesn't apply")
     return np.array(values, np.float32)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

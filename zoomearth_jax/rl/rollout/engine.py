@@ -31,7 +31,7 @@ from zoomearth_jax.rl.rollout.decoding import Writing
 from zoomearth_jax.rl.rollout.programs import RolloutPrograms, Weights
 from zoomearth_jax.rl.rollout.sampling import row_keys
 from zoomearth_jax.tools import chosen_tool
-from zoomearth_jax.tools.tool import Request, Tool, View
+from zoomearth_jax.tools.tool import Request, Tool, View, as_shown
 
 LEAST_ROWS = 8  # of a device: fewer don't decode faster
 
@@ -76,6 +76,7 @@ class _Turns:
         self._stopped = [True] * len(asked)
         self._ended: dict[int, tuple[Turn, Future | None]] = {}
         self.active = np.ones(len(asked), bool)
+        self.notes: list[list[str]] = []  # by turn, then by row: what is read after the picture
 
     def see(self, writing: Writing, last: bool = False) -> None:
         """Takes the rows that have ended their turn; others come again.
@@ -105,10 +106,14 @@ class _Turns:
     def close(self) -> list[np.ndarray | None]:
         """Ends the turn of all rows that wrote; the pictures that they are shown, uint8, None for rows that are done."""
         pictures: list[np.ndarray | None] = [None] * len(self._asked)
-        for place, (turn, picture) in self._ended.items():
-            pictures[place] = None if picture is None else picture.result()
-            seen = picture.result() if picture and picture.result().size else None
-            self._done[place].append(dataclasses.replace(turn, picture=seen))
+        self.notes.append([""] * len(self._asked))
+        for place, (turn, running) in self._ended.items():
+            if running is not None:
+                picture, note, outcomes = as_shown(running.result())
+                pictures[place], self.notes[-1][place] = picture, note
+                seen = picture if picture.size else None
+                turn = dataclasses.replace(turn, picture=seen, note=note, outcomes=outcomes)
+            self._done[place].append(turn)
         self._ended = {}
         self.active = np.array([picture is not None for picture in pictures])
         return pictures
@@ -239,7 +244,7 @@ class RolloutEngine:
             if not _anywhere(bool(turns.active.any())):
                 break
             views.append(rows.views(pictures, layout.picture_side))
-            picture = *rows.picture_slots(views[k].grids, turns.active), self._sizes.prepare(*views[k])
+            picture = *rows.picture_slots(views[k].grids, turns.active, turns.notes[k]), self._sizes.prepare(*views[k])
             *picture, active = shard_batch((*picture, turns.active), self.mesh)
             own = None if own is None else shard_batch(own, self.mesh)
             ended = self.programs.end(weights, shared, cache, writing, own)
@@ -252,7 +257,7 @@ class RolloutEngine:
             features += [self._no_features(overview_features, group)] * unseen
         return Trajectories(
             prompts=prompts,
-            replies=rows.replies(ids, interleaved(views, rows.views([], layout.picture_side))),
+            replies=rows.replies(ids, interleaved(views, rows.views([], layout.picture_side)), turns.notes),
             logprobs=np.concatenate(logprobs, axis=1),
             overview_features=overview_features,
             picture_features=_interleaved(*features) if features else None,
