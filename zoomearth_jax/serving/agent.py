@@ -28,7 +28,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode, Turn, final_answer
 from zoomearth_jax.serving.generation import Finished, Generation, Generator, Segment
 from zoomearth_jax.tools import chosen_tool
-from zoomearth_jax.tools.tool import Request, Tool, View
+from zoomearth_jax.tools.tool import Outcome, Request, Tool, View, as_shown
 
 
 class TurnStarted(NamedTuple):
@@ -53,11 +53,13 @@ class LookRequested(NamedTuple):
 
 
 class PictureShown(NamedTuple):
-    """The picture that follows a turn, as the model sees it, uint8 [h, w, 3], and its window in px of the original."""
+    """The picture that follows a turn, as the model sees it, uint8 [h, w, 3], its window in px of the original, and what came of
+    the image tools that the turn called."""
 
     turn: int
     window: Box | None
     picture: np.ndarray
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class Answered(NamedTuple):
@@ -211,21 +213,22 @@ class _Playing:
     async def _look(self, text: str, request: Request | str) -> AsyncGenerator[AgentEvent, None]:
         """Ends a turn: reads the picture that it asks for."""
         turn, picture, image = len(self._turns), None, self._question.image
+        note, outcomes = "", tuple[Outcome, ...]()
         if isinstance(request, str):
             self._turns.append(Turn(text, None, request))
             return
         if request.wanted:
             yield LookRequested(turn, request.box and request.box.to(image.frame), request.window)
-            picture = await self._agent.read(self._tool.run, image, request)
-            yield PictureShown(turn, request.window, picture)
-        self._turns.append(Turn(text, request, request.reason, picture))
+            picture, note, outcomes = as_shown(await self._agent.read(self._tool.run, image, request))
+            yield PictureShown(turn, request.window, picture, outcomes)
+        self._turns.append(Turn(text, request, request.reason, picture, note=note, outcomes=outcomes))
 
     def _seen(self) -> Segment:
         """The picture that the last turn was shown, between its marks."""
         picture = self._turns[-1].picture
         assert picture is not None
         grids = np.array([picture.shape[:2]]) // self._rows.layout.merged_px
-        ids, valid = self._rows.picture_slots(grids, np.ones(1, bool))
+        ids, valid = self._rows.picture_slots(grids, np.ones(1, bool), [self._turns[-1].note])
         return Segment(ids[valid].tolist(), [picture] if picture.size else [])
 
     def _go_on(self, generation: Generation) -> None:
