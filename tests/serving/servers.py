@@ -24,9 +24,11 @@ NAME = "nano-grpo"
 
 
 @contextlib.contextmanager
-def served(policy: LoadedPolicy, rows: int = 2, queue: int = 8, drain: float = 10.0, **settings) -> Iterator[Running]:
+def served(
+    policy: LoadedPolicy, rows: int = 2, queue: int = 8, slots: int = 0, drain: float = 10.0, **settings
+) -> Iterator[Running]:
     """A server; `settings` are those of `ServiceSettings`."""
-    generator = Generator(policy, GeneratorConfig(rows=rows, queue=queue, steps=()))
+    generator = Generator(policy, GeneratorConfig(rows=rows, queue=queue, slots=slots, steps=()))
     service = Service(ServiceSettings(NAME, **settings), policy, generator)
     server = DrainingServer(make_app(service), service, drain)
     with bound("127.0.0.1", 0) as listener:

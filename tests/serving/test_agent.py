@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from zoomearth_jax.runs.models import LoadedModel
 from zoomearth_jax.serving.agent import Agent, Answered, LookRequested, PictureShown, TextDelta, TurnStarted
 from zoomearth_jax.serving.generation import Generator
 
-CONFIG = GeneratorConfig(rows=8, steps=(1,), visit=4, queue=16)
+CONFIG = GeneratorConfig(rows=8, steps=(1,), visit=4, slots=128)  # that of test_generation.py: the same programs
 HOT = ReplyConfig(SamplingConfig(1.0), seed=3)
 
 
@@ -81,12 +82,13 @@ def test_the_agent_answers_as_ask_does(agent, policy, questions):
 
 
 def test_a_seed_draws_what_it_draws_for_ask(agent, policy, questions):
+    question = questions[0]
     for seed in (3, 4):
-        answer = policy.ask(questions[0], temperature=1.0, seed=seed)
-        (events,) = play(agent, questions[:1], ReplyConfig(SamplingConfig(1.0), seed=seed))
-        same(events, answer)
-    several = [play(agent, questions[:1], HOT, choice=choice)[0][-1].episode for choice in range(4)]
-    assert several == [answer.episode for answer in policy.ask([questions[0]] * 4, temperature=1.0, seed=3)]
+        (events,) = play(agent, [question], ReplyConfig(SamplingConfig(1.0), seed=seed))
+        answers = policy.ask([question] * 12, temperature=1.0, seed=seed)
+        same(events, answers[0])
+    several = [play(agent, [question], HOT, choice=choice)[0][-1].episode for choice in range(4)]
+    assert several == [answer.episode for answer in policy.ask([question] * 12, temperature=1.0, seed=3)[:4]]
     assert len({tuple(episode.texts) for episode in several}) > 1
 
 
@@ -122,7 +124,7 @@ def test_events_come_in_order(agent, questions):
 def test_other_episodes_are_played_as_ask_plays_them(policy, questions, changes):
     rows = policy.rows.replaced(**changes)
     other = LoadedPolicy("nano-grpo", LoadedModel(policy.model, rows), policy.mesh, False)
-    with serving(other) as agent:
+    with serving(other, GeneratorConfig(rows=4, steps=(), visit=4)) as agent:
         for events, answer in zip(play(agent, questions[:4]), other.ask(questions[:4]), strict=True):
             same(events, answer)
 
@@ -176,6 +178,17 @@ def test_who_goes_away_frees_the_row(agent, questions):
 
     asyncio.run(cancelled())
     assert agent.generator.stats.busy == 0
+
+
+def test_an_image_is_looked_at_once_for_many_questions_and_not_kept(agent, questions):
+    image = Broken(questions[0].image)
+    question = type(questions[0])(image, "Which season is it?", "", "global")
+    first, second = (play(agent, [question])[0][-1] for _ in "ab")
+    assert first.episode == second.episode
+    assert len(agent._overviews) == 1 + len({id(q.image) for q in questions} & agent._overviews.keys())
+    del image, question
+    gc.collect()
+    assert agent._overviews.keys() <= {id(q.image) for q in questions}
 
 
 class Broken:

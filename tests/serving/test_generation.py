@@ -1,6 +1,7 @@
 """Rows that write at the same time: nothing mixed, nothing lost, nothing left behind."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 
@@ -65,7 +66,10 @@ def random_request(reader, rng):
     colour = COLOURS[rng.integers(4)]
     seen = [picture(int(rng.integers(100)), 60 + 10 * int(rng.integers(6)))] * int(rng.integers(2))
     sampling = SamplingConfig(
-        float(rng.choice([0, 0.5, 1, 3])), int(rng.choice([0, 5])), float(rng.choice([0.8, 1])), float(rng.choice([1, 1.2]))
+        float(rng.choice([0, 0.5, 1, 3])),
+        int(rng.choice([0, 5])),
+        float(rng.choice([0.8, 1])),
+        float(rng.choice([1, 1.2])),
     )
     reply = ReplyConfig(sampling, int(rng.integers(2**40)), int(rng.integers(1, 25)))
     return reader.prompt([chat(*seen, f"Which way do the stripes of the {colour} site run?")]), reply
@@ -77,7 +81,9 @@ def test_a_reply_is_what_the_whole_forward_pass_says(generator, reader, policy):
     messages = [chat(pictures[0], "Which site is red?"), chat("<think>the", pictures[1], " red", role="assistant")]
     prompt = reader.prompt(messages)
     ids = list(prompt.ids)
-    start, end, seen = (policy.rows.tokenizer.convert_tokens_to_ids(f"<|{n}|>") for n in ("im_start", "im_end", "image_pad"))
+    start, end, seen = (
+        policy.rows.tokenizer.convert_tokens_to_ids(f"<|{n}|>") for n in ("im_start", "im_end", "image_pad")
+    )
     assert (ids.count(start), ids.count(end)) == (2, 1)  # the assistant's message is open
     assert policy.rows.tokenizer.decode(ids).endswith("<|vision_end|> red")
     views = [Processor.from_pretrained(policy.directory).view(one) for one in pictures]
@@ -110,7 +116,9 @@ def test_a_reply_does_not_depend_on_the_others(generator, reader):
 
 def test_choices_differ_and_seeds_repeat(generator, reader):
     prompt = reader.prompt([chat("Which season is it?")])
-    first, second = ([written(g) for g in generator.submit(prompt, ReplyConfig(HOT, 5, 12), choices=range(4))] for _ in "ab")
+    first, second = (
+        [written(g) for g in generator.submit(prompt, ReplyConfig(HOT, 5, 12), choices=range(4))] for _ in "ab"
+    )
     assert first == second
     assert len({ids for _, ids, _ in first}) > 1
     assert first[0] == written(*generator.submit(prompt, ReplyConfig(HOT, 5, 12)))
@@ -141,7 +149,8 @@ def test_nothing_compiles_after_warm_up(policy):
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
     rng = np.random.default_rng(1)
-    with Generator(policy, GeneratorConfig(rows=4, steps=(1,), visit=4, slots=128), warm=True) as generator:
+    with Generator(policy, CONFIG, warm=True) as generator:
+        jax.jit(lambda x: x + 2.5)(jnp.ones(3)).block_until_ready()
         assert compiled  # the listener counts
         reader = ChatReader(policy, generator)
         written(*generator.submit(*random_request(reader, rng)))  # random keys
@@ -149,12 +158,12 @@ def test_nothing_compiles_after_warm_up(policy):
         for count in (1, 4, 9):
             for generation in [generator.submit(*random_request(reader, rng))[0] for _ in range(count)]:
                 written(generation)
-        written(*generator.submit(reader.prompt([chat("why " * 60)]), ReplyConfig(max_tokens=40)))
+        written(*generator.submit(reader.prompt([chat(" red" * 60)]), ReplyConfig(max_tokens=40)))
     assert not compiled
 
 
 def test_what_does_not_fit_is_refused_with_numbers(generator, reader):
-    long = reader.prompt([chat("why " * 150)])
+    long = reader.prompt([chat(" red" * 150)])
     with pytest.raises(UserError, match=r"prompt's 15\d tokens don't fit the 128 slots"):
         generator.submit(long, ReplyConfig())
     short = reader.prompt([chat("why")])
@@ -189,7 +198,10 @@ def test_chats_that_cannot_be_read(reader, messages, template, message):
 
 def test_a_template_reads_its_names(reader):
     assert reader.prompt([chat("a")], {"add_generation_prompt_twice": True}) == reader.prompt([chat("a")])
-    template, reader._processor.chat.tokenizer.chat_template = reader._processor.chat.tokenizer.chat_template, "{{ style }}"
+    template, reader._processor.chat.tokenizer.chat_template = (
+        reader._processor.chat.tokenizer.chat_template,
+        "{{ style }}",
+    )
     try:
         assert reader.prompt([chat("a")], {"style": "yes"}).ids == reader._processor.chat.encode("yes")
     finally:
@@ -205,95 +217,128 @@ def test_long_pictures_keep_their_shape_within_the_limit(reader):
 
 def endless(reader) -> tuple[Segment, ReplyConfig]:
     """A request that writes for as long as it has room."""
-    return reader.prompt([chat("why " * 20)]), ReplyConfig(SamplingConfig(100.0), seed=9, max_tokens=60)
+    return reader.prompt([chat(" red" * 20)]), ReplyConfig(SamplingConfig(100.0), seed=9, max_tokens=60)
 
 
-def test_the_queue_is_bounded(policy):
-    with Generator(policy, GeneratorConfig(rows=1, steps=(), visit=4, queue=2, slots=128)) as generator:
-        request = endless(ChatReader(policy, generator))
-        running = [generator.submit(*request)[0] for _ in range(3)]
-        with pytest.raises(Busy) as refused:
-            generator.submit(*request)
-        assert refused.value.retry_after >= 1
-        with pytest.raises(Busy):
-            generator.check_room()
-        first = written(running[0])
-        assert [written(generation) for generation in running[1:]] == [first, first]
-        assert written(*generator.submit(*request)) == first
-        assert generator.stats.outcomes == {first[2].reason: 4}
-        assert generator.stats.waiting == generator.stats.busy == 0
+@pytest.fixture
+def gated(policy):
+    """A generator that writes only while `gate` is set, with an endless request for it; its rows and its queue are short."""
+    with Generator(policy, dataclasses.replace(CONFIG, queue=2)) as generator:
+        generator.gate, write = threading.Event(), generator._batches.write
+
+        def wait(jobs):
+            assert generator.gate.wait(60)
+            return write(jobs)
+
+        generator._batches.write = wait
+        yield generator, endless(ChatReader(policy, generator))
+        generator.gate.set()
 
 
-def test_all_choices_are_taken_or_none(policy):
-    with Generator(policy, GeneratorConfig(rows=1, steps=(), visit=4, queue=2, slots=128)) as generator:
-        prompt, reply = endless(ChatReader(policy, generator))
-        running = generator.submit(prompt, reply, choices=range(2))
-        with pytest.raises(Busy):
-            generator.submit(prompt, reply, choices=range(3))
-        assert generator.stats.waiting + generator.stats.busy <= 2
-        for generation in running:
-            generation.cancel()
-        assert [written(generation)[2].reason for generation in running] == ["cancelled"] * 2
+def full(generator, request) -> list:
+    """Requests that fill all rows and the queue."""
+    running = generator.submit(*request, choices=[0] * 8)
+    until(lambda: generator.stats.busy == 8)
+    return running + generator.submit(*request, choices=[0] * 2)
 
 
-def test_cancelling_frees_the_row_for_the_next(policy):
-    with Generator(policy, GeneratorConfig(rows=1, steps=(), visit=1, queue=2, slots=128)) as generator:
-        request = endless(ChatReader(policy, generator))
-        whole = written(*generator.submit(*request))
-        first, second, third = (generator.submit(*request)[0] for _ in range(3))
-        next(iter(first))
-        first.cancel()
-        second.cancel()  # while it waits
-        second.cancel()
-        assert written(second)[2] == Finished("cancelled", len(request[0].ids), 0)
-        assert written(third) == whole
-        assert generator.stats.outcomes == {whole[2].reason: 2, "cancelled": 2}
+def until(true) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
-def test_closing_drains_and_refuses(policy):
-    before = threading.active_count()
-    generator = Generator(policy, GeneratorConfig(rows=1, steps=(), visit=4, queue=8, slots=128))
-    request = endless(ChatReader(policy, generator))
-    running = [generator.submit(*request)[0] for _ in range(3)]
+def test_the_queue_is_bounded(gated):
+    generator, request = gated
+    running = full(generator, request)
+    with pytest.raises(Busy) as refused:
+        generator.submit(*request)
+    assert refused.value.retry_after >= 1
+    with pytest.raises(Busy):
+        generator.check_room()
+    generator.gate.set()
+    first, *others = [written(generation) for generation in running]
+    assert others == [first] * 9
+    assert written(*generator.submit(*request)) == first
+    assert generator.stats.outcomes == {first[2].reason: 11}
+    assert generator.stats.waiting == generator.stats.busy == 0
+
+
+def test_all_choices_are_taken_or_none(gated):
+    generator, request = gated
+    running = full(generator, request)
+    running.pop().cancel()
+    with pytest.raises(Busy):
+        generator.submit(*request, choices=range(2))
+    assert (generator.stats.busy, generator.stats.waiting) == (8, 1)
+    running += generator.submit(*request)
+    for generation in running:
+        generation.cancel()
+    assert [written(generation)[2].reason for generation in running] == ["cancelled"] * 10
+
+
+def test_cancelling_frees_the_row_for_the_next(gated):
+    generator, request = gated
+    *running, first, second = full(generator, request)
+    first.cancel()  # while it waits
+    first.cancel()
+    assert written(first)[2] == Finished("cancelled", len(request[0].ids), 0)
+    running[0].cancel()  # while its row writes
+    assert (generator.stats.busy, generator.stats.waiting) == (7, 1)
+    generator.gate.set()
+    whole = written(second)
+    assert [written(generation) for generation in running[1:]] == [whole] * 7
+    assert written(running[0])[2] == Finished("cancelled", len(request[0].ids), 0)
+    assert generator.stats.outcomes == {whole[2].reason: 8, "cancelled": 2}
+
+
+def test_closing_drains_and_refuses(gated):
+    generator, request = gated
+    running = full(generator, request)
     closing = threading.Thread(target=generator.close)
     closing.start()
-    while True:
-        try:
-            generator.check_room()
-        except Closed:
-            break
+    until(lambda: generator._closing)
     with pytest.raises(Closed, match="shutting down"):
         generator.submit(*request)
-    ends = [written(generation)[2] for generation in running]
-    assert {end.reason for end in ends} <= {"stop", "length"}
+    with pytest.raises(Closed, match="shutting down"):
+        generator.check_room()
+    generator.gate.set()
+    assert {written(generation)[2].reason for generation in running} <= {"stop", "length"}
     closing.join()
-    assert threading.active_count() == before
+    assert not generator._thread.is_alive()
 
 
-def test_closing_at_once_cancels(policy):
-    before = threading.active_count()
-    generator = Generator(policy, GeneratorConfig(rows=1, steps=(), visit=1, queue=8, slots=128))
-    running = [generator.submit(*endless(ChatReader(policy, generator)))[0] for _ in range(3)]
-    generator.close(drain=False)
-    assert [written(generation)[2].reason for generation in running] == ["cancelled"] * 3
-    assert threading.active_count() == before
+def test_closing_takes_no_longer_than_its_timeout(gated):
+    generator, request = gated
+    running = full(generator, request)
+    closing = threading.Thread(target=generator.close, kwargs={"timeout": 0.05})
+    closing.start()
+    assert [written(generation)[2].reason for generation in running] == ["cancelled"] * 10
+    generator.gate.set()
+    closing.join()
+    assert not generator._thread.is_alive()
 
 
-def test_an_error_of_the_devices_ends_what_runs_and_no_more(policy, monkeypatch):
-    with Generator(policy, GeneratorConfig(rows=1, steps=(), visit=4, queue=8, slots=128)) as generator:
-        request = endless(ChatReader(policy, generator))
-        whole = written(*generator.submit(*request))
-        write = generator._batches.write
+def test_an_error_of_the_devices_ends_what_runs_and_no_more(gated):
+    generator, request = gated
+    running = full(generator, request)
+    wait = generator._batches.write
 
-        def fail(jobs):
-            monkeypatch.setattr(generator._batches, "write", write)
-            raise RuntimeError("no memory")
+    def fail(jobs):
+        wait(jobs)
+        generator._batches.write = wait
+        raise RuntimeError("no memory")
 
-        monkeypatch.setattr(generator._batches, "write", fail)
-        broken, waiting = (generator.submit(*request)[0] for _ in range(2))
-        assert written(broken)[2].reason == "error"
-        assert written(waiting) == whole
-        assert generator.stats.outcomes["error"] == 1
+    until(lambda: generator.stats.busy == 8)
+    running[0].cancel()
+    generator._batches.write = fail  # of the next visit
+    generator.gate.set()
+    ends = [written(generation) for generation in running]
+    assert [end.reason for _, _, end in ends[:8]] == ["cancelled", *["error"] * 7]
+    assert "no memory" in ends[1][2].message
+    assert ends[8] == ends[9] == written(*generator.submit(*request))
+    assert ends[9][2].reason in ("stop", "length")
 
 
 def test_a_held_row_goes_on_where_it_was(generator, reader, policy):

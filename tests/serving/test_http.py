@@ -16,6 +16,8 @@ from tests.serving.servers import NAME, chat, noise, png, scene_file, served, un
 from zoomearth_jax.configs.serving import ServerLimits
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.evaluation.asking import load
+from zoomearth_jax.serving.agent import _Playing
+from zoomearth_jax.tools.registry import find_tools
 
 CHAT = "/v1/chat/completions"
 LIMITS = ServerLimits(body_mb=2, body_pixels=2_000_000, images=3, choices=3, files=3, upload_mb=8, tokens=64)
@@ -514,6 +516,27 @@ def test_a_key_is_asked_for_and_other_sites_are_kept_out(policy):
         assert client.get("/v1/models", headers=key | {"Origin": running.url}).status_code == 200
         page = client.get("/")
         assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_tools_that_are_offered_are_run_and_told(policy, scene, question, monkeypatch):
+    pytest.importorskip("skimage", reason="the extra `tools` is not installed")
+    call = {"name": "denoise", "arguments": {"bbox_2d": [10, 10, 60, 60]}}
+    written = f"<tool_call>{json.dumps(call)}</tool_call>"
+    monkeypatch.setattr(_Playing, "_naming", lambda self, box: written)  # the shipped model calls no tools by itself
+    body = chat(question.text, url_of(scene.read_bytes()), agent=True, box=[0, 0, 99, 99], tools_offered=["denoise"])
+    with (
+        served(policy, slots=4096, tools=find_tools(["denoise"])) as running,
+        httpx.Client(base_url=running.url, timeout=100) as client,
+    ):
+        (about,) = client.get("/v1/tools").json()
+        assert about["function"]["name"] == "denoise"
+        trace = client.post(CHAT, json=body).json()["choices"][0]["message"]["trace"]
+        (outcome,) = trace["turns"][0]["tools"]
+        assert (outcome["tool"], outcome["error"]) == ("denoise", None)
+        assert trace["turns"][0]["picture"].startswith("data:image/png")
+        assert len(trace["turns"]) == 2
+        plain = client.post(CHAT, json=body | {"tools_offered": None}).json()["choices"][0]["message"]["trace"]
+        assert "tools" not in plain["turns"][0]  # which were not offered, so that the call is a text like others
 
 
 def test_only_what_lies_under_the_root_is_read(policy, tmp_path, scene, question):

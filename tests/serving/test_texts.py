@@ -1,5 +1,7 @@
 """Text as it grows: no character in pieces, nothing of a stop text, and nothing lost."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ def said(text: str, stop=(), cuts=()) -> tuple[list[str], Texts]:
     """The pieces in which a text comes out whose bytes arrive in stretches."""
     texts, ids = Texts(decode, stop), list(text.encode())
     bounds = [0, *sorted(cuts), len(ids)]
-    pieces = [texts.add(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [texts.add(ids[a:b]) for a, b in itertools.pairwise(bounds)]
     return [*pieces, texts.add([], last=True)], texts
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+import functools
+import weakref
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode, Turn, final_answer
 from zoomearth_jax.serving.generation import Finished, Generation, Generator, Segment
 from zoomearth_jax.tools import chosen_tool
-from zoomearth_jax.tools.tool import Request, Tool, View
+from zoomearth_jax.tools.tool import Outcome, Request, Tool, View, as_shown
 
 
 class TurnStarted(NamedTuple):
@@ -52,11 +53,13 @@ class LookRequested(NamedTuple):
 
 
 class PictureShown(NamedTuple):
-    """The picture that follows a turn, as the model sees it, uint8 [h, w, 3], and its window in px of the original."""
+    """The picture that follows a turn, as the model sees it, uint8 [h, w, 3], its window in px of the original, and what came of
+    the image tools that the turn called."""
 
     turn: int
     window: Box | None
     picture: np.ndarray
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class Answered(NamedTuple):
@@ -79,7 +82,6 @@ class Answered(NamedTuple):
     episode: Episode
 
 
-KEPT_OVERVIEWS = 256
 AgentEvent = TurnStarted | TextDelta | LookRequested | PictureShown | Answered
 
 
@@ -90,7 +92,7 @@ class Agent:
         """Takes the tool that turns can ask for, by default the zoom."""
         self.generator, self.rows = generator, generator.rows
         self.tool = tool or chosen_tool(RolloutConfig(), self.rows)
-        self._overviews: OrderedDict[int, tuple[ImageSource, np.ndarray]] = OrderedDict()
+        self._overviews: dict[int, tuple[weakref.ref, np.ndarray]] = {}  # by id of an image that lives
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="agent")
 
     def close(self) -> None:
@@ -102,14 +104,14 @@ class Agent:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
 
     async def overview(self, question: Question) -> np.ndarray:
-        """The overview of a question's image; those of the last images are kept for further questions about them."""
+        """The overview of a question's image; kept for further questions about it, for as long as somebody else keeps the image."""
         image = question.image
-        _, overview = self._overviews.pop(id(image), (image, None))
-        if overview is None:
-            overview = await self.read(self.rows.overview, question)
-        self._overviews[id(image)] = image, overview  # with the image, so that nobody else gets its id
-        if len(self._overviews) > KEPT_OVERVIEWS:
-            self._overviews.popitem(last=False)
+        known = self._overviews.get(id(image))
+        if known is not None:
+            return known[1]
+        overview = await self.read(self.rows.overview, question)
+        gone = functools.partial(self._overviews.pop, id(image), None)
+        self._overviews[id(image)] = weakref.ref(image, lambda _: gone()), overview
         return overview
 
     async def run(
@@ -122,7 +124,7 @@ class Agent:
         box: Box | None = None,
         rows: RowBuilder | None = None,
         tool: Tool | None = None,
-    ) -> AsyncIterator[AgentEvent]:
+    ) -> AsyncGenerator[AgentEvent, None]:
         """Plays one episode; leaving the iterator gives its row back.
 
         Args:
@@ -145,15 +147,13 @@ class Agent:
 class _Playing:
     """One episode."""
 
-    def __init__(
-        self, agent: Agent, rows: RowBuilder, tool: Tool, question: Question, reply: ReplyConfig, choice: int
-    ):
+    def __init__(self, agent: Agent, rows: RowBuilder, tool: Tool, question: Question, reply: ReplyConfig, choice: int):
         self._agent, self._rows, self._tool, self._question = agent, rows, tool, question
         self._reply, self._choice = reply, choice
         self._turns: list[Turn] = []
         self._truncated, self._end = False, Finished("stop", 0, 0)
 
-    async def events(self, box: Box | None) -> AsyncIterator[AgentEvent]:
+    async def events(self, box: Box | None) -> AsyncGenerator[AgentEvent, None]:
         """See `Agent.run`."""
         self._agent.generator.check_room()
         overview = await self._agent.overview(self._question)
@@ -183,7 +183,7 @@ class _Playing:
             generation.cancel()
         yield self._answered()
 
-    async def _turn(self, generation: Generation) -> AsyncIterator[AgentEvent]:
+    async def _turn(self, generation: Generation) -> AsyncGenerator[AgentEvent, None]:
         """Lets the model write a turn, and looks where it asks to."""
         turn = len(self._turns)
         yield TurnStarted(turn)
@@ -210,24 +210,25 @@ class _Playing:
         frame = self._rows.box_frame(self._question.image.frame)
         return self._tool.request(text, View(self._question, frame, earlier, self._choice))
 
-    async def _look(self, text: str, request: Request | str) -> AsyncIterator[AgentEvent]:
+    async def _look(self, text: str, request: Request | str) -> AsyncGenerator[AgentEvent, None]:
         """Ends a turn: reads the picture that it asks for."""
         turn, picture, image = len(self._turns), None, self._question.image
+        note, outcomes = "", tuple[Outcome, ...]()
         if isinstance(request, str):
             self._turns.append(Turn(text, None, request))
             return
         if request.wanted:
             yield LookRequested(turn, request.box and request.box.to(image.frame), request.window)
-            picture = await self._agent.read(self._tool.run, image, request)
-            yield PictureShown(turn, request.window, picture)
-        self._turns.append(Turn(text, request, request.reason, picture))
+            picture, note, outcomes = as_shown(await self._agent.read(self._tool.run, image, request))
+            yield PictureShown(turn, request.window, picture, outcomes)
+        self._turns.append(Turn(text, request, request.reason, picture, note=note, outcomes=outcomes))
 
     def _seen(self) -> Segment:
         """The picture that the last turn was shown, between its marks."""
         picture = self._turns[-1].picture
         assert picture is not None
         grids = np.array([picture.shape[:2]]) // self._rows.layout.merged_px
-        ids, valid = self._rows.picture_slots(grids, np.ones(1, bool))
+        ids, valid = self._rows.picture_slots(grids, np.ones(1, bool), [self._turns[-1].note])
         return Segment(ids[valid].tolist(), [picture] if picture.size else [])
 
     def _go_on(self, generation: Generation) -> None:

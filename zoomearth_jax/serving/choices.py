@@ -16,13 +16,14 @@ from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.images.geometry import geometry
 from zoomearth_jax.data_pipeline.images.georeference import georeference_of
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.serving.agent import Agent, Answered, LookRequested, PictureShown, TextDelta, TurnStarted
 from zoomearth_jax.serving.chat_inputs import Asked
 from zoomearth_jax.serving.errors import APIError, busy
 from zoomearth_jax.serving.generation import Busy, Closed, Delta, Finished, Generation
 from zoomearth_jax.serving.image_routes import encoded
-
+from zoomearth_jax.tools.tool import Tool
 
 _IN_LOOP = 100_000  # bytes of a picture that is encoded sooner than a thread is asked to
 
@@ -43,6 +44,7 @@ class End(NamedTuple):
     completion_tokens: int
 
 
+Offered = tuple[RowBuilder, Tool]  # rows whose words offer tools, and what runs them
 Events = AsyncGenerator[dict | End, None]  # deltas, then the end
 
 
@@ -61,16 +63,20 @@ async def chat_events(generation: Generation) -> Events:
     yield End("".join(texts), None, _reason(end.reason, end.message), end.prompt_tokens, end.completion_tokens)
 
 
-async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: int) -> Events:
+async def agent_events(
+    agent: Agent, asked: Asked, reply: ReplyConfig, choice: int, offered: Offered | None = None
+) -> Events:
     """The events of an episode; leaving them gives the row back.
 
     Args:
         choice: number of the choice.
+        offered: the image tools that the model may call.
     """
     turns: list[dict[str, Any]] = []
     frame = asked.image.frame
-    episode = agent.run(asked.image, asked.question, reply, choice=choice, box=asked.box)
-    async with contextlib.aclosing(episode):  # type: ignore[type-var]
+    rows, tool = offered or (None, None)
+    episode = agent.run(asked.image, asked.question, reply, choice=choice, box=asked.box, rows=rows, tool=tool)
+    async with contextlib.aclosing(episode):
         async for event in episode:
             match event:
                 case TurnStarted(turn):
@@ -83,13 +89,15 @@ async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: i
                     found = {"box": corners(box), "window": corners(window)}
                     turns[turn] |= found
                     yield {"trace": {"event": "look", "turn": turn + 1, **found}}
-                case PictureShown(turn, window, picture):
+                case PictureShown(turn, window, picture, outcomes):
                     url = (
                         data_url(picture)
                         if picture.size < _IN_LOOP
                         else await anyio.to_thread.run_sync(data_url, picture)
                     )
-                    shown = {"window": corners(window), "picture": url}
+                    shown: dict[str, Any] = {"window": corners(window), "picture": url}
+                    if outcomes:
+                        shown["tools"] = [{"tool": o.tool, "text": o.text, "error": o.error or None} for o in outcomes]
                     turns[turn] |= shown
                     yield {"trace": {"event": "picture", "turn": turn + 1, **shown}}
                 case Answered():

@@ -77,8 +77,11 @@ async def _begun(service: Service, body: ChatRequest, reader: Reader, agent: boo
     try:
         async with asyncio.timeout_at(deadline):
             if agent:
-                asked = await reader.asked(body)
-                return [agent_events(service.agent, asked, reply, choice) for choice in range(count)]
+                asked, offered = await reader.asked(body), None
+                if body.tools_offered:
+                    names = body.tools_offered
+                    offered = await anyio.to_thread.run_sync(service.offered, names, asked.image, asked.question)
+                return [agent_events(service.agent, asked, reply, choice, offered) for choice in range(count)]
             messages = await reader.messages(body)
             variables = body.chat_template_kwargs or {}
             begin = service.begin_chat

@@ -174,7 +174,12 @@ async def get_examples(request: Request) -> JSONResponse:
 
 async def get_tools(request: Request) -> JSONResponse:
     """Lists the tools that questions may offer, each with the JSON schema of its parameters."""
-    return JSONResponse(list(request.app.state.service.settings.tools.values()))
+    service: Service = request.app.state.service
+    if not service.settings.tools:
+        return JSONResponse([])
+    from zoomearth_jax.tools.calls import schema  # needs the extra `tools`
+
+    return JSONResponse([schema(tool) for tool in service.settings.tools.values()])
 
 
 ROUTES = [

@@ -6,7 +6,7 @@ is contiguous: the host knows how many slots it has used, and what lies after th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class ServingPrograms:
         """
         self._graph, self._tokens, self._visit = nnx.graphdef(model), tokens, visit
         self._config, self._dtype = model.config, model.compute.dtype
-        options = {"compiler_options": model.compute.compiler_options}
+        options: dict[str, Any] = {"compiler_options": model.compute.compiler_options}
         self.see = jax.jit(self._see, **options)
         self.read = jax.jit(self._read, static_argnames="past", donate_argnames="slots", **options)
         self.write = jax.jit(self._write, static_argnames="past", donate_argnames="slots", **options)
@@ -144,8 +144,8 @@ class ServingPrograms:
             past: slots that are looked at of what rows hold.
 
         Returns:
-            (slots, ids [R, visit], how many of them each row wrote [R], whether it stopped [R]). Stop tokens are among the ids, but no
-            row holds them.
+            (slots, ids [R, visit], how many of them each row wrote [R], whether it stopped [R]). Stop tokens are among the ids,
+            but no row holds them.
         """
         model, rows = self._model(weights), len(places.row_R)
         k, v = (_picked(x, places.row_R, past) for x in (slots.k, slots.v))
@@ -206,8 +206,8 @@ def _used(places: Places, past: int):
 
 
 def _picked(x, row_R, past: int = 0):
-    """Some rows of an array [B, ...], or the first `past` slots of some rows of a cache [L, B, K, S, H]. All rows stand in their own
-    places and aren't moved."""
+    """Some rows of an array [B, ...], or the first `past` slots of some rows of a cache [L, B, K, S, H]. All rows together stand
+    in their own places and aren't moved."""
     axis = 1 if past and x.ndim == 5 else 0
     if axis:
         x = x[:, :, :, :past]

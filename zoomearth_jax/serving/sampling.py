@@ -73,7 +73,7 @@ def draw(logits_RV, draws: Draws, banned_ids: tuple[int, ...], seen_RV):
     kept_RV = jax.lax.cond(filters.any(), lambda x: filtered_rows(x, draws, seen_RV), lambda x: x, tempered_RV)
 
     def noise(_):
-        keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(draws.keys_R), draws.step_R)
+        keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(draws.keys_R)), draws.step_R)
         drawn_RV = jax.vmap(lambda key: jax.random.gumbel(key, kept_RV.shape[1:]))(keys_R)
         return jnp.where(greedy_R[:, None], 0.0, drawn_RV)
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ import numpy as np
 from zoomearth_jax.configs.generation import ReplyConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.serving import ServerLimits
+from zoomearth_jax.configs.tools import ToolsConfig
+from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.images.tiles import StoreSettings
 from zoomearth_jax.data_pipeline.questions.procedural import site_question
+from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.questions.scenes import random_scene
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.evaluation.asking import LoadedPolicy
 from zoomearth_jax.serving.agent import Agent
 from zoomearth_jax.serving.budget import Budget
@@ -29,6 +33,8 @@ from zoomearth_jax.serving.metrics import Metrics
 from zoomearth_jax.serving.prompts import ChatReader
 from zoomearth_jax.serving.upload_parts import PartialUploads
 from zoomearth_jax.serving.uploads import MB, Uploads
+from zoomearth_jax.tools.image_tool import ImageTool
+from zoomearth_jax.tools.tool import Tool
 
 AGENT = "-agent"  # behind a model's name
 _SWEEP_SECONDS = 30.0
@@ -46,7 +52,8 @@ class ServiceSettings:
         root: the folder whose images clients may name as `file:PATH`; None for none.
         api_key: what clients must send; empty for none.
         hosts: the names by which the server may be called; empty for any.
-        tools: by name, what clients are told of the tools that turns may ask for.
+        tools: image tools that questions may offer to the model.
+        tool_settings: how they run.
         examples: how many procedural scenes are offered.
     """
 
@@ -56,7 +63,8 @@ class ServiceSettings:
     root: Path | None = None
     api_key: str = dataclasses.field(default="", repr=False)
     hosts: tuple[str, ...] = ()
-    tools: dict[str, dict] = dataclasses.field(default_factory=dict)
+    tools: Mapping[str, ImageTool] = dataclasses.field(default_factory=dict)
+    tool_settings: ToolsConfig = ToolsConfig()
     examples: int = 3
 
 
@@ -116,6 +124,16 @@ class Service:
         room = self.generator.config.slots - len(segment.ids)
         most = max(1, min(room, self.limits.tokens if reply.max_tokens is None else reply.max_tokens))
         return self.generator.submit(segment, dataclasses.replace(reply, max_tokens=most), choices=range(choices))
+
+    def offered(self, names: Sequence[str], image: ImageSource, question: str) -> tuple[RowBuilder, Tool]:
+        """Rows whose words offer the tools of these names, with room for the question, and what runs the tools."""
+        from zoomearth_jax.tools.toolbox import Toolbox, rows_with_tools  # needs the extra `tools`
+
+        tools = {name: self.settings.tools[name] for name in dict.fromkeys(names)}
+        rows = rows_with_tools(self.generator.rows, tools).widened(
+            [Question(image, question, answer="", level="global")]
+        )
+        return rows, Toolbox(rows, tools, self.settings.tool_settings)
 
     @contextlib.contextmanager
     def uploading(self) -> Iterator[None]:

@@ -14,9 +14,11 @@ from zoomearth_jax.configs.generation import GeneratorConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.serving import ServerLimits
+from zoomearth_jax.configs.tools import ToolsConfig
 from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.asking import load
+from zoomearth_jax.tools.registry import find_tools
 
 KEY_VARIABLE = "ZOOMEARTH_API_KEY"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -35,6 +37,9 @@ class ServeConfig:
         api_key_file: a file with the key that clients must send; without it the environment's ZOOMEARTH_API_KEY, if there is one.
         allowed_hosts: names by which the server may be called; by default localhost's on localhost, and any elsewhere.
         drain_seconds: how long requests may go on after SIGTERM or Ctrl-C.
+        tools: image tools that questions may offer to the model, see `zoomearth ask`; their words take some hundred slots of a row
+            (`--generator.slots`).
+        tool: time limits of tools, and what they use that isn't part of the package.
         examples: procedural scenes that the page offers; 0 for none.
         warm: compile all programs before the first request, which takes longer to start.
         limits: how much clients may ask for.
@@ -52,6 +57,8 @@ class ServeConfig:
     root: Path | None = None
     api_key_file: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    tool: ToolsConfig = ToolsConfig()
     drain_seconds: float = 30.0
     examples: int = 3
     warm: bool = True
@@ -81,7 +88,7 @@ def serve(config: ServeConfig) -> None:
     from zoomearth_jax.serving.server import bound, run
     from zoomearth_jax.serving.service import Service, ServiceSettings
 
-    key, root = _key(config), _root(config.root)
+    key, root, tools = _key(config), _root(config.root), find_tools(config.tools, config.tool)
     with bound(config.host, config.port) as listener:
         local = listener.getsockname()[0] in ("127.0.0.1", "::1")
         if not local and not key:
@@ -97,6 +104,8 @@ def serve(config: ServeConfig) -> None:
             root=root,
             api_key=key,
             hosts=tuple(host.lower() for host in config.allowed_hosts) or (_LOOPBACK if local else ()),
+            tools=tools,
+            tool_settings=config.tool,
             examples=config.examples,
         )
         service = Service(settings, policy, generator)

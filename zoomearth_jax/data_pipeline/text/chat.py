@@ -130,16 +130,22 @@ class Chat:
         text = content + _CUT if isinstance(content, str) else [*content, {"type": "text", "text": _CUT}]
         before, *after = self._render([*earlier, {**last, "content": text}], False, template).split(_CUT)
         if len(after) != 1:
-            raise UserError(f"{self.name}: the chat template doesn't keep the last message, so that none can go on with it")
+            raise UserError(
+                f"{self.name}: the chat template doesn't keep the last message, so that none can go on with it"
+            )
         return before
 
     def _render(self, messages: list[dict], generate: bool, template: dict[str, Any]) -> str:
         if taken := sorted((_TAKEN | self.tokenizer.special_tokens_map.keys()) & template.keys()):
-            raise UserError(f"chat_template_kwargs: {', '.join(taken)} can't be set; give names that the template reads")
+            raise UserError(
+                f"chat_template_kwargs: {', '.join(taken)} can't be set; give names that the template reads"
+            )
         for name, value in template.items():
             text = value if isinstance(value, str) else ""
             if not isinstance(value, str | int | float | None) or self._special.search(text) or _RESERVED.search(text):
-                raise UserError(f"chat_template_kwargs: {name} must be a number, true, false, or a text without special tokens")
+                raise UserError(
+                    f"chat_template_kwargs: {name} must be a number, true, false, or a text without special tokens"
+                )
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generate, **template
