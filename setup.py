@@ -28,8 +28,8 @@ CORE = [
     "pyyaml>=6.0",
 ]
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
-TOOLS = ["opencv-python-headless>=4.10", "scikit-image>=0.25", "onnxruntime>=1.20", "jsonschema>=4.20"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "python-multipart>=0.0.20", "pydantic>=2.10", "prometheus-client>=0.20"]
+TOOLS = ["opencv-python-headless>=4.10", "scikit-image>=0.25", "onnxruntime>=1.20", "jsonschema>=4.20"]
 MAP = ["geopandas>=1.1", "pyproj>=3.7"]  # read boxes back from the map
 TEST = [
     "pytest>=8",

@@ -1,7 +1,7 @@
 """Runs the commands of the pages and writes what they print below them: `python docs/outputs.py [PAGE.md ...]`.
 
-In a block of kind `console` a line that begins with `$ ` is a command of bash, and what follows it is its standard output. The commands
-of a page run one after the other in a new folder; one that fails ends the run, and the page stays as it was. A comment
+In a block of kind `console` a line that begins with `$ ` is a command of bash, and what follows it is its standard output. The
+commands of a page run one after the other in a new folder; one that fails ends the run, and the page stays as it was. A comment
 `<!-- picture: FILE -> NAME -->` copies a picture that they have made into this folder.
 """
 
@@ -38,7 +38,11 @@ def _commands(block: str) -> list[str]:
 
 def run(command: str, folder: Path) -> str:
     """What a command prints on standard output."""
-    env = os.environ | {"NO_COLOR": "1", "COLUMNS": "120", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = os.environ | {
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     print(f"$ {command}", flush=True)
     done = subprocess.run(["bash", "-ec", command], cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
