@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from zoomearth_jax.configs.rollout import RolloutConfig
-from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.tools.tool import Tool
 from zoomearth_jax.tools.zoom import Masked, Oracle, Zoom
+
+if TYPE_CHECKING:  # it brings tokenizers, which `zoomearth tool` doesn't need
+    from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 
 TOOLS: dict[str, Callable[[RowBuilder], Tool]] = {"zoom": Zoom}
 

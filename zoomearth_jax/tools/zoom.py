@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
-from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.protocol import parse_box, wants_crop
 from zoomearth_jax.tools.tool import Request, Shown, Tool, View, as_shown
+
+if TYPE_CHECKING:  # it brings tokenizers, which `zoomearth tool` doesn't need
+    from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 
 MASK_LEVEL = 128  # grey of a masked picture
 
