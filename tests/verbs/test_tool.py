@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import pytest
+import rasterio
 from PIL import Image
 
 pytest.importorskip("cv2", reason="needs the extra `tools`")
@@ -99,6 +101,33 @@ def test_masks_and_what_is_made_up_become_files(capsys):
     assert psnr(CLEAN[200:230, 200:240], pixels("filled.png")[200:230, 200:240]) > 30
 
 
+def test_results_lie_where_the_region_does(capsys):
+    """A box in degrees around px 100 to 200 and 300 to 420 of an image in UTM; GDAL reads the results' places."""
+    place = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+    with rasterio.open(
+        "utm.tif", "w", "GTiff", SIDE, SIDE, 3, crs="EPSG:32633", transform=place, dtype="uint8"
+    ) as file:
+        file.write(NOISY.transpose(2, 0, 1))
+    corners = [(500_000 + x / 2, 5_000_000 - y / 2) for x, y in ((100, 300), (200, 420))]
+    (x1, y1), (x2, y2) = corners
+    ring = pyproj.Transformer.from_crs(32633, 4326, always_xy=True).itransform(
+        [(x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1)]
+    )
+    Path("box.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [[list(point) for point in ring]]}))
+    given = ("--box-geojson", "box.geojson", "--out", "result.tif", "--paste", "whole.tif")
+    record = said(capsys, "tool", "denoise", "utm.tif", *given)
+    assert record["window"] == said(capsys, "tool", "denoise", "utm.tif", "--box", 100, 300, 200, 420)["window"]
+    x1, y1, x2, y2 = record["window"]
+    with rasterio.open("result.tif") as result, rasterio.open("whole.tif") as whole:
+        assert result.crs == whole.crs == "EPSG:32633"
+        np.testing.assert_allclose(result.bounds[::3], (500_000 + x1 / 2, 5_000_000 - y1 / 2))
+        np.testing.assert_allclose(result.bounds[2:0:-1], (500_000 + x2 / 2, 5_000_000 - y2 / 2))
+        assert whole.transform == place
+        put_back = whole.read().transpose(1, 2, 0)
+    assert (put_back[300:420, 100:200] != NOISY[300:420, 100:200]).mean() > 0.9
+    np.testing.assert_array_equal(put_back[:250], NOISY[:250])
+
+
 def test_all_tools_are_listed_with_their_schemas(capsys):
     assert [one["function"]["name"] for one in said(capsys, "tool")][:3] == ["zoom", "denoise", "cloud_removal"]
     assert cli.main(["tool"]) == 0
@@ -119,7 +148,8 @@ def test_all_tools_are_listed_with_their_schemas(capsys):
         (("denoise", "image.png", "--param", "noise=1"), "'noise' was unexpected"),
         (("edit", "image.png"), "name an operation"),
         (("denoise", "image.png", "--out", "image.png"), "would overwrite the image"),
-        (("denoise", "image.png", "--out", "out.jpg"), "--out writes PNG"),
+        (("denoise", "image.png", "--out", "out.gif"), "--out writes .tif, .png or .jpg"),
+        (("denoise", "image.png", "--box-geojson", "none.geojson"), "has no georeference"),
         (("denoise", "image.png", "--mask", "small.png"), "it must be of the image's size, 640 x 640"),
         (("zoom", "image.png", "--param", "scale=2", "--paste", "out.png"), "nothing to paste"),
         (("zoom", "image.png", "--tool.super-resolution", "."), "npm install @upscalerjs/esrgan-slim"),

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import PIL.Image
 import tyro
 
 from zoomearth_jax.configs.compute import ComputeConfig
@@ -17,7 +16,8 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.tools import ToolsConfig
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
-from zoomearth_jax.data_pipeline.images.sources import ImageSource
+from zoomearth_jax.data_pipeline.images.regions import write_region
+from zoomearth_jax.data_pipeline.images.sources import ImageSource, whole
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.text.words import read_words
 from zoomearth_jax.errors import UserError
@@ -29,7 +29,7 @@ from zoomearth_jax.tools.pasting import pasted_all
 from zoomearth_jax.tools.registry import find_tools
 from zoomearth_jax.tools.zoom import Zoom
 from zoomearth_jax.verbs.map_files import MapFiles
-from zoomearth_jax.verbs.places import png_place
+from zoomearth_jax.verbs.places import png_place, region_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ class AskConfig:
             lists them. Give it after image and question.
         tool_instruction: text file with the words that offer the tools, with {tools} where their schemas go.
         script: JSON file whose texts stand in for the model's turns, {"turns": [...]}, to see what tools do with them.
-        paste: write the image with all pictures that tools made put back into it to this PNG file, and where they come from to a
-            JSON file beside it.
+        paste: write the image with all pictures that tools made put back into it to this .png, .tif or .jpg file, and where they
+            come from to a JSON file beside it.
         tool: time limits of tools, and what they use that isn't part of the package.
         images: how an image file becomes 8-bit RGB (bands, stretch, limit); a tile store's own settings rule.
         sampling: how tokens are drawn.
@@ -84,7 +84,7 @@ class AskConfig:
 def ask(config: AskConfig) -> dict:
     """Plays the episode, prints it and returns it."""
     save = None if config.save is None else png_place("--save", config.save, config.image)
-    paste = None if config.paste is None else png_place("--paste", config.paste, config.image)
+    paste = None if config.paste is None else region_place("--paste", config.paste, config.image)
     if not config.tools and (config.tool_instruction or paste):
         raise UserError("ask: --tool-instruction and --paste go with --tools")
     image = open_image(config.image, config.images)
@@ -134,7 +134,7 @@ def _paste(path: Path, image: ImageSource, answer: Answer, feather: int) -> None
     """Writes the image with the pictures of tools in it, and where they come from."""
     outcomes = [outcome for turn in answer.turns for outcome in turn.outcomes]
     pixels, put = pasted_all(image, outcomes, feather)
-    write_file(path, lambda place: PIL.Image.fromarray(pixels).save(place, format="PNG"))
+    write_region(path, pixels, image, whole(image))
     write_file(path.with_suffix(".json"), json.dumps({"pasted": put}, indent=2, ensure_ascii=False) + "\n")
 
 

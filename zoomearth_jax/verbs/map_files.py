@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of, located
-from zoomearth_jax.data_pipeline.images.regions import check_region, region_files, write_region
+from zoomearth_jax.data_pipeline.images.regions import write_region
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.images.tiles import expanded
-from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.asking import Answer
 from zoomearth_jax.reports.geojson import Placed, check_geojson, write_geojson
 from zoomearth_jax.terminal.progress import say
+from zoomearth_jax.verbs.places import check_is_other, region_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +42,14 @@ class MapFiles:
         Raises:
             UserError: a file can't be written, is the image itself, or needs a georeference that the image lacks.
         """
-        crop, geojson = (path and expanded(path) for path in (crop, geojson))
-        where, files = None, []
+        where = None
         if crop is not None:
-            check_region(crop, "--save-crop")
+            crop = region_place("--save-crop", crop, name)
             georeference_of(image)  # refused now, if it can't be read
-            files += region_files(crop)
         if geojson is not None:
-            where = located(image, name, "--geojson")
-            files += check_geojson(geojson, [where])
-        for file in files:
-            if os.path.realpath(file) == os.path.realpath(expanded(name)):
-                raise UserError(f"{file}: would overwrite the image itself; use another name")
+            geojson, where = expanded(geojson), located(image, name, "--geojson")
+            for file in check_geojson(geojson, [where]):
+                check_is_other(file, "--geojson", name)
         return cls(image, crop, geojson, where)
 
     def write(self, answer: Answer, known: Mapping[str, Any]) -> None:

@@ -9,20 +9,23 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.tools import ToolsConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, clamped
+from zoomearth_jax.data_pipeline.images.geometry import box_from_geojson
+from zoomearth_jax.data_pipeline.images.georeference import georeference_of
 from zoomearth_jax.data_pipeline.images.image_folder import open_image
+from zoomearth_jax.data_pipeline.images.regions import write_region
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, whole
+from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.tools.image_tool import ImageTool, ToolFailure, ToolResult
 from zoomearth_jax.tools.pasting import pasted, provenance, whole_image
 from zoomearth_jax.tools.registry import find_tool, known_tools
 from zoomearth_jax.tools.running import Region, read_region, run_tool, window_of
-from zoomearth_jax.verbs.places import png_place
+from zoomearth_jax.verbs.places import region_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +37,10 @@ class ToolConfig:
             listed.
         image: an image file, or an image of a tile store as STORE/NAME.
         box: x1 y1 x2 y2 in px of the image; the whole image without it.
-        out: PNG file for the result: its picture, or its mask in black and white. Where it comes from goes into a JSON file beside
-            it, and what is made up into NAME.made_up.png.
-        paste: PNG file for the whole image with the result in place of the region.
+        box_geojson: GeoJSON file in any CRS, in place of `box`: the box around its geometry.
+        out: .png, .tif or .jpg file for the result, with the image's georeference: its picture, or its mask in black and white.
+            Where it comes from goes into a JSON file beside it, and what is made up into NAME.made_up.png (or .tif).
+        paste: such a file for the whole image with the result in place of the region.
         param: settings of the tool, each as NAME=VALUE; several after one flag, or the flag several times.
         label: what the region shows, for tools that want to know.
         mask: image file of the same size in which the px that aren't black are marked: thick cloud, or what is edited.
@@ -49,6 +53,7 @@ class ToolConfig:
     name: Annotated[str, tyro.conf.Positional] = ""
     image: Annotated[Path | None, tyro.conf.Positional] = None
     box: tuple[float, float, float, float] | None = None
+    box_geojson: Path | None = None
     out: Path | None = None
     paste: Path | None = None
     param: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -74,13 +79,15 @@ def tool(config: ToolConfig) -> dict | list:
     chosen, parameters = find_tool(config.name, config.tool), _parameters(config.param)
     _check(chosen, parameters)
     image = open_image(config.image, config.images)
-    region, result = _run(config, chosen, parameters, image)
+    box = _box(config, image)
+    georeference_of(image)  # refused now, if it can't be read
+    region, result = _run(config, chosen, parameters, image, box)
     whole_of_it = None if paste is None else pasted(whole_image(image), region, result, config.tool.feather)
     record = {"image": str(config.image), **provenance(chosen, region, result, parameters), "files": {}}
     if out is not None:
-        _write_result(out, result, record)
+        _write_result(out, image, region, result, record)
     if paste is not None and whole_of_it is not None:
-        _write(paste, whole_of_it)
+        write_region(paste, whole_of_it, image, whole(image))
         record["files"]["paste"] = str(paste)
     for place in filter(None, (out, paste)):
         write_file(place.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -89,18 +96,17 @@ def tool(config: ToolConfig) -> dict | list:
 
 
 def _place(flag: str, path: Path | None, image: Path) -> Path | None:
-    """Where a PNG file goes, with a JSON file beside it; see `png_place`."""
+    """Where a picture goes, with a JSON file beside it; see `region_place`."""
     if path is not None:
-        path = png_place(flag, path, image)
+        path = region_place(flag, path, image)
         check_writable(path.with_suffix(".json"))
     return path
 
 
 def _run(
-    config: ToolConfig, chosen: ImageTool, parameters: dict[str, Any], image: ImageSource
+    config: ToolConfig, chosen: ImageTool, parameters: dict[str, Any], image: ImageSource, box: Box
 ) -> tuple[Region, ToolResult]:
     """What the tool is handed, and what it gives."""
-    box = _box(config.box, image)
     region = read_region(image, window_of(chosen, box), box, config.tool.max_side)
     mask = None if config.mask is None else np.asarray(_beside(config.mask, config, image, region).max(-1) > 0)
     others = [_beside(path, config, image, region) for path in config.other]
@@ -148,10 +154,14 @@ def _check(chosen: ImageTool, parameters: dict[str, Any]) -> None:
         raise UserError(f"tool {chosen.name}: --param: {fault}")
 
 
-def _box(corners: tuple[float, float, float, float] | None, image: ImageSource) -> Box:
-    if corners is None:
+def _box(config: ToolConfig, image: ImageSource) -> Box:
+    if config.box is not None and config.box_geojson is not None:
+        raise UserError("tool: give --box or --box-geojson, not both")
+    if config.box_geojson is not None:
+        return box_from_geojson(expanded(config.box_geojson), image, config.image)
+    if config.box is None:
         return whole(image)
-    x1, y1, x2, y2 = corners
+    x1, y1, x2, y2 = config.box
     box = clamped(Box(x1, y1, x2, y2, image.frame)) if x1 < x2 and y1 < y2 else None
     if box is None:
         size = f"{image.frame.width} x {image.frame.height} px"
@@ -169,22 +179,22 @@ def _beside(path: Path, config: ToolConfig, image: ImageSource, region: Region) 
     return other.window(region.window, Frame(width, height))
 
 
-def _write_result(out: Path, result: ToolResult, record: dict) -> None:
+def _write_result(out: Path, image: ImageSource, region: Region, result: ToolResult, record: dict) -> None:
     if result.image is not None:
-        _write(out, result.image)
+        write_region(out, result.image, image, region.window)
     elif result.mask is not None:
-        _write(out, result.mask.astype(np.uint8) * 255)
+        write_region(out, _black_and_white(result.mask), image, region.window)
     else:
         raise ToolFailure(f"tool {record['tool']}: gave no picture and no mask, nothing can be written to {out}")
     record["files"]["out"] = str(out)
     if result.made_up is not None:
-        marked = out.with_suffix(".made_up.png")
-        _write(marked, result.made_up.astype(np.uint8) * 255)
+        marked = out.with_suffix(".made_up.tif" if out.suffix.lower() in (".tif", ".tiff") else ".made_up.png")
+        write_region(marked, _black_and_white(result.made_up), image, region.window)
         record["files"]["made_up"] = str(marked)
 
 
-def _write(path: Path, pixels: np.ndarray) -> None:
-    write_file(path, lambda place: Image.fromarray(pixels).save(place, format="PNG"))
+def _black_and_white(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(np.uint8) * 255
 
 
 def _text(record: dict) -> str:
