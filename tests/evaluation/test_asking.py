@@ -95,7 +95,7 @@ def test_lists_are_one_batch_in_order(policy, scene, file, question, monkeypatch
         calls.append(len(args[1]))
         return engine(*args, **how)
 
-    counted.readers, counted.send = engine.readers, engine.send
+    counted.readers, counted.send, counted.rows = engine.readers, engine.send, engine.rows
     monkeypatch.setattr(policy, "_engine", counted)
     read = RawImage.window
     monkeypatch.setattr(RawImage, "window", lambda *args: reads.append(args) or read(*args))
