@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -175,7 +175,9 @@ class Client:
 Round = tuple[list[Reply], float]  # all replies, and the seconds that they took together
 
 
-async def _measured(config, port, questions, files) -> tuple[list[Round], list[Round]]:
+async def _measured(
+    config: ServeBenchConfig, port: int, questions: Sequence[Question], files: Sequence[Path]
+) -> tuple[list[Round], list[Round]]:
     """Rounds of one client alone, and of all; the first of each is not counted."""
     async with Client(port) as one:
         if config.images == "uploads":
@@ -214,13 +216,13 @@ def _body(model: str, place: str, question: str) -> bytes:
     return json.dumps({"model": name, "agent": True, "temperature": 0, "messages": messages}).encode()
 
 
-def _row(config, expected, alone: list[Round], together: list[Round]) -> dict:
+def _row(config: ServeBenchConfig, expected: list[tuple[str, ...]], alone: list[Round], together: list[Round]) -> dict:
     replies = [reply for round_ in (*alone, *together) for reply in round_[0]]
     wrong = [reply for reply in replies if reply.texts is not None and reply.texts != expected[reply.number]]
     mixed = sum(reply.texts in expected for reply in wrong)
     one, all_ = (statistics.median(len(round_[0]) / round_[1] for round_ in rounds) for rounds in (alone, together))
     latencies = [sorted(reply.seconds for round_ in rounds for reply in round_[0]) for rounds in (alone, together)]
-    row = {"throughput_ratio": all_ / one, "lost": sum(reply.texts is None for reply in replies), "mixed": mixed}
+    row: dict[str, Any] = {"throughput_ratio": all_ / one, "lost": sum(reply.texts is None for reply in replies), "mixed": mixed}
     row |= {"changed": len(wrong) - mixed, "requests": len(replies), "clients": config.clients, "images": config.images}
     row |= {"requests_per_s": all_, "alone_requests_per_s": one}
     for name, own in zip(("alone", "together"), latencies, strict=True):
