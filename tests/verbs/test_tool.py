@@ -139,6 +139,45 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, folder, args, line
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
 
 
+def test_settings_come_after_one_flag_or_several(capsys):
+    said(
+        capsys,
+        "tool",
+        "edit",
+        "image.png",
+        "--box",
+        9,
+        9,
+        40,
+        40,
+        "--param",
+        "operation=blur",
+        "amount=2",
+        "--out",
+        "a.png",
+    )
+    said(
+        capsys,
+        "tool",
+        "edit",
+        "image.png",
+        "--box",
+        9,
+        9,
+        40,
+        40,
+        "--param",
+        "operation=blur",
+        "--param",
+        "amount=2",
+        "--out",
+        "b.png",
+    )
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
+    said(capsys, "tool", "edit", "image.png", "--box", 9, 9, 40, 40, "--param", "operation=blur", "--out", "c.png")
+    assert (pixels("a.png") != pixels("c.png")).any()
+
+
 def test_functions_of_the_user_s_own_say_what_they_see(capsys):
     record = said(capsys, "tool", "verb_test_tools:says", "image.png", "--box", 0, 0, 9, 9, "--label", "roof")
     assert record["text"] == "(512, 512, 3) roof"

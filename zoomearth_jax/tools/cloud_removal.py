@@ -41,7 +41,7 @@ def _filled(image: np.ndarray, context: Context) -> tuple[np.ndarray, np.ndarray
         fitted = [_fitted(other, image, cloud) for other in context.others]
         filling = np.median(fitted, axis=0)
         said = {
-            "thick_cloud": f"thick cloud ({share}) was filled from {len(fitted)} other dates",
+            "thick_cloud": f"thick cloud ({share}) was filled from {len(fitted)} other {'date' if len(fitted) == 1 else 'dates'}",
             "dates": len(fitted),
         }
         return _blended(image, filling, cloud), None, said

@@ -37,7 +37,7 @@ class ToolConfig:
         out: PNG file for the result: its picture, or its mask in black and white. Where it comes from goes into a JSON file beside
             it, and what is made up into NAME.made_up.png.
         paste: PNG file for the whole image with the result in place of the region.
-        param: settings of the tool, each as NAME=VALUE.
+        param: settings of the tool, each as NAME=VALUE; several after one flag, or the flag several times.
         label: what the region shows, for tools that want to know.
         mask: image file of the same size in which the px that aren't black are marked: thick cloud, or what is edited.
         other: image files of the same size that show the place at other dates, to fill thick cloud from.
@@ -51,7 +51,7 @@ class ToolConfig:
     box: tuple[float, float, float, float] | None = None
     out: Path | None = None
     paste: Path | None = None
-    param: tuple[str, ...] = ()
+    param: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     label: str = ""
     mask: Path | None = None
     other: tuple[Path, ...] = ()
@@ -122,10 +122,10 @@ def _list_tools(config: ToolConfig) -> list:
     return [schema(one) for one in tools]
 
 
-def _parameters(given: tuple[str, ...]) -> dict[str, Any]:
+def _parameters(given: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
     """Settings by name; a value is JSON where it can be, else a text."""
     parameters = {}
-    for one in given:
+    for one in (part for parts in given for part in parts):
         name, equals, value = one.partition("=")
         if not equals or not name:
             raise UserError(f"--param {one}: write it as NAME=VALUE")
