@@ -25,7 +25,7 @@ from zoomearth_jax.data_pipeline.rows.builder import RowBuilder, taught_box
 from zoomearth_jax.data_pipeline.text.protocol import render_look
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode, Turn, final_answer
-from zoomearth_jax.serving.generation import Delta, Finished, Generation, Generator, Segment
+from zoomearth_jax.serving.generation import Finished, Generation, Generator, Segment
 from zoomearth_jax.tools import chosen_tool
 from zoomearth_jax.tools.tool import Request, Tool, View
 
@@ -188,10 +188,10 @@ class _Playing:
         turn = len(self._turns)
         yield TurnStarted(turn)
         async for news in generation:
-            if isinstance(news, Delta):
-                yield TextDelta(turn, news.text)
-            else:
+            if isinstance(news, Finished):
                 self._end = news
+            elif news.text:
+                yield TextDelta(turn, news.text)
         self._truncated |= self._end.reason != "stop"
         last = self._end.reason in ("cancelled", "error") or generation.ended or not self._room()
         async for event in self._look(generation.text, "" if last else self._request(generation.text)):

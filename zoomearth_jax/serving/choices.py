@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
+import anyio
 import numpy as np
 
 from zoomearth_jax.configs.generation import ReplyConfig
@@ -21,6 +22,9 @@ from zoomearth_jax.serving.chat_inputs import Asked
 from zoomearth_jax.serving.errors import APIError, busy
 from zoomearth_jax.serving.generation import Busy, Closed, Delta, Finished, Generation
 from zoomearth_jax.serving.image_routes import encoded
+
+
+_IN_LOOP = 100_000  # bytes of a picture that is encoded sooner than a thread is asked to
 
 
 class End(NamedTuple):
@@ -80,7 +84,12 @@ async def agent_events(agent: Agent, asked: Asked, reply: ReplyConfig, choice: i
                     turns[turn] |= found
                     yield {"trace": {"event": "look", "turn": turn + 1, **found}}
                 case PictureShown(turn, window, picture):
-                    shown = {"window": corners(window), "picture": data_url(picture)}
+                    url = (
+                        data_url(picture)
+                        if picture.size < _IN_LOOP
+                        else await anyio.to_thread.run_sync(data_url, picture)
+                    )
+                    shown = {"window": corners(window), "picture": url}
                     turns[turn] |= shown
                     yield {"trace": {"event": "picture", "turn": turn + 1, **shown}}
                 case Answered():

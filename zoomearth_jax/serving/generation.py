@@ -52,7 +52,7 @@ class Segment(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """New text of a reply, and the ids that have come with it (a character may take several)."""
+    """New text of a reply, and the ids that have come with it: a character may take several, and an end token has no text."""
 
     text: str
     ids: tuple[int, ...]
@@ -179,12 +179,12 @@ class Generation:
         before = len(self._texts.ids)
         text = self._texts.add(ids, last=bool(reason))
         self._completion_tokens += len(self._texts.ids) - before
-        if text:
-            yield Delta(text, tuple(self._texts.ids[self._told :]))
-            self._told = len(self._texts.ids)
         if self._texts.ended:
             self._generator._end(self._job, "stop")
             reason = "stop"
+        if text or (reason and self._told < len(self._texts.ids)):
+            yield Delta(text, tuple(self._texts.ids[self._told :]))
+            self._told = len(self._texts.ids)
         if reason:
             yield Finished(reason, self._prompt_tokens, self._completion_tokens, message)
 

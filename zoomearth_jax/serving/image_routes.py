@@ -53,7 +53,7 @@ def tile(source: ImageSource, level: int, column: int, row: int) -> np.ndarray:
 
 def encoded(picture: np.ndarray, form: str) -> bytes:
     """A picture as PNG or JPEG."""
-    data, options = io.BytesIO(), {"quality": 92, "subsampling": 0} if form == "JPEG" else {"compress_level": 3}
+    data, options = io.BytesIO(), {"quality": 92, "subsampling": 0} if form == "JPEG" else {"compress_level": 1}
     Image.fromarray(picture).save(data, form, **options)
     return data.getvalue()
 
