@@ -18,8 +18,9 @@ parity: .venv/parity    ## live comparison with HF transformers in torch
 slow: .venv/installed   ## proofs that take minutes: training on meshes and in several processes, killed and resumed
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow -rP tests
 
-browser: .venv/browser  ## the page of an evaluation in an installed Chromium, and how fast it answers
-	$(BIN)/python -m pytest -m 'slow or not slow' -rPs tests/reports/test_episodes_browser.py
+browser: .venv/browser  ## the page of an evaluation, how fast it answers, and the server's page, in an installed Chromium
+	$(BIN)/python -m pytest -m 'slow or not slow' -rPs tests/reports/test_episodes_browser.py tests/serving/test_page_browser.py \
+		tests/serving/test_page_model.py
 
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py

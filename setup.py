@@ -53,7 +53,10 @@ EXTRAS = {
     "bench": ["torch>=2.9"],
     "lmms-eval": ["lmms-eval>=0.7.3"],  # brings torch
     "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
-    "browser": ["playwright>=1.50"],  # drives an installed Chromium, whose page tests are skipped without it
+    "browser": [
+        "playwright>=1.50",
+        "axe-playwright-python>=0.1.4",
+    ],  # drive an installed Chromium; without them tests are skipped
     "serve": SERVE,
     "test": TEST,
     "dev": [*TEST, "ruff>=0.12", "mypy>=2.0"],

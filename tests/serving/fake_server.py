@@ -55,6 +55,7 @@ class Fake:
     Attributes:
         deltas: of the next answers.
         pause: seconds between them.
+        held: how many of them may be sent by now; None for all.
         key: what clients must send; "" where none is needed.
         refusals: answers (status, headers, message) that the next questions get instead, first to last.
         crs: of all images.
@@ -63,11 +64,13 @@ class Fake:
         part_seconds: how long a part of an upload takes.
         asked: the bodies of questions; parts: the sizes of uploaded parts; cancelled: whether the last upload was.
         boxes: what was sent for GeoJSON.
+        removed: files that were deleted.
         left: whether the client left before the end of an answer.
     """
 
     deltas: list[dict] = dataclasses.field(default_factory=turns)
     pause: float = 0.0
+    held: int | None = None
     key: str = ""
     refusals: list[tuple[int, dict, str]] = dataclasses.field(default_factory=list)
     crs: str | None = None
@@ -79,6 +82,7 @@ class Fake:
     parts: list[int] = dataclasses.field(default_factory=list)
     cancelled: bool = False
     boxes: list[dict] = dataclasses.field(default_factory=list)
+    removed: list[str] = dataclasses.field(default_factory=list)
     left: bool = False
     ready_at: float = 0.0
 
@@ -129,6 +133,10 @@ def app(fake: Fake) -> Starlette:
         fake.cancelled = True
         return JSONResponse({})
 
+    async def remove(request: Request) -> Response:
+        fake.removed.append(request.path_params["id"])
+        return JSONResponse({"deleted": True})
+
     async def image(request: Request) -> Response:
         file_id = request.path_params["id"]
         if file_id == "file-gone":
@@ -165,6 +173,8 @@ def app(fake: Fake) -> Starlette:
         try:
             for delta in fake.deltas:
                 await asyncio.sleep(fake.pause)
+                while fake.held is not None and sent >= fake.held:
+                    await asyncio.sleep(0.02)
                 chunk = delta if "error" in delta else {"choices": [{"index": 0, "delta": delta}]}
                 yield f"data: {json.dumps(chunk)}\r\n\r\n"
                 sent += 1
@@ -194,6 +204,7 @@ def app(fake: Fake) -> Starlette:
         ("/v1/uploads/{id}/parts", part, "POST"),
         ("/v1/uploads/{id}/complete", complete, "POST"),
         ("/v1/uploads/{id}/cancel", cancel, "POST"),
+        ("/v1/files/{id}", remove, "DELETE"),
         ("/v1/images/{id}", image, "GET"),
         ("/v1/images/{id}/tiles/{level:int}/{column:int}_{row:int}", tile, "GET"),
         ("/v1/images/{id}/window", window, "GET"),

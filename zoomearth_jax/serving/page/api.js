@@ -127,6 +127,11 @@ export async function whenReady(id, signal) {
   }
 }
 
+// Lets the server forget an image that nobody waits for any more.
+export function remove(id) {
+  request(`v1/files/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
+}
+
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, ms);
@@ -136,10 +141,10 @@ function pause(ms, signal) {
 
 // Questions
 
-// Asks, and yields {text} and {trace} as the model writes.
+// Asks, and yields {text} and {trace} as the model writes, and {usage} at the end.
 export async function* ask({ model, image, question, box, tools }, signal) {
   const content = [{ type: "file", file: { file_id: image } }, { type: "text", text: question }];
-  const body = { model, agent: true, stream: true, temperature: 0, messages: [{ role: "user", content }] };
+  const body = { model, agent: true, stream: true, stream_options: { include_usage: true }, temperature: 0, messages: [{ role: "user", content }] };
   if (box) body.box = box;
   if (tools.length) body.tools_offered = tools;
   const response = await request("v1/chat/completions", { json: body, signal });
@@ -148,6 +153,7 @@ export async function* ask({ model, image, question, box, tools }, signal) {
     const delta = data.choices?.[0]?.delta ?? {};
     if (delta.trace) yield { trace: delta.trace };
     if (delta.content) yield { text: delta.content };
+    if (data.usage) yield { usage: data.usage };
   }
 }
 

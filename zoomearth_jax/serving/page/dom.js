@@ -31,7 +31,7 @@ export function say(text) {
 }
 
 export const grouped = (number) => number.toLocaleString("en").replaceAll(",", "\u202f");
-export const sizeOf = ({ width, height }) => `${grouped(width)} × ${grouped(height)} px`;
+export const sizeOf = ({ width, height }) => `${grouped(width)} × ${grouped(height)} px`.replaceAll(" ", "\u00a0");
 
 export function boxText(box) {
   const [x1, y1, x2, y2] = box.map(Math.round);
@@ -39,7 +39,7 @@ export function boxText(box) {
 }
 
 export function boxSize([x1, y1, x2, y2]) {
-  return `${grouped(Math.round(x2 - x1))} × ${grouped(Math.round(y2 - y1))} px`;
+  return sizeOf({ width: Math.round(x2 - x1), height: Math.round(y2 - y1) });
 }
 
 // A picture with boxes of the image drawn over it.

@@ -1,6 +1,6 @@
 // One question and what came of it, as a part of the page that grows while the model writes.
 
-import { boxSize, boxText, element, framed, grouped } from "./dom.js";
+import { boxSize, boxText, element, framed, grouped, sizeOf } from "./dom.js";
 
 const TAGS = /(<\/?[a-z_]+>)/i;
 
@@ -21,7 +21,7 @@ export class Exchange {
     this.#answer = element("div", { class: "answer" });
     this.summary = element("summary", { dir: "auto" }, element("span", { class: "asked-text", text: record.question }), element("span", { class: "short" }));
     this.node = element("details", { class: "exchange", open: true }, this.summary,
-      record.box && element("p", { class: "small" }, this.#boxButton(record.box, "asked", "Your box:")), this.#list, this.#answer);
+      record.box && element("p", { class: "your-box" }, this.#boxButton(record.box, "asked", "Your box:")), this.#list, this.#answer);
     this.node.addEventListener("toggle", () => this.node.open && onOpen(this));
     this.#tell("Waiting for the model …");
   }
@@ -30,10 +30,11 @@ export class Exchange {
   turn(number, overview) {
     if (this.#turn) this.#spell(this.#turn);
     const first = number === 1;
-    const item = element("li", {}, element("h3", { text: first ? "Sees the whole image" : `Look ${number}` }));
+    const shown = this.#turn?.picture || this.#turn?.record.window;
+    const sees = first ? ": it sees the whole image" : shown ? ": it sees what it asked for" : "";
+    const item = element("li", {}, element("h3", { text: `Turn ${number}${sees}` }));
     if (first && overview) this.#setOverview(item, overview);
-    if (this.#turn?.picture || this.#turn?.record.window) item.append(this.#crop(this.#turn));
-    else if (!first) item.append(element("p", { class: "small", text: "It was shown no new picture." }));
+    if (shown) item.append(this.#crop(this.#turn));
     const said = element("pre", { class: "said", dir: "auto" });
     item.append(said);
     this.#list.append(item);
@@ -55,6 +56,7 @@ export class Exchange {
     const { record, item } = this.#turn;
     Object.assign(record, { box: box ?? null, window: window ?? null });
     if (box) item.append(element("p", {}, this.#boxButton(box, "named", "Asks for")));
+    if (window) this.#tell("Gets that part of the image …");
     this.#setOverview(this.#list.firstChild, this.#overview);
   }
 
@@ -104,17 +106,19 @@ export class Exchange {
     this.#overview = source;
     if (!source || !item) return;
     const boxes = this.boxes.filter(([, kind]) => kind === "named").map(([box, kind]) => [box, kind]);
-    const frame = framed(source, "the overview that the model sees", this.#image, boxes);
+    const frame = framed(source, "Overview of the image", this.#image, boxes);
     const old = item.querySelector("figure");
     const figure = element("figure", { class: "overview" }, frame);
     old ? old.replaceWith(figure) : item.querySelector("h3").after(figure);
   }
 
   #crop({ picture, record }) {
-    const caption = record.window ? `${boxSize(record.window)} of the original` : "";
+    const from = record.window ? boxSize(record.window) : "", caption = element("figcaption", { text: from });
     const values = { src: picture, "data-window": picture ? undefined : record.window.join(","), decoding: "async" };
-    return element("figure", {}, element("img", { ...values, alt: `what the model was shown${caption && ": " + caption}` }),
-      caption && element("figcaption", { text: caption }));
+    const made = element("img", { ...values, alt: `What the model was shown${from && ", " + from + " of the original"}` });
+    const size = () => `shown as ${sizeOf({ width: made.naturalWidth, height: made.naturalHeight })}`;
+    if (picture) made.onload = () => (caption.textContent = [from, size()].filter(Boolean).join(", "));
+    return element("figure", {}, made, caption);
   }
 
   #boxButton(box, kind, words) {

@@ -1,14 +1,15 @@
 // What the page does: opens an image, asks about it, and shows what the model does.
 
-import { ask, Fault, picture, read, upload, whenReady, windowPath } from "./api.js";
-import { boxText, byId, element, grouped, say, show, sizeOf } from "./dom.js";
+import { ask, Fault, picture, read, remove, upload, whenReady, windowPath } from "./api.js";
+import { fillBox, givenBox, watchBox } from "./box_form.js";
+import { boxText, byId, grouped, say, show, sizeOf } from "./dom.js";
 import { Exchange, newRecord } from "./exchange.js";
 import { saveBoxes, saveReport } from "./exports.js";
 import * as history from "./history.js";
+import { chosenTools, showExamples, showRecent, showTools } from "./offers.js";
 import { Viewer } from "./viewer.js";
 
 const SEEN = 512; // px of the longest side of an overview
-const CORNERS = ["x1", "y1", "x2", "y2"];
 
 let model = "";
 let image, name = ""; // what is open: the server's words about it, and its name
@@ -20,7 +21,7 @@ let reading = true; // whether answers are scrolled into sight as they grow
 let retry; // what "Try again" does
 
 const viewer = new Viewer({
-  onBox: (box) => (setBox(box), say(`Box ${boxText(box)}. Ask about it.`), byId("question").focus()),
+  onBox: (box) => (setBox(box), say(`Box ${boxText(box)}. Ask about it.`), focusQuestion()),
   onTouched: () => (following = false),
 });
 
@@ -30,49 +31,8 @@ async function start() {
   const models = await read("v1/models");
   model = models.data[0].id;
   byId("model").textContent = model;
-  await Promise.all([showExamples(), showTools()]);
-  showRecent();
-}
-
-async function showExamples() {
-  const found = await read("v1/examples").catch(() => []);
-  show("examples", found.length);
-  const cards = found.map((example) => card(example.title, example.question, () => openStored(example.file_id, example.title, example.question)));
-  byId("examples").querySelector("ul").replaceChildren(...cards.map(({ node }) => node));
-  await Promise.all(found.map(async (example, i) => {
-    const about = await whenReady(example.file_id);
-    cards[i].shown(await picture(windowPath(about.id, whole(about), about, 320)), sizeOf(about));
-  }).map((promise) => promise.catch(() => {})));
-}
-
-function card(title, text, onChosen) {
-  const thumb = element("img", { alt: "", hidden: true }), size = element("span", { class: "small" });
-  const button = element("button", { type: "button", class: "card" }, element("span", { class: "thumb" }, thumb),
-    element("span", { class: "card-title", text: title, dir: "auto" }), size, element("span", { class: "card-text", text, dir: "auto" }));
-  button.addEventListener("click", onChosen);
-  const shown = (source, words) => (Object.assign(thumb, { src: source, hidden: false }), (size.textContent = words));
-  return { node: element("li", {}, button), shown };
-}
-
-function showRecent() {
-  const found = history.images();
-  show("recent", found.length);
-  byId("recent").querySelector("ul").replaceChildren(...found.map((one) => {
-    const count = one.records.length;
-    const button = element("button", { type: "button", class: "line" }, element("span", { text: one.name, dir: "auto" }),
-      element("span", { class: "small", text: `${sizeOf(one)}, ${count} ${count === 1 ? "question" : "questions"}` }));
-    button.addEventListener("click", () => openStored(one.id, one.name));
-    return element("li", {}, button);
-  }));
-}
-
-async function showTools() {
-  const found = await read("v1/tools").catch(() => []);
-  const tools = (found.data ?? found).map((tool) => tool.function ?? tool);
-  show("tools-part", tools.length);
-  byId("tools").replaceChildren(...tools.map((tool) => element("label", { class: "check" },
-    element("input", { type: "checkbox", name: "tool", value: tool.name }),
-    element("span", {}, element("b", { text: tool.name }), tool.description && element("span", { class: "small", text: ` ${tool.description}` })))));
+  await Promise.all([showExamples(openStored), showTools()]);
+  showRecent(openStored);
 }
 
 // Opening an image
@@ -84,7 +44,7 @@ async function openFile(file) {
     const id = await upload(file, signal, (sent, total) => progress(sent / total, `${megabytes(sent)} of ${megabytes(total)} MB sent`));
     progress(undefined, "Making tiles …");
     say("Sent. The server makes tiles.");
-    return whenReady(id, signal);
+    return whenReady(id, signal).catch((error) => (remove(id), Promise.reject(error)));
   });
 }
 
@@ -118,7 +78,7 @@ async function opening(title, named, again, getting) {
   } catch (error) {
     if (working !== own) return; // another image is on its way
     stage("welcome");
-    showRecent();
+    showRecent(openStored);
     if (error.name === "AbortError") return say("Cancelled."), byId("choose").focus();
     complain(error, again);
   } finally {
@@ -136,9 +96,9 @@ async function showImage(found, named) {
   await viewer.open(image, name);
   overview = await picture(windowPath(image.id, whole(image), image, SEEN));
   restore();
-  history.keep({ ...image, name }, exchanges.map(({ record }) => record));
+  remember();
   say(`${name} is open, ${image.width} by ${image.height} px. Ask a question.`);
-  byId("question").focus({ preventScroll: true });
+  focusQuestion();
 }
 
 function close() {
@@ -181,9 +141,9 @@ async function asking(question, box) {
   const own = (working = new AbortController()), began = performance.now();
   clearFault();
   busy(true);
+  byId("box-part").open = byId("tools-part").open = false; // the answer needs the room; their titles say what is chosen
   following = byId("follow").checked;
   const exchange = add(newRecord(question, box));
-  const tools = [...document.querySelectorAll("[name=tool]:checked")].map((field) => field.value);
   const seconds = () => (performance.now() - began) / 1000;
   say("Asked. Waiting for the model.");
   if (following) viewer.whole();
@@ -191,9 +151,10 @@ async function asking(question, box) {
   exchange.node.scrollIntoView({ block: "nearest" });
   try {
     const last = {};
-    for await (const { text, trace } of ask({ model, image: image.id, question, box, tools }, own.signal)) {
+    for await (const { text, trace, usage } of ask({ model, image: image.id, question, box, tools: chosenTools() }, own.signal)) {
       if (text) exchange.text(text);
       if (trace) happened(exchange, trace, last);
+      if (usage) last.tokens = usage.completion_tokens;
       if (reading) exchange.scroll();
     }
     exchange.end("done", { ...last, seconds: seconds() });
@@ -237,7 +198,7 @@ function happened(exchange, trace, last) {
       viewer.mark(trace.window, "window");
       if (following) viewer.goTo(trace.window);
     },
-    answer: () => Object.assign(last, { answer: trace.answer ?? null, tokens: trace.usage?.completion_tokens, truncated: trace.truncated }),
+    answer: () => Object.assign(last, { answer: trace.answer ?? null, truncated: trace.truncated }),
   };
   kinds[trace.event]?.();
 }
@@ -282,39 +243,37 @@ function restore() {
 }
 
 function remember() {
-  if (image) history.keep({ ...image, name }, exchanges.map(({ record }) => record).filter(({ state }) => state !== "asking"));
+  if (image) history.keep({ ...image, name }, ended());
 }
 
+function ended() {
+  return exchanges.map(({ record }) => record).filter(({ state }) => state !== "asking");
+}
+
+// While the model writes there is Stop in the place of Ask; the focus goes with it.
 function busy(on) {
-  byId("go").disabled = on;
+  const held = document.activeElement === byId(on ? "go" : "stop");
+  show("go", !on);
   show("stop", on);
-  byId("ask").setAttribute("aria-busy", on);
+  if (held) byId(on ? "stop" : "go").focus({ preventScroll: true });
 }
 
-// The box of the form
+// A touch screen's keyboard would cover the page, so there the focus stays above the question.
+function focusQuestion() {
+  byId(matchMedia("(pointer: coarse)").matches ? "image-name" : "question").focus({ preventScroll: true });
+}
 
 function setBox(box) {
-  CORNERS.forEach((corner, i) => (byId(corner).value = box ? box[i] : ""));
-  byId("box-part").open = byId("box-part").open || Boolean(box);
+  fillBox(box);
   markBox();
 }
 
+// Shows the form's box on the view and in its title.
 function markBox() {
-  if (!image) return;
   viewer.clear("asked");
-  const { box } = givenBox();
+  const { box } = image ? givenBox(image) : {};
+  byId("box-title").textContent = box ? `About the box ${boxText(box)}` : "Ask about a box";
   if (box) viewer.mark(box, "asked");
-}
-
-// The box in the form's fields, or what is wrong with it; neither where they are empty.
-function givenBox() {
-  const written = CORNERS.map((corner) => byId(corner).value.trim());
-  if (written.every((text) => !text)) return {};
-  const box = written.map(Number), [x1, y1, x2, y2] = box;
-  if (written.includes("") || !box.every(Number.isFinite)) return { wrong: "A box needs four numbers: x1, y1, x2, y2. Fill them in, or clear them." };
-  if (x1 >= x2 || y1 >= y2) return { wrong: "The box has no area. x1 must be less than x2, and y1 less than y2." };
-  if (x1 < 0 || y1 < 0 || x2 > image.width || y2 > image.height) return { wrong: `The box leaves the image, which is ${sizeOf(image)}.` };
-  return { box };
 }
 
 // Faults
@@ -344,20 +303,21 @@ byId("file").onchange = ({ target }) => {
   if (file) openFile(file);
 };
 byId("cancel").onclick = () => working?.abort();
-byId("stop").onclick = () => (working?.abort(), byId("question").focus());
+byId("stop").onclick = () => working?.abort();
 byId("again").onclick = () => (clearFault(), retry?.());
 byId("another").onclick = () => {
   working?.abort();
+  clearFault();
   close();
-  showRecent();
+  showRecent(openStored);
   stage("welcome");
   byId("choose").focus();
 };
 byId("clear").onclick = () => setBox(null);
 byId("visible").onclick = () => image && setBox(viewer.visible());
-for (const corner of CORNERS) byId(corner).oninput = markBox;
-byId("boxes-out").onclick = () => exporting(saveBoxes(image, name, exchanges.map(({ record }) => record)), "Boxes");
-byId("report-out").onclick = () => exporting(saveReport(image, name, model, exchanges.map(({ record }) => record)), "Report");
+watchBox(markBox);
+byId("boxes-out").onclick = () => exporting(saveBoxes(image, name, ended()), "Boxes");
+byId("report-out").onclick = () => exporting(saveReport(image, name, model, ended()), "Report");
 
 function exporting(promise, what) {
   promise.then(() => say(`${what} saved.`), (error) => complain(error));
@@ -366,9 +326,9 @@ function exporting(promise, what) {
 byId("ask").onsubmit = (event) => {
   event.preventDefault();
   const question = byId("question").value.trim();
-  if (!image || byId("go").disabled) return;
+  if (!image || byId("go").hidden) return;
   if (!question) return complain(new Fault("Write a question first.")), byId("question").focus();
-  const { box = null, wrong } = givenBox();
+  const { box = null, wrong } = givenBox(image);
   if (wrong) return complain(new Fault(wrong)), byId("x1").focus();
   asking(question, box);
 };

@@ -37,6 +37,8 @@ export class Viewer {
       showNavigator: true,
       navigatorPosition: "BOTTOM_RIGHT",
       navigatorSizeRatio: 0.18,
+      navigatorOpacity: 1,
+      navigatorDisplayRegionColor: "#1a5fd0",
       maxZoomPixelRatio: 8,
       visibilityRatio: 0.6,
       animationTime: calm.matches ? 0 : 1,
@@ -143,7 +145,7 @@ export class Viewer {
       const [x1, y1, x2, y2] = corners(event);
       Object.assign(shape.style, { left: `${x1}px`, top: `${y1}px`, width: `${x2 - x1}px`, height: `${y2 - y1}px` });
     };
-    layer.onpointercancel = () => ((start = undefined), layer.replaceChildren());
+    layer.onlostpointercapture = () => ((start = undefined), layer.replaceChildren());
     layer.onpointerup = (event) => {
       if (!start) return;
       const [x1, y1, x2, y2] = corners(event);
