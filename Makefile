@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 CUDA ?= cuda12
 BIN := .venv/bin
 
-.PHONY: demo test parity slow browser beam gpu docs outputs lint setup nano goldens clean
+.PHONY: demo test parity slow browser fuzz beam gpu docs outputs lint setup nano goldens clean
 
 demo: .venv/installed   ## base -> SFT -> GRPO -> evaluation at nano scale, report in runs/demo
 	$(BIN)/zoomearth demo
@@ -21,6 +21,9 @@ slow: .venv/installed   ## proofs that take minutes: training on meshes and in s
 browser: .venv/browser  ## the page of an evaluation, how fast it answers, and the server's page, in an installed Chromium
 	$(BIN)/python -m pytest -m 'slow or not slow' -rPs tests/reports/test_episodes_browser.py tests/serving/test_page_browser.py \
 		tests/serving/test_page_model.py
+
+fuzz: .venv/fuzz        ## 10,000 ill-meant requests to a server; ZOOMEARTH_FUZZ=N for another number
+	$(BIN)/python -m pytest -m slow -s tests/serving/test_fuzz.py
 
 beam: .venv-beam/installed  ## the TensorFlow Datasets builders on Apache Beam, in an environment of its own
 	.venv-beam/bin/python -m pytest tests/data_pipeline/test_tfds.py
@@ -61,6 +64,10 @@ clean:
 .venv/parity: .venv/installed
 	$(BIN)/python -m pip install --quiet '$(TORCH)' 'datasets>=4' 'wandb>=0.31'
 	$(BIN)/python -m pip install --quiet --no-deps 'dashscope==2.0.2'  # for Qwen's vocabulary, which is inside
+	touch $@
+
+.venv/fuzz: .venv/installed
+	$(BIN)/python -m pip install --quiet 'schemathesis>=4'
 	touch $@
 
 .venv/browser: .venv/installed

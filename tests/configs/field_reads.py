@@ -99,15 +99,15 @@ class Package:
             elif isinstance(node, ast.Import):
                 module.names |= {alias.asname: alias.name for alias in node.names if alias.asname}
         for node in tree.body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 module.names[node.name] = f"{name}.{node.name}"
             if isinstance(node, ast.ClassDef):
                 fields = {n.target.id: n.annotation for n in node.body
                           if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
                           and "ClassVar" not in ast.unparse(n.annotation)}  # fmt: skip
-                methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
+                methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
                 self.classes[f"{name}.{node.name}"] = Class(node, module, fields, methods)
-            elif isinstance(node, ast.FunctionDef):
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 self.functions[f"{name}.{node.name}"] = node, module
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 module.names[node.targets[0].id] = f"{name}.{node.targets[0].id}"
@@ -174,7 +174,7 @@ class _Reader:
         """Statements in order; functions that are defined within come last, when all names are known."""
         later = []
         for node in statements:
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 later.append(node)
             else:
                 self.statement(node)
@@ -195,7 +195,7 @@ class _Reader:
         """One statement, with the blocks inside it."""
         if isinstance(node, ast.ClassDef):
             name = f"{self.module.name}.{node.name}"
-            methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
             for method in methods:
                 if not (method.name == "__post_init__" and self.package.lineage(name)):
                     _Reader(self.package, self.module, self.names, name).function(method)
@@ -223,7 +223,7 @@ class _Reader:
                         self.infer(one)
                     elif isinstance(one, ast.ExceptHandler | ast.match_case):
                         self.block(one.body)
-                    elif isinstance(one, ast.FunctionDef):
+                    elif isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
                         _Reader(self.package, self.module, self.names).function(one)
                     elif isinstance(one, ast.stmt):
                         self.statement(one)

@@ -535,8 +535,13 @@ def everything(page, fake, image):
     yield "asking", page.wait_for_selector("#viewer .box")
     fake.held = None
     yield "answered", page.wait_for_selector(".payload", timeout=15_000)
-    fake.refusals = [(429, {"Retry-After": "7"}, "all rows are taken " + "x" * 200)]
     page.wait_for_selector("#stop", state="hidden")
+    page.click("#another")
+    yield "recent", page.wait_for_selector("#recent button")
+    page.click("#recent button")
+    page.click(".exchange summary")
+    yield "restored", page.wait_for_selector(".exchange[open] .turns li:nth-child(2) img[src^=blob]")
+    fake.refusals = [(429, {"Retry-After": "7"}, "all rows are taken " + "x" * 200)]
     ask(page, "another one")
     yield "busy", page.wait_for_selector("#fault:visible")
     fake.key = "secret"
@@ -582,6 +587,23 @@ def test_axe_finds_nothing_serious(width, scheme, opened, fake, image):
         serious = [fault for fault in found["violations"] if fault["impact"] in ("serious", "critical")]
         assert [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in serious] == [], state
         print(width, scheme, state, "moderate or minor:", [fault["id"] for fault in found["violations"]])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_a_report(scheme, opened, fake, image, browser, tmp_path):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python isn't installed"
+    ).Axe()
+    page = with_image(opened(accept_downloads=True), image)
+    ask(page)
+    answered(page)
+    with page.expect_download() as download:
+        page.click("#report-out")
+    (tmp_path / "report.html").write_bytes(download.value.path().read_bytes())
+    report = browser.new_context(color_scheme=scheme).new_page()
+    report.goto(f"file://{tmp_path / 'report.html'}")
+    assert axe.run(report).response["violations"] == []
+    assert report.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from zoomearth_jax.bench.serve import Reply, ServeBenchConfig, _row
+from zoomearth_jax.bench.serve import Reply, Round, ServeBenchConfig, _row
 from zoomearth_jax.cli import main
 
 
@@ -66,11 +66,13 @@ def test_ctrl_c_ends_it_with_zero():
 
 def test_the_benchmark_tells_lost_mixed_and_changed_replies_apart():
     expected = [("a",), ("b",)]
-    alone = [([Reply(0, ("a",), 0.1), Reply(1, ("b",), 0.1)], 0.2)]
-    together = [([Reply(0, ("b",), 0.2), Reply(0, None, 0.2), Reply(1, ("c",), 0.2), Reply(1, ("b",), 0.2)], 0.1)]
+    alone = [Round([Reply(0, ("a",), 0.1), Reply(1, ("b",), 0.1)], 0.2, 0.1)]
+    replies = [Reply(0, ("b",), 0.2), Reply(0, None, 0.2), Reply(1, ("c",), 0.2), Reply(1, ("b",), 0.2)]
+    together = [Round(replies, 0.1, 0.1)]
     row = _row(ServeBenchConfig(clients=2), expected, alone, together)
     assert (row["lost"], row["mixed"], row["changed"], row["requests"]) == (1, 1, 1, 6)
     assert row["throughput_ratio"] == pytest.approx(4)
+    assert (row["alone_processor_ms"], row["together_processor_ms"]) == (50, 25)
     assert main(["bench", "serve", "--clients", "0"]) == 2
 
 

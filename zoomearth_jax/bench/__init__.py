@@ -13,6 +13,7 @@ import tyro
 from zoomearth_jax.bench.device import DeviceConfig, bench_device
 from zoomearth_jax.bench.evaluate import EvaluateBenchConfig, bench_evaluate
 from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
+from zoomearth_jax.bench.generation import GenerationBenchConfig, bench_generation
 from zoomearth_jax.bench.grpo import GRPOBenchConfig, bench_grpo
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
 from zoomearth_jax.bench.memory import MemoryConfig, bench_memory
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "device": (DeviceConfig, bench_device),
     "evaluate": (EvaluateBenchConfig, bench_evaluate),
     "full-size": (FullSizeConfig, bench_full_size),
+    "generation": (GenerationBenchConfig, bench_generation),
     "grpo": (GRPOBenchConfig, bench_grpo),
     "loader": (LoaderConfig, bench_loader),
     "memory": (MemoryConfig, bench_memory),

@@ -15,10 +15,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
@@ -66,7 +66,7 @@ class Reply(NamedTuple):
 
 
 def bench_serve(config: ServeBenchConfig) -> list[dict]:
-    """One row: `throughput_ratio, lost, mixed, changed`, requests per second and latencies behind them.
+    """One row: `throughput_ratio, lost, mixed, changed`, requests per second, the server's processor time a request, latencies.
 
     `lost` requests got no answer; `mixed` ones got the texts that belong to another question and not to theirs; `changed` ones
     got texts that `ask` gives to none.
@@ -79,7 +79,7 @@ def bench_serve(config: ServeBenchConfig) -> list[dict]:
             question.image.write(file, config.side)
         expected = _expected(config.model, questions, files)
         with running(config.model, "--limits.files", str(config.clients)) as server:
-            alone, together = asyncio.run(_measured(config, server.port, questions, files))
+            alone, together = asyncio.run(_measured(config, server, questions, files))
     return [_row(config, expected, alone, together)]
 
 
@@ -172,12 +172,25 @@ class Client:
         return Reply(number, tuple(turn["text"] for turn in trace["turns"]), seconds)
 
 
-Round = tuple[list[Reply], float]  # all replies, and the seconds that they took together
+class Round(NamedTuple):
+    """All replies of a round, the seconds that they took together, and those of the server's processor time."""
+
+    replies: list[Reply]
+    seconds: float
+    processor: float
 
 
-async def _measured(config, port, questions, files) -> tuple[list[Round], list[Round]]:
+def _processor(pid: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _measured(
+    config: ServeBenchConfig, server: Address, questions: Sequence[Question], files: Sequence[Path]
+) -> tuple[list[Round], list[Round]]:
     """Rounds of one client alone, and of all; the first of each is not counted."""
-    async with Client(port) as one:
+    async with Client(server.port) as one:
         if config.images == "uploads":
             places = [await one.upload(file) for file in files]
         else:
@@ -185,26 +198,29 @@ async def _measured(config, port, questions, files) -> tuple[list[Round], list[R
         bodies = [_body(config.model, place, question.text) for place, question in zip(places, questions, strict=True)]
         alone, together = [], []
         for _ in range(config.rounds + 1):
-            alone.append(await _alone(port, bodies))
-            together.append(await _together(port, bodies, config.requests))
+            alone.append(await _timed(server, _alone(server.port, bodies)))
+            together.append(await _timed(server, _together(server.port, bodies, config.requests)))
     return alone[1:], together[1:]
 
 
-async def _alone(port: int, bodies: Sequence[bytes]) -> Round:
+async def _timed(server: Address, asking: Coroutine[Any, Any, list[Reply]]) -> Round:
+    began, processor = time.perf_counter(), _processor(server.pid)
+    replies = await asking
+    return Round(replies, time.perf_counter() - began, _processor(server.pid) - processor)
+
+
+async def _alone(port: int, bodies: Sequence[bytes]) -> list[Reply]:
     async with Client(port) as one:
-        began = time.perf_counter()
-        replies = [await one.ask(number, body) for number, body in enumerate(bodies)]
-        return replies, time.perf_counter() - began
+        return [await one.ask(number, body) for number, body in enumerate(bodies)]
 
 
-async def _together(port: int, bodies: Sequence[bytes], requests: int) -> Round:
+async def _together(port: int, bodies: Sequence[bytes], requests: int) -> list[Reply]:
     async def client(number: int, body: bytes) -> list[Reply]:
         async with Client(port) as one:
             return [await one.ask(number, body) for _ in range(requests)]
 
-    began = time.perf_counter()
     replies = await asyncio.gather(*(client(number, body) for number, body in enumerate(bodies)))
-    return [reply for own in replies for reply in own], time.perf_counter() - began
+    return [reply for own in replies for reply in own]
 
 
 def _body(model: str, place: str, question: str) -> bytes:
@@ -214,15 +230,23 @@ def _body(model: str, place: str, question: str) -> bytes:
     return json.dumps({"model": name, "agent": True, "temperature": 0, "messages": messages}).encode()
 
 
-def _row(config, expected, alone: list[Round], together: list[Round]) -> dict:
-    replies = [reply for round_ in (*alone, *together) for reply in round_[0]]
+def _row(config: ServeBenchConfig, expected: list[tuple[str, ...]], alone: list[Round], together: list[Round]) -> dict:
+    replies = [reply for round_ in (*alone, *together) for reply in round_.replies]
     wrong = [reply for reply in replies if reply.texts is not None and reply.texts != expected[reply.number]]
     mixed = sum(reply.texts in expected for reply in wrong)
-    one, all_ = (statistics.median(len(round_[0]) / round_[1] for round_ in rounds) for rounds in (alone, together))
-    latencies = [sorted(reply.seconds for round_ in rounds for reply in round_[0]) for rounds in (alone, together)]
-    row = {"throughput_ratio": all_ / one, "lost": sum(reply.texts is None for reply in replies), "mixed": mixed}
+    one, all_ = (
+        statistics.median(len(round_.replies) / round_.seconds for round_ in rounds) for rounds in (alone, together)
+    )
+    latencies = [sorted(reply.seconds for round_ in rounds for reply in round_.replies) for rounds in (alone, together)]
+    row: dict[str, Any] = {
+        "throughput_ratio": all_ / one,
+        "lost": sum(reply.texts is None for reply in replies),
+        "mixed": mixed,
+    }
     row |= {"changed": len(wrong) - mixed, "requests": len(replies), "clients": config.clients, "images": config.images}
     row |= {"requests_per_s": all_, "alone_requests_per_s": one}
+    for name, rounds in (("alone", alone), ("together", together)):
+        row[f"{name}_processor_ms"] = statistics.median(1000 * r.processor / len(r.replies) for r in rounds)
     for name, own in zip(("alone", "together"), latencies, strict=True):
         row |= {
             f"{name}_p50_ms": 1000 * statistics.median(own),

@@ -301,6 +301,11 @@ class Generator:
             self._changed.notify()
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes that the rows' cache takes on the devices."""
+        return self._batches.num_bytes
+
+    @property
     def stats(self) -> Stats:
         """What it is doing, and has done."""
         with self._changed:

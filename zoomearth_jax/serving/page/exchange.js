@@ -113,9 +113,9 @@ export class Exchange {
   }
 
   #crop({ picture, record }) {
-    const from = record.window ? `${boxSize(record.window)} of the original` : "", caption = element("figcaption", { text: from });
+    const from = record.window ? boxSize(record.window) : "", caption = element("figcaption", { text: from });
     const values = { src: picture, "data-window": picture ? undefined : record.window.join(","), decoding: "async" };
-    const made = element("img", { ...values, alt: `What the model was shown${from && ": " + from}` });
+    const made = element("img", { ...values, alt: `What the model was shown${from && ", " + from + " of the original"}` });
     const size = () => `shown as ${sizeOf({ width: made.naturalWidth, height: made.naturalHeight })}`;
     if (picture) made.onload = () => (caption.textContent = [from, size()].filter(Boolean).join(", "));
     return element("figure", {}, made, caption);

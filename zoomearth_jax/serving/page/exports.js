@@ -39,9 +39,10 @@ export async function saveReport(image, name, model, records) {
     element("meta", { "http-equiv": "Content-Security-Policy", content: "default-src 'none'; img-src data:; style-src 'unsafe-inline'" }),
     element("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }));
   const when = new Date().toISOString().slice(0, 16).replace("T", " ");
-  made.body.append(element("h1", { text: name }), element("p", { text: `${sizeOf(image)}, model ${model}, ${when} UTC` }));
+  const main = element("main", {}, element("h1", { text: name }), element("p", { text: `${sizeOf(image)}, model ${model}, ${when} UTC` }));
+  made.body.append(main);
   const overview = await embedded(windowPath(image.id, [0, 0, image.width, image.height], image, OVERVIEW));
-  for (const record of records) made.body.append(await section(record, image, overview));
+  for (const record of records) main.append(await section(record, image, overview));
   saveAs(`${name.replace(/\.[^.]*$/, "")}.report.html`, "text/html", `<!doctype html>\n${styled(made)}`);
 }
 
@@ -64,7 +65,7 @@ async function section(record, image, overview) {
     const [x1, y1, x2, y2] = window;
     const crop = await embedded(windowPath(image.id, window, { width: x2 - x1, height: y2 - y1 }, CROP));
     made.append(element("figure", {}, element("img", { src: crop, alt: `px ${boxText(window)} of the image` }),
-      element("figcaption", { text: `What it was shown: ${boxText(window)} (${boxSize(window)}).` })));
+      element("figcaption", { text: `The part that it was shown: ${boxText(window)} (${boxSize(window)}).` })));
   }
   return made;
 }
