@@ -117,7 +117,9 @@ def test_results_lie_where_the_region_does(capsys):
     given = ("--box-geojson", "box.geojson", "--out", "result.tif", "--paste", "whole.tif")
     record = said(capsys, "tool", "denoise", "utm.tif", *given)
     in_px = said(capsys, "tool", "denoise", "utm.tif", "--box", 100, 300, 200, 420)
-    np.testing.assert_allclose(record["window"], in_px["window"], atol=1)  # whole px around a corner that is off by 1e-6
+    np.testing.assert_allclose(
+        record["window"], in_px["window"], atol=1
+    )  # whole px around a corner that is off by 1e-6
     x1, y1, x2, y2 = record["window"]
     with rasterio.open("result.tif") as result, rasterio.open("whole.tif") as whole:
         assert result.crs == whole.crs == "EPSG:32633"
