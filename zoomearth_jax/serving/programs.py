@@ -230,6 +230,8 @@ def _put_keys(x, new, places: Places, past: int):
     """Puts [L, R, K, T, H] into the slots of rows from `used` on, where `used` is at most `past`; those of no row, and what
     would lie beyond the last slot, go nowhere."""
     row_R, used_R, length = *places, new.shape[3]
+    window: tuple[int, ...]
+    inserted: tuple[int, ...]
     if past + length <= x.shape[3]:  # all of a row at once
         index, window, inserted = jnp.stack([row_R, used_R], axis=1), (0, 2, 3, 4), (1,)
     else:  # a scatter leaves out whole windows
