@@ -27,7 +27,7 @@ def test_ill_meant_requests(tmp_path):
     secret.write_text(SECRET)
     with running("nano-grpo", "--root", str(root), "--limits.seconds", "60") as server:
         found = fuzzed(server.port, server.pid, secret, REQUESTS)
-    print(json.dumps(found), file=sys.stderr)
+        print(json.dumps(found), file=sys.stderr)
     assert not found["failures"], found["failures"][:5]
     assert found["grown_mb"] < 200
 

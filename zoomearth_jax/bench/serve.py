@@ -118,7 +118,7 @@ def running(model: str, *flags: str) -> Iterator[Address]:
     finally:
         server.send_signal(signal.SIGTERM)
         try:
-            code = server.wait(60)
+            code = server.wait(180)
         except subprocess.TimeoutExpired:
             server.kill()
             code = server.wait()
