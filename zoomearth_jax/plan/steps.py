@@ -117,12 +117,14 @@ class Training:
         graph, state = self.init()
         step = make_sft_step(graph, OptimizerConfig().build(1000), self.layout)
 
-        def slots(dtype):
-            return self._on_rows(jax.ShapeDtypeStruct((rows, length), dtype))
+        def slots(dtype, *shape: int):
+            return self._on_rows(jax.ShapeDtypeStruct((*(shape or (rows,)), length), dtype))
 
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        features = slots(jnp.int32, shards, rows // shards)
         ids, views = slots(jnp.int32), jax.ShapeDtypeStruct((rows, 1, self.model.width), self.compute.dtype)
         grids = self._on_rows(jax.ShapeDtypeStruct((rows, 1, 2), jnp.int32))
-        batch = PackedBatch(ids, ids, ids, ids, slots(bool), ids, grids, self._on_rows(views))
+        batch = PackedBatch(ids, ids, ids, ids, slots(bool), features, grids, self._on_rows(views))
         return self._compile(step, state, batch)
 
     def rollout(self, prompts: int, group: int) -> list[Program]:

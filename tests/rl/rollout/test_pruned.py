@@ -95,7 +95,7 @@ def test_pruned_rollouts_are_whole_rows_with_masked_tokens(tuned, questions, kin
     for i in (next(i for i, e in enumerate(played.episodes) if e.zoomed), 3):
         mask = played.replies.target[i, rows.layout.written()]
         want, seen, whole = masked_logprobs(tuned.model, rows, questions, played, i, prune)
-        np.testing.assert_allclose(played.logprobs[i][mask], want, atol=1e-5)
+        np.testing.assert_allclose(played.logprobs[i][mask], want, rtol=1e-5, atol=1e-5)
         stops = np.isin(played.replies.ids[i], rows.stop_ids) & played.replies.target[i]
         assert seen == played.prompts.valid[i].sum() + (played.replies.valid[i] & ~stops).sum() < whole
 

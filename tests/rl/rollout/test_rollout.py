@@ -112,7 +112,7 @@ def test_group_shared_prompt_equals_one_prompt_each(tuned, played, nano):
     def loss(trainable, prompts):
         batch = row_batch(prompts, played.replies, vision)
         logp, _ = row_logprobs(nnx.merge(graph, trainable, state.frozen), batch, layout, 1.0, ())
-        return (logp * mask).sum() / mask.sum()
+        return (logp * mask.astype(np.float32)).sum() / float(mask.sum())
 
     shared, single = (jax.grad(loss)(state.trainable, prompts) for prompts in (played.prompts, repeated))
     for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(single), strict=True):
