@@ -18,6 +18,7 @@ from zoomearth_jax.data_pipeline.text.processor import Processor
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.qwen2_5_vl.vision import pixel_values
 from zoomearth_jax.serving.generation import Busy, Closed, Delta, Finished, Generator, Segment
+from zoomearth_jax.serving.programs import Places, _put_keys
 from zoomearth_jax.serving.prompts import ChatReader
 
 CONFIG = GeneratorConfig(rows=8, steps=(1,), visit=4, queue=64, slots=128)
@@ -360,6 +361,17 @@ def test_a_held_row_goes_on_where_it_was(generator, reader, policy):
     assert generator.stats.busy == 1
     held.cancel()
     assert generator.stats.busy == 0
+
+
+@pytest.mark.parametrize("past", [6, 8])
+def test_the_last_slots_of_a_row_hold_what_they_should(past):
+    """Four are put after those that are used; where that reaches beyond the row, the first of them are put all the same."""
+    new = np.arange(1.0, 13).reshape(1, 3, 1, 4, 1).astype(np.float32)
+    places = Places(np.array([1, 0, 2], np.int32), np.array([2, past, 0], np.int32))  # there is no row 2
+    put = np.asarray(_put_keys(jnp.zeros((1, 2, 1, 10, 1)), new, places, past))[0, :, 0, :, 0]
+    expected = np.zeros((2, 14))
+    expected[1, 2:6], expected[0, past : past + 4] = (1, 2, 3, 4), (5, 6, 7, 8)
+    np.testing.assert_array_equal(put, expected[:, :10])
 
 
 def test_many_clients_lose_and_mix_nothing(generator, reader):

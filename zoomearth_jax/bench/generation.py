@@ -12,7 +12,7 @@ from zoomearth_jax.configs.generation import GeneratorConfig
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluation.asking import load
+from zoomearth_jax.evaluation.asking import Answer, load
 from zoomearth_jax.serving.agent import Agent, Answered
 from zoomearth_jax.serving.generation import Generator
 
@@ -58,6 +58,11 @@ async def _client(agent: Agent, questions: Sequence[Question]) -> list[Answered 
     return ends
 
 
+def _texts(answer: Answer | list[Answer]) -> list[str]:
+    assert isinstance(answer, Answer)  # of one question
+    return answer.episode.texts
+
+
 def bench_generation(config: GenerationBenchConfig) -> list[dict]:
     """One row: `clients, episodes_per_s, alone_per_s, throughput_ratio, lost, mixed, cache_mb`.
 
@@ -66,7 +71,7 @@ def bench_generation(config: GenerationBenchConfig) -> list[dict]:
     policy = load(config.model)
     questions = scene_questions("test", 0, 0, config.clients * config.questions, global_share=0.3)
     shares = [questions[i :: config.clients] for i in range(config.clients)]
-    expected = [[policy.ask([question])[0].episode.texts for question in share] for share in shares]
+    expected = [[_texts(policy.ask(question)) for question in share] for share in shares]
     agent = Agent(Generator(policy, config.generator, warm=True))
 
     async def many():

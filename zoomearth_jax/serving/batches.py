@@ -105,7 +105,7 @@ class Batches:
         groups = defaultdict(list)
         for (job, segment), own in zip(jobs, features, strict=True):
             past = _least(self._pasts, job.used) if job.used else 0
-            lengths = (self._more, *self._lengths) if past else self._lengths
+            lengths = sorted({self._more, *self._lengths}) if past else self._lengths
             groups[_least(lengths, len(segment.ids)), past].append((job, segment, own))
         for (length, past), group in sorted(groups.items(), key=lambda item: item[0]):
             for some, size in _cut(group, self._segment_sizes(length)):

@@ -134,7 +134,7 @@ class ServingPrograms:
         )
         seen_RV = mark_seen(seen_RV, stretch.ids_RT, stretch.valid_RT)
         hidden_RD = last_valid(hidden_RTD, stretch.valid_RT)
-        return _put(slots, places, own, hidden_BD=hidden_RD, seen_BV=seen_RV, position_B=next_R, start_B=next_R)
+        return _put(slots, places, own, past, hidden_BD=hidden_RD, seen_BV=seen_RV, position_B=next_R, start_B=next_R)
 
     def _write(self, weights, slots: Slots, places: Places, left_R, draws: Draws, past: int):
         """Lets rows write up to a visit's tokens, until all have stopped.
@@ -188,6 +188,7 @@ class ServingPrograms:
             slots,
             places,
             cache,
+            past,
             hidden_BD=hidden_RD,
             seen_BV=seen_RV,
             position_B=start_R + wrote_R - stopped_R.astype(jnp.int32),
@@ -214,9 +215,9 @@ def _picked(x, row_R, past: int = 0):
     return x if len(row_R) == x.shape[axis] else jnp.take(x, row_R, axis=axis, mode="clip")
 
 
-def _put(slots: Slots, places: Places, own: KVCache, **rows) -> Slots:
+def _put(slots: Slots, places: Places, own: KVCache, past: int, **rows) -> Slots:
     """Puts what rows computed back where they are: keys and values, and of `Slots` what is named in `rows`."""
-    keys = {"k": _put_keys(slots.k, own.k, places), "v": _put_keys(slots.v, own.v, places)}
+    keys = {"k": _put_keys(slots.k, own.k, places, past), "v": _put_keys(slots.v, own.v, places, past)}
 
     def put(name: str, new):
         x = getattr(slots, name)
@@ -225,10 +226,19 @@ def _put(slots: Slots, places: Places, own: KVCache, **rows) -> Slots:
     return _pinned(slots._replace(**keys, **{name: put(name, new) for name, new in rows.items()}))
 
 
-def _put_keys(x, new, places: Places):
-    """Puts [L, R, K, T, H] into the slots of rows from `used` on; those of no row go nowhere."""
+def _put_keys(x, new, places: Places, past: int):
+    """Puts [L, R, K, T, H] into the slots of rows from `used` on, where `used` is at most `past`; those of no row, and what
+    would lie beyond the last slot, go nowhere."""
+    row_R, used_R, length = *places, new.shape[3]
+    window: tuple[int, ...]
+    inserted: tuple[int, ...]
+    if past + length <= x.shape[3]:  # all of a row at once
+        index, window, inserted = jnp.stack([row_R, used_R], axis=1), (0, 2, 3, 4), (1,)
+    else:  # a scatter leaves out whole windows
+        slots_RT = used_R[:, None] + jnp.arange(length)
+        index = jnp.stack([jnp.broadcast_to(row_R[:, None], slots_RT.shape), slots_RT], axis=2)
+        window, inserted = (0, 2, 4), (1, 3)
     where = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(0, 2, 3, 4), inserted_window_dims=(1,), scatter_dims_to_operand_dims=(1, 3)
+        update_window_dims=window, inserted_window_dims=inserted, scatter_dims_to_operand_dims=(1, 3)
     )
-    index_R2 = jnp.stack([places.row_R, places.used_R], axis=1)
-    return jax.lax.scatter(x, index_R2, new.astype(x.dtype), where, mode="drop", unique_indices=True)
+    return jax.lax.scatter(x, index, new.astype(x.dtype), where, mode="drop", unique_indices=True)
