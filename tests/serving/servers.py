@@ -25,7 +25,7 @@ NAME = "nano-grpo"
 
 @contextlib.contextmanager
 def served(
-    policy: LoadedPolicy, rows: int = 2, queue: int = 8, slots: int = 0, drain: float = 10.0, **settings
+    policy: LoadedPolicy, rows: int = 2, queue: int = 8, slots: int = 0, drain: float = 300.0, **settings
 ) -> Iterator[Running]:
     """A server; `settings` are those of `ServiceSettings`."""
     generator = Generator(policy, GeneratorConfig(rows=rows, queue=queue, slots=slots, steps=()))
@@ -41,7 +41,7 @@ def served(
         finally:
             if thread.is_alive():
                 server.handle_exit(0, None)
-            thread.join(30)
+            thread.join(120)
     assert not thread.is_alive()
 
 
@@ -93,7 +93,7 @@ def chat(text: str = "How many sites are there?", *images: str, **fields) -> dic
     return {"model": NAME, "messages": messages, "temperature": 0, **fields}
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     """Waits for something to become true."""
     ends = time.monotonic() + seconds
     while not condition():
