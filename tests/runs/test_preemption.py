@@ -65,7 +65,10 @@ def test_a_terminated_process_group_saves_exits_0_and_goes_on_bit_equal(tmp_path
     os.killpg(process.pid, signal.SIGTERM)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 0, err
-    assert not members(process.pid)
+    until = time.monotonic() + 10  # Python's tracker of shared memory ends a moment after its parent
+    while members(process.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     done = len(rows(tmp_path))
     assert 3 <= done < 40
     assert err.splitlines()[-1] == f"zoomearth: stopped by SIGTERM after step {done}; --resume goes on"
