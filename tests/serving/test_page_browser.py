@@ -39,7 +39,8 @@ def watched(browser, url):
 
     Its list `expected` has parts of complaints that a test brings about (a browser logs refused requests by itself).
     """
-    wrong, expected = [], ["Image load aborted"]  # the viewer's word on tiles that a closed view no longer needs
+    # the viewer's words on tiles that a closed view no longer needs
+    wrong, expected = [], ["Image load aborted", "loaded before reset"]
 
     def open_page(width=1280, height=800, scheme="light", **options):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
