@@ -1,6 +1,7 @@
 """Programs that others wrote, as clients of the server."""
 
 import base64
+import gc
 import io
 
 import openai
@@ -124,6 +125,7 @@ def test_an_inspect_ai_task(running, policy, scene, question, tmp_path):
     assert log.results.scores[0].metrics["mean" if "mean" in log.results.scores[0].metrics else "accuracy"].value == 1.0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its client open
 def test_lmms_evals_async_openai_model(running, scene, question, policy, monkeypatch):
     pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
     from lmms_eval.api.instance import Instance
@@ -144,4 +146,6 @@ def test_lmms_evals_async_openai_model(running, scene, question, policy, monkeyp
     request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
     (reply,) = model.generate_until([request])
     text = getattr(reply, "text", reply)
+    del model
+    gc.collect()  # its connections end here, not within another test
     assert text == policy.ask(scene, question.text, temperature=0).answer
