@@ -1,6 +1,7 @@
 """Shared fixtures: the shipped nano model and an engine for it, built once. Compiled programs are shared too."""
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,6 +26,29 @@ from hypothesis import settings
 
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """An installed Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed (the extra `browser`)")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path (Debian's package chromium)")
+    with api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The page of an evaluation in a real Chromium: filters, order, keys, the larger view, no errors, nothing loaded, its speed."""
 
-import shutil
 import time
 
 import pytest
@@ -9,28 +8,7 @@ from tests.reports.evaluations import evaluated, many, record
 from tests.reports.test_episodes import HOSTILE
 from zoomearth_jax.reports.episodes import write_comparison, write_report
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 OPENS_S, ANSWERS_MS = 3.0, 200.0  # with 2,000 episodes
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed (the extra `browser`)")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path (Debian's package chromium)")
-    with api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

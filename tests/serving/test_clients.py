@@ -8,14 +8,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.serving.servers import NAME, noise, png, scene_file, served, until, url_of
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.evaluation.asking import load
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return load(NAME)
+from tests.serving.servers import NAME, noise, png, served, until, url_of
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +21,6 @@ def running(policy):
 def client(running):
     with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def question():
-    return scene_questions("test", 5, 0, 1)[0]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory, question):
-    return scene_file(tmp_path_factory.mktemp("scene"), question.image)
 
 
 def messages(place: str, text: str) -> list:

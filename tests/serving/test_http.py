@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.servers import NAME, chat, noise, png, scene_file, served, until, url_of
+from tests.serving.servers import NAME, chat, noise, png, served, until, url_of
 from zoomearth_jax.configs.serving import ServerLimits
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
-from zoomearth_jax.evaluation.asking import load
 from zoomearth_jax.serving.agent import _Playing
 from zoomearth_jax.tools.registry import find_tools
 
 CHAT = "/v1/chat/completions"
 LIMITS = ServerLimits(body_mb=2, body_pixels=2_000_000, images=3, choices=3, files=3, upload_mb=8, tokens=64)
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return load(NAME)
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +31,6 @@ def running(policy):
 def client(running):
     with httpx.Client(base_url=running.url, timeout=300) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def question():
-    return scene_questions("test", 5, 0, 1)[0]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory, question):
-    return scene_file(tmp_path_factory.mktemp("scene"), question.image)
 
 
 @pytest.fixture(scope="module")

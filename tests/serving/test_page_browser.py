@@ -5,27 +5,13 @@ Skipped where Playwright or Chromium is missing.
 
 import contextlib
 import json
-import shutil
 
 import pytest
 
-from tests.reports.test_episodes_browser import ARGUMENTS
 from tests.serving.fake_server import BOX, HEIGHT, WIDTH, WINDOW, Fake, app, served, turns
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = '<img src=x onerror=alert(1)></pre><script>alert(2)</script>"><b>x</b>&amp;\u202e'
 QUESTION = "What colour is the roof?"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed (the extra `browser`)")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path (Debian's package chromium)")
-    with api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

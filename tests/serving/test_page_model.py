@@ -18,7 +18,7 @@ from PIL import Image
 from rasterio.warp import transform
 
 import zoomearth_jax as ze
-from tests.serving.test_page_browser import ask, browser, by_hand, on_screen, settled, watched  # noqa: F401
+from tests.serving.test_page_browser import ask, by_hand, on_screen, settled, watched
 
 pytestmark = pytest.mark.slow
 SIDE = 5_000
@@ -54,7 +54,7 @@ def address():
 
 
 @pytest.fixture
-def opened(browser, address):  # noqa: F811
+def opened(browser, address):
     with watched(browser, address) as open_page:
         yield open_page
 
