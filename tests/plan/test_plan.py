@@ -265,7 +265,6 @@ def test_bench_plan(monkeypatch):
         assert row["ratio"] == row["measured_s"] / row["predicted_s"] > 0
 
 
-@pytest.mark.slow
 def test_the_program_of_text_alone():
     """Its products are those of the decoder over all slots, three times the forward pass, and its rows need no pictures."""
     model, episode = preset("nano")
