@@ -135,6 +135,7 @@ class EpisodeConfig:
     temperature: float = 0.0
     repetition_penalty: float = 1.0
     min_window_px: int = 512
+    inner_window_px: int = 0
     crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
     turn_lens: tuple[int, ...] = (640, 256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig
@@ -30,6 +32,14 @@ def nano() -> tuple[ModelConfig, EpisodeConfig]:
         video_token_id=6,
     )
     return model, EpisodeConfig(view_px=112, min_window_px=112, prompt_len=48, turn_lens=(20, 12))
+
+
+def nano_nested() -> tuple[ModelConfig, EpisodeConfig]:
+    """The nano model for nested scenes: two looks, the second inside the first one's picture (`scenes.py` has their windows)."""
+    model, episode = nano()
+    model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=600))
+    windows = {"min_window_px": 1024, "inner_window_px": 128}
+    return model, dataclasses.replace(episode, **windows, prompt_len=52, turn_lens=(20, 20, 12))
 
 
 def _published(text: TextConfig, vision_mlp_dim: int) -> tuple[ModelConfig, EpisodeConfig]:
@@ -86,7 +96,7 @@ def qwen2_5_vl_72b() -> tuple[ModelConfig, EpisodeConfig]:
     return _published(text, 3456)
 
 
-PRESETS = {f.__name__: f for f in (nano, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_vl_32b, qwen2_5_vl_72b)}
+PRESETS = {f.__name__: f for f in (nano, nano_nested, qwen2_5_vl_3b, qwen2_5_vl_7b, qwen2_5_vl_32b, qwen2_5_vl_72b)}
 
 
 def preset(name: str) -> tuple[ModelConfig, EpisodeConfig]:

@@ -4,6 +4,9 @@ Binding a colour's name to a place has a long plateau under plain fine-tuning. W
 asked about from one shared image prefix, beside counting, season and stripe-reading questions, with auxiliary losses
 through heads that are thrown away: visual tokens tell their sites' colours, corners and stripes, and the question's tokens
 the corners of the site that they name. The base doesn't speak the episode protocol; SFT teaches that.
+
+The base of nested scenes learns beside this to find a site's badge in a crop of the site, again with an auxiliary loss, and to read
+the badge's stripes in a crop of it.
 """
 
 from __future__ import annotations
@@ -21,11 +24,19 @@ import optax
 from flax import nnx
 
 from zoomearth_jax.configs.io import write_yaml
-from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, clamped, crop_window
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view
 from zoomearth_jax.data_pipeline.questions.procedural import SPLITS, scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
-from zoomearth_jax.data_pipeline.questions.scenes import COLORS, ORIENTATIONS, UNITS, Scene, Site, random_scene
+from zoomearth_jax.data_pipeline.questions.scenes import (
+    COLORS,
+    ORIENTATIONS,
+    UNITS,
+    Scene,
+    Site,
+    nested_scene,
+    random_scene,
+)
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.text.protocol import is_correct
@@ -42,6 +53,7 @@ from zoomearth_jax.runs.models import load_model, save_model
 
 QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
 REPLY_LEN = 32
+_SHOWN = 0.5  # least part of a badge in a crop that asks for it
 _NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
 
 
@@ -51,6 +63,7 @@ class PretrainNanoConfig:
 
     Attributes:
         out: directory to write the checkpoint to.
+        nested: train the base of nested scenes, `nano-nested`.
         steps: most optimizer steps.
         stop_x1_loss: stop when the smoothed loss of a box's first number falls below this, so that the base still has
             something to learn; when binding happens varies by seed, so a step count alone won't do.
@@ -63,6 +76,7 @@ class PretrainNanoConfig:
     """
 
     out: Path = Path("runs/nano")
+    nested: bool = False
     steps: int = 1500
     stop_x1_loss: float = 1.8
     scenes: int = 16
@@ -71,6 +85,11 @@ class PretrainNanoConfig:
     first_number_weight: float = 3.0
     aux_weight: float = 1.0
     seed: int = 0
+
+    @property
+    def preset(self) -> str:
+        """The preset of the model."""
+        return "nano_nested" if self.nested else "nano"
 
 
 def _prefix(rows: RowBuilder, pictures):
@@ -105,10 +124,14 @@ def _replies(rows: RowBuilder, pairs, first_number_weight: float):
     return ids, valid, weight, first, named
 
 
+def _box_text(box: Box, label: str) -> str:
+    corners = [round(c) for c in box.corners]
+    return f'[{{"bbox_2d": {corners}, "label": "{label}"}}]'
+
+
 def _scene_pairs(rng, scene: Scene, view) -> list:
     def locate(site: Site):
-        corners = [round(c) for c in scene.box(site).to(view).corners]
-        return f"Where is the {site.color} site?", f'[{{"bbox_2d": {corners}, "label": "{site.color} site"}}]'
+        return f"Where is the {site.color} site?", _box_text(scene.box(site).to(view), f"{site.color} site")
 
     pairs = [locate(site) for site in scene.sites]
     pairs += [("How many sites are there?", str(len(scene.sites))), ("Which season is it?", scene.season)]
@@ -122,29 +145,47 @@ def _named_corners(scene: Scene, pair) -> tuple[float, float, float, float]:
     return (named[0].x1, named[0].y1, named[0].x2, named[0].y2) if named else (0.0, 0.0, 0.0, 0.0)
 
 
-def _loose_crop(rng, rows: RowBuilder, scene: Scene, site: Site) -> np.ndarray:
-    """A crop as a policy might take it: corners off by up to a third of the site's sides."""
-    box = scene.box(site)
+def _loose(rng, box: Box) -> Box:
+    """A box as a policy might name it: corners off by up to a third of the sides."""
     w, h = box.x2 - box.x1, box.y2 - box.y1
     dx1, dx2, dy1, dy2 = rng.uniform(-0.35, 0.2, size=4)
-    loose = Box(box.x1 + dx1 * w, box.y1 + dy1 * h, box.x2 - dx2 * w, box.y2 - dy2 * h, box.frame)
-    return rows.crop(scene, rows.window(loose, scene.frame))
+    return Box(box.x1 + dx1 * w, box.y1 + dy1 * h, box.x2 - dx2 * w, box.y2 - dy2 * h, box.frame)
 
 
-def _token_targets(scene: Scene, tokens_per_side: int):
-    """For each visual token: which colours' sites have their centre in its square, and their corners in units of a square.
+def _badge_in(window: Box, box: Box, side: int) -> Box | None:
+    """A badge in the crop of a window, in px of its picture of `side` px; None where too little of it is there."""
+    frame, scale = Frame(side, side), side / (window.x2 - window.x1)
+    x1, y1 = (box.x1 - window.x1) * scale, (box.y1 - window.y1) * scale
+    whole = Box(x1, y1, x1 + (box.x2 - box.x1) * scale, y1 + (box.y2 - box.y1) * scale, frame)
+    seen = clamped(whole)
+    return seen if seen and _area(seen) >= _SHOWN * _area(whole) else None
 
-    The corners are those in the scene, not in the square: absolute position has no other way into the features.
+
+def _inner_window(rng, rows: RowBuilder, box: Box) -> Box:
+    """The window of a badge as a policy might take it."""
+    return crop_window(_loose(rng, box), rows.episode.inner_window_px)
+
+
+def _area(box: Box) -> float:
+    return (box.x2 - box.x1) * (box.y2 - box.y1)
+
+
+def _token_targets(boxes: Sequence[tuple[int, Box]], tokens_per_side: int, kinds: int):
+    """For each visual token: which kinds of boxes have their centre in its square, and their corners in units of a square.
+
+    The corners are those in the picture, not in the square: absolute position has no other way into the features.
+
+    Args:
+        boxes: (kind, box in any square frame).
     """
-    present = np.zeros((tokens_per_side, tokens_per_side, len(COLORS)), np.float32)
-    corners = np.zeros((tokens_per_side, tokens_per_side, len(COLORS), 4), np.float32)
-    cell = UNITS / tokens_per_side
-    for site in scene.sites:
-        column, row = int((site.x1 + site.x2) / 2 // cell), int((site.y1 + site.y2) / 2 // cell)
-        color = list(COLORS).index(site.color)
-        present[row, column, color] = 1.0
-        corners[row, column, color] = np.array([site.x1, site.y1, site.x2, site.y2]) / cell
-    return present.reshape(-1, len(COLORS)), corners.reshape(-1, len(COLORS), 4)
+    present = np.zeros((tokens_per_side, tokens_per_side, kinds), np.float32)
+    corners = np.zeros((tokens_per_side, tokens_per_side, kinds, 4), np.float32)
+    for kind, box in boxes:
+        cell = box.frame.width / tokens_per_side
+        column, row = int((box.x1 + box.x2) / 2 // cell), int((box.y1 + box.y2) / 2 // cell)
+        present[row, column, kind] = 1.0
+        corners[row, column, kind] = np.array(box.corners) / cell
+    return present.reshape(-1, kinds), corners.reshape(-1, kinds, 4)
 
 
 def _chunks(items: list, size: int) -> list[list]:
@@ -154,32 +195,57 @@ def _chunks(items: list, size: int) -> list[list]:
 def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step: int) -> dict:
     """The data of one step, from nothing but the seed and the step's number."""
     rng = np.random.default_rng([SPLITS.index("pretrain"), config.seed, step])
-    scenes = [random_scene(rng) for _ in range(config.scenes)]
+    scenes = [nested_scene(rng) if config.nested else random_scene(rng) for _ in range(config.scenes)]
     overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
     pairs = [pair for s in scenes for pair in _scene_pairs(rng, s, rows.box_frame(s.frame))]
     read = [(scene, scene.sites[rng.integers(len(scene.sites))]) for scene in scenes]
-    crops = [_loose_crop(rng, rows, scene, site) for scene, site in read]
-    readings = [
-        pair
+    windows = [rows.window(_loose(rng, scene.box(site)), scene.frame) for scene, site in read]
+    crops = [rows.crop(scene, window) for (scene, _), window in zip(read, windows, strict=True)]
+    readings: list = [
+        [("Which way do the stripes run?", site.orientation), ("Which color is the site?", site.color)]
         for _, site in read
-        for pair in [("Which way do the stripes run?", site.orientation), ("Which color is the site?", site.color)]
     ]
+    parts = {"scenes": (overviews, pairs)}
+    per_side = rows.layout.view_side // rows.layout.merged_px
+    sites = [[(list(COLORS).index(site.color), s.box(site)) for site in s.sites] for s in scenes]
+    tokens = {"sites": [_token_targets(boxes, per_side, len(COLORS)) for boxes in sites]}
+    if config.nested:
+        badges = [(scene, site.badge) for scene, site in read if site.badge]
+        seen = [
+            _badge_in(window, scene.badge_box(badge), rows.layout.view_side)
+            for (scene, badge), window in zip(badges, windows, strict=True)
+        ]
+        tokens["badge"] = [_token_targets([(0, box)] if box else [], per_side, 1) for box in seen]
+        for asked, box in zip(readings, seen, strict=True):
+            asked.append(box and ("Where is the badge?", _box_text(box, "badge")))
+        inner = [_inner_window(rng, rows, scene.badge_box(badge)) for scene, badge in badges]
+        parts["badges"] = (
+            [rows.crop(scene, window) for (scene, _), window in zip(badges, inner, strict=True)],
+            [("Which way do the stripes run?", badge.orientation) for _, badge in badges],
+        )
+    parts["crops"] = (crops, [pair for asked in readings for pair in asked])
     named = [
         _named_corners(scene, pair)
         for scene, asked in zip(scenes, _chunks(pairs, QUERIES), strict=True)
         for pair in asked
     ]
-    targets = [_token_targets(scene, rows.layout.view_side // rows.layout.merged_px) for scene in scenes]
     batch: dict[str, Any] = {}
-    for name, pictures, asked in (("scenes", overviews, pairs), ("crops", crops, readings)):
+    for name, (pictures, asked) in parts.items():
         views, ids, valid = _prefix(rows, pictures)
         batch[name] = {
             "prompt": (ids, valid, sizes.prepare(*views)),
             "reply": _replies(rows, asked, config.first_number_weight),
         }
-    stripes = np.array([list(ORIENTATIONS).index(site.orientation) for _, site in read], np.int32)
-    batch |= {"named_corners": np.array(named, np.float32) / UNITS, "stripes": stripes}
-    return {**batch, "present": np.stack([t[0] for t in targets]), "corners": np.stack([t[1] for t in targets])}
+    stripes = {"crops": [site.orientation for _, site in read]}
+    if config.nested:
+        stripes["badges"] = [badge.orientation for _, badge in badges]
+    batch["stripes"] = {
+        name: np.array([list(ORIENTATIONS).index(one) for one in ways], np.int32) for name, ways in stripes.items()
+    }
+    batch["tokens"] = {
+        name: tuple(np.stack(arrays) for arrays in zip(*targets, strict=True)) for name, targets in tokens.items()
+    }
+    return {**batch, "named_corners": np.array(named, np.float32) / UNITS}
 
 
 def _group_loss(model, part):
@@ -193,23 +259,36 @@ def _group_loss(model, part):
     return features, hidden, -(logp * weight).sum() / weight.sum(), first_loss
 
 
+def _token_loss(out, targets):
+    """Auxiliary losses of visual tokens: whether each kind of box has its centre in the token, and the corners of those that do.
+
+    Args:
+        out: outputs of a head, [pictures, tokens, kinds x 5]. targets: those of `_token_targets`, stacked.
+    """
+    present, corners = targets
+    out = out.reshape(*present.shape, 5)
+    present_loss = optax.sigmoid_binary_cross_entropy(out[..., 0], present).sum((-1, -2)).mean()
+    corner_error = jnp.abs(out[..., 1:] - corners).sum(-1) * present
+    return present_loss, corner_error.sum() / jnp.maximum(present.sum(), 1)
+
+
+def _stripe_loss(logits, ways, grids):
+    """Cross-entropy of every visual token's guess at the stripes' orientation."""
+    seen = jnp.arange(logits.shape[1]) < grids.prod(-1)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, ways[:, None])
+    return (loss * seen).sum() / seen.sum()
+
+
 def _loss(state, graph, batch, aux_weight):
     model, heads = nnx.merge(graph, state)
     features, hidden, scene_loss, x1_loss = _group_loss(model, batch["scenes"])
-    crop_features, _, crop_loss, _ = _group_loss(model, batch["crops"])
-
-    out = heads["sites"](features).reshape(*batch["present"].shape, 5)
-    present_loss = optax.sigmoid_binary_cross_entropy(out[..., 0], batch["present"]).sum((-1, -2)).mean()
-    corner_error = jnp.abs(out[..., 1:] - batch["corners"]).sum(-1) * batch["present"]
-    corner_loss = corner_error.sum() / batch["present"].sum()
+    crop_features, _, crop_loss, badge_x1_loss = _group_loss(model, batch["crops"])
+    present_loss, corner_loss = _token_loss(heads["sites"](features), batch["tokens"]["sites"])
     named = batch["scenes"]["reply"][-1]
     named_error = jnp.abs(heads["named"](hidden) - batch["named_corners"][:, None]).sum(-1)
     named_loss = (named_error * named).sum() / named.sum()
-    stripe_logits = heads["stripes"](crop_features)
-    seen = jnp.arange(stripe_logits.shape[1]) < batch["crops"]["prompt"][2].grids.prod(-1)
-    stripe_loss = optax.softmax_cross_entropy_with_integer_labels(stripe_logits, batch["stripes"][:, None])
-    stripe_loss = (stripe_loss * seen).sum() / seen.sum()
-
+    ways = batch["stripes"]
+    stripe_loss = _stripe_loss(heads["stripes"](crop_features), ways["crops"], batch["crops"]["prompt"][2].grids)
     metrics = {
         "loss": scene_loss + crop_loss,
         "x1_loss": x1_loss,
@@ -219,9 +298,16 @@ def _loss(state, graph, batch, aux_weight):
         "named_loss": named_loss,
         "stripe_loss": stripe_loss,
     }
-    return scene_loss + crop_loss + aux_weight * (
-        0.1 * present_loss + corner_loss + named_loss + 2 * stripe_loss
-    ), metrics
+    total = scene_loss + crop_loss + aux_weight * (0.1 * present_loss + corner_loss + named_loss + 2 * stripe_loss)
+    if "badges" in batch:
+        badge_features, _, badge_loss, _ = _group_loss(model, batch["badges"])
+        present_loss, corner_loss = _token_loss(heads["badge"](crop_features), batch["tokens"]["badge"])
+        grids = batch["badges"]["prompt"][2].grids
+        stripe_loss = _stripe_loss(heads["stripes"](badge_features), ways["badges"], grids)
+        total = total + badge_loss + aux_weight * (present_loss + corner_loss + 2 * stripe_loss)
+        metrics |= {"badge_x1_loss": badge_x1_loss, "badge_loss": badge_loss, "badge_corner_loss": corner_loss}
+        metrics |= {"badge_present_loss": present_loss, "badge_stripe_loss": stripe_loss}
+    return total, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,12 +366,13 @@ def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
 def pretrain_nano(config: PretrainNanoConfig) -> Path:
     """Trains and writes the base checkpoint; returns its directory."""
     check_writable(config.out, directory=True)
-    model_config, episode = preset("nano")
-    rows = RowBuilder(build_nano_tokenizer(), episode, model_config.merged_px)
+    model_config, episode = preset(config.preset)
+    rows = RowBuilder(build_nano_tokenizer(config.nested), episode, model_config.merged_px)
     rngs = nnx.Rngs(config.seed)
     model = nnx.jit(lambda rngs: Qwen2_5_VL(model_config, rngs=rngs))(rngs)
     _quiet_branches(model)
     sizes = {"sites": 5 * len(COLORS), "named": 4, "stripes": len(ORIENTATIONS)}
+    sizes |= {"badge": 5} if config.nested else {}
     heads = nnx.Dict({name: nnx.Linear(model_config.text.width, size, rngs=rngs) for name, size in sizes.items()})
     graph, state = nnx.split((model, heads))
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, config.lr / 10)
@@ -303,7 +390,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
         for step in range(config.steps):
             batch = make_batch(config, rows, model_config, step)
             state, opt_state, metrics = train_step(state, opt_state, batch)
-            x1_loss = float(metrics["x1_loss"])
+            x1_loss = max(float(metrics[name]) for name in ("x1_loss", "badge_x1_loss") if name in metrics)
             smoothed = x1_loss if smoothed is None else 0.95 * smoothed + 0.05 * x1_loss
             log.write(step + 1, metrics)
             if smoothed < config.stop_x1_loss:

@@ -1,5 +1,8 @@
 """Procedural ultra-high-resolution scenes: sites whose stripes are unreadable in the overview and readable in a crop.
 
+Sites of nested scenes hold a badge: a square with the site's own mean colour and finer stripes. The overview doesn't show where it is,
+and a crop of its site doesn't show which way its stripes run.
+
 A scene is a sum of separable terms, value(x, y) = sum_t row_t(y) column_t(x) colour_t, so the exact area average over the
 pixels of any window at any size is one small matrix product: nothing is rasterised for training. `Scene` offers the
 interface of an image file; `Scene.write` makes the file.
@@ -22,7 +25,13 @@ UNITS = 2048.0  # a scene is UNITS x UNITS, whatever its size in px
 STRIPE_PERIOD = (
     UNITS / 112
 )  # units along an axis: over a pixel of a 112 px overview the stripes average to exactly zero
+CELL = STRIPE_PERIOD  # units: side of a pixel of a 112 px overview, whose grid badges lie on
 SITE_SIDE = (160, 280)  # units
+NESTED_SIDE = 8192  # px of a nested scene, so that its finest stripes are 9 px wide
+NESTED_WINDOW, INNER_WINDOW = 256, 32  # units, least sides of a crop of a site and of a badge
+NESTED_SITE_SIDE = (180, 250)  # units: a crop of a site is a window of NESTED_WINDOW units
+BADGE_SIDE = 2 * CELL  # units
+BADGE_PERIOD = CELL / 8  # units: over a pixel of a site's crop the stripes average to exactly zero
 STRIPE_AMPLITUDE = 60.0
 
 # Every colour leaves room for the stripes above and below it: nothing clips, so averages stay exact.
@@ -45,8 +54,18 @@ ORIENTATIONS = {"horizontal": (0, 1), "vertical": (1, 0), "rising": (1, 1), "fal
 
 
 @dataclasses.dataclass(frozen=True)
+class Badge:
+    """A square of BADGE_SIDE units in a site, with stripes of its own in place of the site's: its upper left corner in units."""
+
+    x1: float
+    y1: float
+    orientation: str
+    phase: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
-    """A striped rectangle: corners in units, colour and orientation by name, phase in radians."""
+    """A striped rectangle: corners in units, colour and orientation by name, phase in radians, and of nested scenes its badge."""
 
     x1: float
     y1: float
@@ -55,6 +74,7 @@ class Site:
     color: str
     orientation: str
     phase: float
+    badge: Badge | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +92,15 @@ class Scene:
 
     def box(self, site: Site) -> Box:
         """A site's rectangle in px of the scene."""
-        scale = self.side / UNITS
-        return Box(site.x1 * scale, site.y1 * scale, site.x2 * scale, site.y2 * scale, self.frame)
+        return self._box(site.x1, site.y1, site.x2, site.y2)
+
+    def badge_box(self, badge: Badge) -> Box:
+        """A badge's square in px of the scene."""
+        return self._box(badge.x1, badge.y1, badge.x1 + BADGE_SIDE, badge.y1 + BADGE_SIDE)
+
+    def _box(self, *units: float) -> Box:
+        x1, y1, x2, y2 = (corner * self.side / UNITS for corner in units)
+        return Box(x1, y1, x2, y2, self.frame)
 
     def window(self, box: Box, size: Frame, exact: bool = False) -> np.ndarray:
         """Always exact: the area average of the window `box` over each pixel of `size`: uint8 [size.height, size.width, 3]."""
@@ -97,15 +124,20 @@ class Scene:
             for s in self.sites
             if s.x1 < edges_x[-1] and s.x2 > edges_x[0] and s.y1 < edges_y[-1] and s.y2 > edges_y[0]
         )
+        stripe = np.full(3, STRIPE_AMPLITUDE)
         for site in inside:
-            in_x, ramp_in_x, cos_x, sin_x = _factors(
-                edges_x, site.x1, site.x2, ORIENTATIONS[site.orientation][0], site.phase
-            )
-            in_y, ramp_in_y, cos_y, sin_y = _factors(edges_y, site.y1, site.y2, ORIENTATIONS[site.orientation][1], 0.0)
-            stripe = np.full(3, STRIPE_AMPLITUDE)
+            area, own = (site.x1, site.y1, site.x2, site.y2), (site.orientation, site.phase, STRIPE_PERIOD)
+            in_x, ramp_in_x, cos_x, sin_x, in_y, ramp_in_y, cos_y, sin_y = _striped(edges_x, edges_y, area, *own)
             rows += [in_y, in_y, ramp_in_y, cos_y, sin_y]
             columns += [in_x, ramp_in_x, in_x, cos_x, sin_x]
             colors += [np.array(COLORS[site.color]) - ground, -slope_x, -slope_y, stripe, -stripe]
+            if badge := site.badge:  # takes the site's stripes away, and has its own
+                area = badge.x1, badge.y1, badge.x1 + BADGE_SIDE, badge.y1 + BADGE_SIDE
+                for sign, how in ((-1, own), (1, (badge.orientation, badge.phase, BADGE_PERIOD))):
+                    _, _, cos_x, sin_x, _, _, cos_y, sin_y = _striped(edges_x, edges_y, area, *how)
+                    rows += [cos_y, sin_y]
+                    columns += [cos_x, sin_x]
+                    colors += [sign * stripe, -sign * stripe]
         return np.stack(rows), np.stack(columns), np.stack(colors)
 
     def write(self, path, side: int | None = None) -> None:
@@ -129,15 +161,21 @@ class Scene:
         write_file(path, lambda partial: image.save(partial, format=form))
 
 
-def _factors(edges, low, high, wave: int, phase: float):
-    """Factors of one axis of a site: pixel means of [inside], inside x ramp, inside x cos(kx + phase), inside x sin(kx + phase)."""
+def _striped(edges_x, edges_y, area: tuple[float, float, float, float], orientation: str, phase: float, period: float):
+    """What `_factors` gives of both axes of a striped rectangle, first of x; `area` in units."""
+    (wave_x, wave_y), (x1, y1, x2, y2) = ORIENTATIONS[orientation], area
+    return *_factors(edges_x, x1, x2, wave_x, phase, period), *_factors(edges_y, y1, y2, wave_y, 0.0, period)
+
+
+def _factors(edges, low, high, wave: int, phase: float, period: float):
+    """Factors of one axis of a rectangle: pixel means of [inside], inside x ramp, inside x cos(kx + phase), inside x sin(kx + phase)."""
     clipped = np.clip(edges, low, high)
     width = np.diff(edges)
     inside = np.diff(clipped) / width
     ramp = 0.5 * np.diff(clipped**2) / width / UNITS - 0.5 * inside
     if wave == 0:
         return inside, ramp, inside * np.cos(phase), inside * np.sin(phase)
-    k = 2 * np.pi * wave / STRIPE_PERIOD
+    k = 2 * np.pi * wave / period
     return (
         inside,
         ramp,
@@ -146,19 +184,40 @@ def _factors(edges, low, high, wave: int, phase: float):
     )
 
 
-def random_scene(rng: np.random.Generator, side: int = 2048) -> Scene:
-    """3 to 6 sites of distinct colours that keep apart, any season."""
+def random_scene(
+    rng: np.random.Generator, side: int = 2048, site_side: tuple[float, float] = SITE_SIDE
+) -> Scene:
+    """3 to 6 sites of distinct colours that keep apart, any season.
+
+    Args:
+        side: of the scene in px.
+        site_side: least and greatest side of a site in units.
+    """
     colors = rng.permutation(list(COLORS))[: rng.integers(3, 7)]
     sites: list[Site] = []
     for color in colors:
         while True:  # 6 sites fill 5 % of the scene: a free place is found within a few draws
-            w, h = rng.uniform(*SITE_SIDE, size=2)
+            w, h = rng.uniform(*site_side, size=2)
             x, y = rng.uniform(20, UNITS - w - 20), rng.uniform(20, UNITS - h - 20)
             if all(x > s.x2 + 60 or x + w < s.x1 - 60 or y > s.y2 + 60 or y + h < s.y1 - 60 for s in sites):
                 break
         orientation = str(rng.choice(list(ORIENTATIONS)))
         sites.append(Site(x, y, x + w, y + h, str(color), orientation, rng.uniform(0, 2 * np.pi)))
     return Scene(tuple(sites), str(rng.choice(list(SEASONS))), side)
+
+
+def nested_scene(rng: np.random.Generator, side: int = NESTED_SIDE) -> Scene:
+    """A scene whose sites have a badge each, anywhere on the grid of overview pixels inside of them."""
+    scene = random_scene(rng, side, NESTED_SITE_SIDE)
+
+    def badge(site: Site) -> Badge:
+        x, y = (
+            CELL * rng.integers(np.ceil(low / CELL), np.floor((high - BADGE_SIDE) / CELL) + 1)
+            for low, high in ((site.x1, site.x2), (site.y1, site.y2))
+        )
+        return Badge(x, y, str(rng.choice(list(ORIENTATIONS))), rng.uniform(0, 2 * np.pi))
+
+    return dataclasses.replace(scene, sites=tuple(dataclasses.replace(site, badge=badge(site)) for site in scene.sites))
 
 
 _SEEN_SIDE = 56  # px: two periods of the stripes in each, which average to zero

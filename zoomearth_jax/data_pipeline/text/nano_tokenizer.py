@@ -26,6 +26,7 @@ _WORDS = (
     "Which way do the stripes of site sites run How many are there season is it find looks like What Where color colour "
     "shape this that in on at a an and to image scene direction area building buildings top bottom left right centre yes no"
 )
+_NESTED_PIECES, _NESTED_WORDS = ('", "source": "picture"}]',), ["badge"]
 _MAX_INTEGER = 112
 _CHAT_TEMPLATE = (  # Qwen's turns, without its default system message
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -36,17 +37,23 @@ _CHAT_TEMPLATE = (  # Qwen's turns, without its default system message
 )
 
 
-def build_nano_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, built from the lists above; the same ids every time."""
+def build_nano_tokenizer(nested: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer, built from the lists above; the same ids every time.
+
+    Args:
+        nested: with pieces for looks inside the last picture too.
+    """
     words = list(dict.fromkeys([*_WORDS.split(), *COLORS, *SEASONS, *ORIENTATIONS]))
     integers = [str(i) for i in range(10, _MAX_INTEGER + 1)]
-    whole = [*_PIECES, *_ROLES, *integers, *words, *(" " + word for word in words)]
+    words += _NESTED_WORDS if nested else []
+    pieces = (*_PIECES, *_NESTED_PIECES) if nested else _PIECES
+    whole = [*pieces, *_ROLES, *integers, *words, *(" " + word for word in words)]
     characters = [*map(chr, range(32, 127)), "\n"]
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    pieces = [(piece, -1000.0) for piece in SPECIAL]  # found as special tokens, never as pieces of plain text
-    pieces += [(piece, -1.0) for piece in whole]
-    pieces += [(piece, -10.0) for piece in characters] + [(piece, -20.0) for piece in fallback]
-    tokenizer = Tokenizer(Unigram(pieces, unk_id=len(SPECIAL) + len(whole) + len(characters), byte_fallback=True))
+    scored = [(piece, -1000.0) for piece in SPECIAL]  # found as special tokens, never as pieces of plain text
+    scored += [(piece, -1.0) for piece in whole]
+    scored += [(piece, -10.0) for piece in characters] + [(piece, -20.0) for piece in fallback]
+    tokenizer = Tokenizer(Unigram(scored, unk_id=len(SPECIAL) + len(whole) + len(characters), byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return PreTrainedTokenizerFast(
