@@ -27,7 +27,7 @@ class ValidateConfig:
     """Settings of validation while training.
 
     Attributes:
-        data: `scenes`, folders with questions.jsonl and images, or several of them; of those with splits, `test`.
+        data: `scenes`, `nested`, folders with questions.jsonl and images, or several of them; of those with splits, `test`.
         limit: questions of each of `data`: of a folder at most so many, spread evenly over it.
         global_share: share of procedural questions that need no crop.
         match: when an answer is correct: `exact`, `wordnet` or `typed`, as in `evaluate`.
@@ -61,7 +61,8 @@ class TrainingConfig:
     Attributes:
         model: the shipped model, model directory or run to start from.
         out: the run's directory.
-        data: `scenes`, folders with questions.jsonl and images, or several of them.
+        data: `scenes`, `nested` (scenes whose questions need up to two looks), folders with questions.jsonl and images, or several
+            of them.
         images: how image files become 8-bit RGB (bands, stretch, limit).
         mix: share of each of `data`, in any unit; equal shares by default.
         workers: processes that make rows ahead, for large images; 0 makes them in threads of this one.

@@ -160,6 +160,7 @@ def _open_questions(config: TrainingConfig, engine: RolloutEngine) -> list[Quest
         questions=wanted.limit,
         images=config.images,
         strict=config.strict,
+        looks=engine.rows.layout.num_pictures,
     ):
         if not isinstance(source.questions, SceneQuestions):
             check_source(engine.rows.check_prompts, source)

@@ -37,7 +37,7 @@ class LoadedModel(NamedTuple):
 
 
 QUESTION_ROOM = 64  # tokens that a question may have beside the words of a release; LRS-GRO's longest has 28
-SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo"}  # name -> folder in the package
+SHIPPED = {"nano": "nano", "nano-grpo": "nano_grpo", "nano-nested": "nano_nested"}  # name -> folder in the package
 
 
 def save_model(directory: Path, model: VisionLanguageModel, rows: RowBuilder, dtype: str | None = None) -> None:

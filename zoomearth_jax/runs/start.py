@@ -248,6 +248,7 @@ def open_loader(
     minibatches: int = 1,
     rollout_batches: int = 1,
     check: Callable[[Sequence[Question]], None] | None = None,
+    looks: int = 2,
 ) -> Loader:
     """The loader of a training run's settings `data`, `images`, `mix`, `global_share`, `seed`, `workers` and `strict`, for this
     process.
@@ -256,6 +257,7 @@ def open_loader(
         minibatches: batches of one step each that this one is cut into.
         rollout_batches: parts that it is played in.
         check: refuses questions that can't be made into rows; of folders, whose questions are all looked at before the run.
+        looks: see `open_sources`.
 
     Raises:
         UserError: a batch that doesn't divide over the mesh, the minibatches and their microbatches.
@@ -272,7 +274,7 @@ def open_loader(
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
-    scenes: dict[str, Any] = {"seed": config.seed, "global_share": config.global_share, "questions": questions}
+    scenes: dict[str, Any] = {"seed": config.seed, "global_share": config.global_share, "questions": questions, "looks": looks}
     sources = open_sources(config.data, split, images=config.images, strict=config.strict, **scenes)
     for source in sources:
         if check and not isinstance(source.questions, SceneQuestions):

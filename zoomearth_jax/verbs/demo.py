@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -15,11 +17,9 @@ from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.play import play
-from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.reports.report import episode_card, run_curves, write_report
 from zoomearth_jax.rl.records import sample_record
@@ -28,24 +28,11 @@ from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model, save_model
 from zoomearth_jax.runs.start import on_mesh
 from zoomearth_jax.tools.zoom import Masked
+from zoomearth_jax.verbs.demo_tasks import TASKS, Played, Task
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft
 
 STAGES = ("base", "sft", "grpo")
-_ROWS = {
-    "accuracy": "accuracy, greedy",
-    "accuracy_masked_crop": "accuracy, crop masked",
-    "apo_iou": "box IoU, greedy",
-    "zoom_rate": "zoom rate",
-    "accuracy_t1": "accuracy, T = 1",
-    "apo_iou_t1": "box IoU, T = 1",
-    "accuracy_global": "accuracy, no crop needed",
-    "zoom_rate_global": "zoom rate, no crop needed",
-}
-_NOTE = (
-    "Accuracy, IoU and zoom rate are over held-out questions on one site's stripes, which the overview doesn't show: four "
-    "answers, so 0.25 is chance. The last two rows are over questions on the whole scene, which it does show."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +41,7 @@ class DemoConfig:
 
     Attributes:
         out: directory for results.json, report.html and the two runs; runs in it are replaced.
+        looks: what is taught: 1 look at sites, or up to 2 looks at nested scenes, where some questions need none or one.
         questions: held-out questions that need a crop.
         global_questions: held-out questions that need none.
         episodes: number of episodes in the report.
@@ -63,6 +51,7 @@ class DemoConfig:
     """
 
     out: Path = Path("runs/demo")
+    looks: Literal[1, 2] = 1
     questions: int = 1024
     global_questions: int = 256
     episodes: int = 24
@@ -89,27 +78,15 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def _evaluate_stage(engine, params, local: list[Question], whole: list[Question], config: DemoConfig) -> dict:
-    key = jax.random.key(config.seed)
+def play_stage(engine, params, local: Sequence[Question], whole: Sequence[Question], seed: int, batch_size: int) -> Played:
+    """Plays the held-out questions with the parameters of a stage."""
+    key = jax.random.key(seed)
 
     def run(questions, temperature, tool=engine.tool):
-        sampling, batch_size = SamplingConfig(temperature=temperature), config.batch_size
-        episodes = play(engine, params, questions, key, sampling=sampling, tool=tool, batch_size=batch_size)
-        return summarize(questions, episodes, engine.rows.episode)
+        sampling = SamplingConfig(temperature=temperature)
+        return play(engine, params, questions, key, sampling=sampling, tool=tool, batch_size=batch_size)
 
-    greedy, masked = run(local, 0.0), run(local, 0.0, Masked(engine.tool))
-    sampled, overall = run(local, 1.0), run(whole, 0.0)
-    return {
-        "accuracy": greedy["accuracy"],
-        "accuracy_masked_crop": masked["accuracy"],
-        "apo_iou": greedy["apo_iou"],
-        "zoom_rate": greedy["zoom_rate"],
-        "accuracy_t1": sampled["accuracy"],
-        "apo_iou_t1": sampled["apo_iou"],
-        "accuracy_global": overall["accuracy"],
-        "zoom_rate_global": overall["zoom_rate"],
-        "questions": len(local),
-    }
+    return Played(run(local, 0.0), run(local, 0.0, Masked(engine.tool)), run(local, 1.0), run(whole, 0.0))
 
 
 def _episode_cards(engine, params, questions: list[Question], rows, reward) -> list[dict]:
@@ -132,22 +109,22 @@ def demo(config: DemoConfig) -> dict:
     check_writable(config.out, directory=True)
     if config.export is not None:
         check_writable(config.export, directory=True)
-    clock = _Clock()
+    clock, task = _Clock(), TASKS[config.looks]
     runs = {stage: config.out / stage for stage in ("sft", "grpo")}
-    sft_config = SFTConfig(model="nano", out=runs["sft"], seed=config.seed, overwrite=True)
+    sft_config = SFTConfig(model=task.base, out=runs["sft"], seed=config.seed, overwrite=True, **task.sft)
     no_kl = ObjectiveConfig(kl_weight=0.0)
     grpo_config = GRPOConfig(
-        model=str(runs["sft"]), out=runs["grpo"], seed=config.seed, overwrite=True, objective=no_kl
+        model=str(runs["sft"]), out=runs["grpo"], seed=config.seed, overwrite=True, objective=no_kl, **task.grpo
     )
-    local = scene_questions("test", config.seed, 0, config.questions, global_share=0.0)
-    whole = scene_questions("test", config.seed, config.questions, config.global_questions, global_share=1.0)
-    models: dict[str, str | Path] = {"base": "nano", "sft": runs["sft"], "grpo": runs["grpo"]}
+    local = task.questions("test", config.seed, 0, config.questions, global_share=0.0)
+    whole = task.questions("test", config.seed, config.questions, config.global_questions, global_share=1.0)
+    models: dict[str, str | Path] = {"base": task.base, "sft": runs["sft"], "grpo": runs["grpo"]}
     results: dict = {"seconds": clock.seconds}
 
     def save():
         write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
 
-    with on_mesh(MeshConfig(), "nano", processes=False) as mesh:
+    with on_mesh(MeshConfig(), task.base, processes=False) as mesh:
         with clock.phase("sft"):
             sft(sft_config)
         with clock.phase("grpo"):
@@ -158,7 +135,8 @@ def demo(config: DemoConfig) -> dict:
             for stage in STAGES:
                 model = load_model(models[stage], mesh=mesh).model
                 params = nnx.state(model, nnx.Param)
-                results[stage] = _evaluate_stage(engine, params, local, whole, config)
+                played = play_stage(engine, params, local, whole, config.seed, config.batch_size)
+                results[stage] = task.scores(local, whole, played, rows.episode) | {"questions": len(local)}
         save()
         if config.export is not None:
             save_model(config.export, model, rows, "bfloat16")
@@ -168,30 +146,31 @@ def demo(config: DemoConfig) -> dict:
             _write(config, results, cards, runs)
     clock.seconds["total"] = round(sum(clock.seconds.values()), 1)
     save()
-    print(_table(results))
+    print(_table(results, task))
     print(f"report: {config.out / 'report.html'}")
     return results
 
 
 def _write(config: DemoConfig, results: dict, cards: list[dict], runs: dict[str, Path]) -> None:
+    task = TASKS[config.looks]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in results["seconds"].items())
     write_report(
         config.out / "report.html",
-        title="ZoomEarth nano: look, zoom, answer, learn",
+        title=task.title,
         summary=f"{config.questions} held-out questions that need a crop, {config.global_questions} that need none, "
         f"seed {config.seed}. Time: {seconds}.",
-        note=_NOTE,
+        note=task.note,
         columns=STAGES,
-        table=[(label, [f"{results[stage][key]:.3f}" for stage in STAGES]) for key, label in _ROWS.items()],
+        table=[(label, [f"{results[stage][key]:.3f}" for stage in STAGES]) for key, label in task.rows.items()],
         curves=run_curves(runs),
         episodes=cards,
     )
 
 
-def _table(results: dict) -> str:
+def _table(results: dict, task: Task) -> str:
     lines = [f"\n{'':28}" + "".join(f"{stage:>9}" for stage in STAGES)]
     lines += [
-        f"{label:28}" + "".join(f"{results[stage][key]:9.3f}" for stage in STAGES) for key, label in _ROWS.items()
+        f"{label:28}" + "".join(f"{results[stage][key]:9.3f}" for stage in STAGES) for key, label in task.rows.items()
     ]
     seconds = results["seconds"]
     lines.append(f"{results['grpo']['questions']} questions that need a crop; {seconds['total']:.0f} s in all")

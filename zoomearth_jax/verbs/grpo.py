@@ -62,7 +62,11 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
         how: dict[str, Any] = {"freeze_vision": training.freezes_vision, "lora": training.adapted, **passes}
         return rollout_flops(model.config, counts) + grpo_flops(model.config, counts, **how)
 
-    parts = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
+    parts = {
+        "minibatches": config.minibatches,
+        "rollout_batches": config.rollout.batches,
+        "looks": rows.layout.num_pictures,
+    }
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, check=rows.check_prompts, **parts)
     validation = Validation(config, training.engine, mesh, config.prompts * config.group // config.rollout.batches)
     about = about_run(config, loader.digests, training.reference)

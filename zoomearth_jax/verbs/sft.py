@@ -59,9 +59,9 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
     def send(batch):
         return shard_batch(as_the_fullest(batch) if config.pack_len else batch, mesh)
 
-    loader = open_loader(
-        config, "sft", rows.supervised, config.batch_size, config.questions, mesh, check=rows.check_supervised
-    )
+    looks = rows.layout.num_pictures
+    how = {"mesh": mesh, "check": rows.check_supervised, "looks": looks}
+    loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions, **how)
     validation = Validation(config, engine, mesh, config.batch_size)
     about = about_run(config, loader.digests)
     with (

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.data_pipeline.questions.procedural import nested_questions, scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
 
 ENDLESS = 2**31  # more questions than any run asks for
-SCENES = "scenes"  # the name of procedural scenes in `data` settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,22 @@ class SceneQuestions(Sequence[Question]):
         if not 0 <= index < self.count:
             raise IndexError(index)
         return scene_questions(self.split, self.seed, index, 1, self.global_share)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class NestedQuestions(SceneQuestions):
+    """Those on nested scenes (see `nested_questions`), whose references take at most `most_looks` looks."""
+
+    most_looks: int = 2
+
+    def __getitem__(self, index: int) -> Question:  # type: ignore[override]  # no slices
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        question = nested_questions(self.split, self.seed, index, 1, self.global_share)[0]
+        return dataclasses.replace(question, looks=question.looks[: self.most_looks])
+
+
+SCENES, NESTED = "scenes", "nested"  # the names of procedural questions in `data` settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +79,25 @@ def open_sources(
     questions: int = ENDLESS,
     images: ImageConfig = ImageConfig(),
     strict: bool = False,
+    looks: int = 2,
 ) -> list[Source]:
     """The sources that the `data` setting names.
 
     Args:
-        data: `scenes`, folders with questions.jsonl and images, or both.
+        data: `scenes`, `nested`, folders with questions.jsonl and images, or several of them.
         split: sft, grpo or test, of scenes and of folders that hold several.
         seed, global_share, questions: which procedural scenes, and how many.
         images: how the folders' image files become RGB.
         strict: refuse images that can't be read, instead of leaving their questions out.
+        looks: that there is room for; longer references of procedural questions are cut, those of folders stay.
 
     Raises:
         UserError: nothing named, or a folder that can't be read.
     """
     if not data or isinstance(data, str):
         raise UserError(f"data: give a sequence of folders, `{SCENES}` among them or alone, not {data!r}")
-    scenes = SceneQuestions(split, seed, global_share, questions)
-    return [Source(name, scenes if name == SCENES else read_questions(name, split, images, strict)) for name in data]
+    made = {
+        SCENES: SceneQuestions(split, seed, global_share, questions),
+        NESTED: NestedQuestions(split, seed, global_share, questions, looks),
+    }
+    return [Source(name, made[name] if name in made else read_questions(name, split, images, strict)) for name in data]

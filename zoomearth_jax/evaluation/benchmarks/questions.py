@@ -12,8 +12,8 @@ import numpy as np
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.tiles import expanded
 from zoomearth_jax.data_pipeline.questions.folders import judge_split
-from zoomearth_jax.data_pipeline.questions.mixture import SCENES
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.data_pipeline.questions.mixture import NESTED, SCENES
+from zoomearth_jax.data_pipeline.questions.procedural import nested_questions, scene_questions
 from zoomearth_jax.data_pipeline.questions.records import refuse
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.benchmarks.benchmark import Opened, Scores
@@ -39,11 +39,11 @@ class Questions:
 
     name = "questions"
     title = "questions"
-    where = "a folder with questions.jsonl and images (`zoomearth scenes --out FOLDER` writes an example), or `scenes`"
+    where = "a folder with questions.jsonl and images (`zoomearth scenes --out FOLDER` writes an example), `scenes` or `nested`"
     published: ClassVar[dict] = {}
 
     def open(self, data: Path, images: Path | None, config: ImageConfig) -> Opened:
-        """See `Benchmark.open`; `data` is a folder, or `scenes`.
+        """See `Benchmark.open`; `data` is a folder, `scenes` or `nested`.
 
         Raises:
             UserError: what `read_questions` refuses too; or `images`, since a folder's images are in it.
@@ -52,9 +52,9 @@ class Questions:
             raise UserError(
                 "questions: a folder's images are in it, in its images/ or tiles/; leave the other folder out"
             )
-        if str(data) == SCENES:
-            scenes = scene_questions("test", self.seed, 0, self.count, self.global_share)
-            items = [Item(f"{SCENES} {self.seed}: {i}", q, f"{SCENES}/{i}") for i, q in enumerate(scenes)]
+        if make := {SCENES: scene_questions, NESTED: nested_questions}.get(str(data)):
+            scenes = make("test", self.seed, 0, self.count, self.global_share)
+            items = [Item(f"{data} {self.seed}: {i}", q, f"{data}/{i}") for i, q in enumerate(scenes)]
             return Opened(items, [], self.count)
         path = expanded(data)
         judged = judge_split(path, "test", config)
