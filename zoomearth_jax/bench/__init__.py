@@ -16,6 +16,7 @@ from zoomearth_jax.bench.full_size import FullSizeConfig, bench_full_size
 from zoomearth_jax.bench.generation import GenerationBenchConfig, bench_generation
 from zoomearth_jax.bench.grpo import GRPOBenchConfig, bench_grpo
 from zoomearth_jax.bench.loader import LoaderConfig, bench_loader
+from zoomearth_jax.bench.looks import LooksConfig, bench_looks
 from zoomearth_jax.bench.memory import MemoryConfig, bench_memory
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "generation": (GenerationBenchConfig, bench_generation),
     "grpo": (GRPOBenchConfig, bench_grpo),
     "loader": (LoaderConfig, bench_loader),
+    "looks": (LooksConfig, bench_looks),
     "memory": (MemoryConfig, bench_memory),
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),

@@ -5,8 +5,8 @@ asked about from one shared image prefix, beside counting, season and stripe-rea
 through heads that are thrown away: visual tokens tell their sites' colours, corners and stripes, and the question's tokens
 the corners of the site that they name. The base doesn't speak the episode protocol; SFT teaches that.
 
-The base of nested scenes learns beside this to find a site's badge in a crop of the site, again with an auxiliary loss, and to read
-the badge's stripes in a crop of it.
+The base of nested scenes starts from the shipped one, and learns beside this to find a site's badge in a crop of the site, again
+with an auxiliary loss, and to read the badge's stripes in a crop of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flax import nnx
 from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, clamped, crop_window
 from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view
-from zoomearth_jax.data_pipeline.questions.procedural import SPLITS, scene_questions
+from zoomearth_jax.data_pipeline.questions.procedural import SPLITS, nested_questions, scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.data_pipeline.questions.scenes import (
     COLORS,
@@ -53,6 +53,7 @@ from zoomearth_jax.runs.models import load_model, save_model
 
 QUERIES = 8  # per scene: 3 to 6 sites, the count, the season, padding
 REPLY_LEN = 32
+NESTED_CROPS = 2  # sites of a nested scene that are read
 _SHOWN = 0.5  # least part of a badge in a crop that asks for it
 _NAMED_FROM = 4  # slots of "Where is the red site?" that see the colour
 
@@ -63,7 +64,7 @@ class PretrainNanoConfig:
 
     Attributes:
         out: directory to write the checkpoint to.
-        nested: train the base of nested scenes, `nano-nested`.
+        nested: train the base of nested scenes, `nano-nested`, from the shipped base.
         steps: most optimizer steps.
         stop_x1_loss: stop when the smoothed loss of a box's first number falls below this, so that the base still has
             something to learn; when binding happens varies by seed, so a step count alone won't do.
@@ -161,6 +162,11 @@ def _badge_in(window: Box, box: Box, side: int) -> Box | None:
     return seen if seen and _area(seen) >= _SHOWN * _area(whole) else None
 
 
+def _chosen(rng, scene: Scene, count: int) -> list[int]:
+    """Numbers of the sites that crops are taken of."""
+    return [int(rng.integers(len(scene.sites))) for _ in range(count)]
+
+
 def _inner_window(rng, rows: RowBuilder, box: Box) -> Box:
     """The window of a badge as a policy might take it."""
     return crop_window(_loose(rng, box), rows.episode.inner_window_px)
@@ -198,7 +204,7 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step:
     scenes = [nested_scene(rng) if config.nested else random_scene(rng) for _ in range(config.scenes)]
     overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
     pairs = [pair for s in scenes for pair in _scene_pairs(rng, s, rows.box_frame(s.frame))]
-    read = [(scene, scene.sites[rng.integers(len(scene.sites))]) for scene in scenes]
+    read = [(scene, scene.sites[i]) for scene in scenes for i in _chosen(rng, scene, NESTED_CROPS if config.nested else 1)]
     windows = [rows.window(_loose(rng, scene.box(site)), scene.frame) for scene, site in read]
     crops = [rows.crop(scene, window) for (scene, _), window in zip(read, windows, strict=True)]
     readings: list = [
@@ -326,9 +332,12 @@ class _Cut:
         return self.scene.window(Box(box.x1 + x, box.y1 + y, box.x2 + x, box.y2 + y, self.scene.frame), size)
 
 
-def score_base(model: VisionLanguageModel, rows: RowBuilder, seed: int = 0, count: int = 512) -> dict[str, float]:
+def score_base(
+    model: VisionLanguageModel, rows: RowBuilder, seed: int = 0, count: int = 512, nested: bool = False
+) -> dict[str, float]:
     """Greedy scores on held-out scenes in the form of pre-training: location IoU, and accuracy of the other questions."""
-    scenes = [q.image for q in scene_questions("test", seed, 0, count) if isinstance(q.image, Scene)]
+    make = nested_questions if nested else scene_questions
+    scenes = [q.image for q in make("test", seed, 0, count) if isinstance(q.image, Scene)]
     sites = [scene.sites[0] for scene in scenes]
     cuts = [_Cut(scene, rows.window(scene.box(site), scene.frame)) for scene, site in zip(scenes, sites, strict=True)]
     asked = {
@@ -346,14 +355,28 @@ def score_base(model: VisionLanguageModel, rows: RowBuilder, seed: int = 0, coun
         scores[name] = float(
             np.mean([is_correct(e.texts[0], q.answer) for e, q in zip(episodes, questions, strict=True)])
         )
-    questions = [
-        Question(scene, f"Where is the {site.color} site?", "", "object", (Look(scene.box(site)),))
-        for scene, site in zip(scenes, sites, strict=True)
-    ]
-    episodes = engine(params, questions, key).episodes
-    predicted, reference, applies = box_arrays(questions, [e.box for e in episodes])
-    scores["location_iou"] = float((np.asarray(box_iou(predicted, reference)) * applies).mean())
+    located = {
+        "location_iou": [
+            Question(scene, f"Where is the {site.color} site?", "", "object", (Look(scene.box(site)),))
+            for scene, site in zip(scenes, sites, strict=True)
+        ]
+    }
+    if nested:
+        boxes = [_part(cut, cut.scene.badge_box(site.badge)) for cut, site in zip(cuts, sites, strict=True) if site.badge]
+        located["badge_iou"] = [
+            Question(cut, "Where is the badge?", "", "object", (Look(box),)) for cut, box in zip(cuts, boxes, strict=True)
+        ]
+    for name, questions in located.items():
+        episodes = engine(params, questions, key).episodes
+        predicted, reference, applies = box_arrays(questions, [e.box for e in episodes])
+        scores[name] = float((np.asarray(box_iou(predicted, reference)) * applies).mean())
     return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _part(cut: _Cut, box: Box) -> Box:
+    """A box of the scene in px of a cut."""
+    x, y = cut.box.x1, cut.box.y1
+    return Box(box.x1 - x, box.y1 - y, box.x2 - x, box.y2 - y, cut.frame)
 
 
 def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
@@ -363,6 +386,17 @@ def _quiet_branches(model: Qwen2_5_VL, scale: float = 0.2) -> None:
         linear.kernel[...] = linear.kernel[...] * scale
 
 
+def _start_from_nano(model: Qwen2_5_VL, rows: RowBuilder) -> None:
+    """Gives a model the shipped base's parameters, and its new tokens the mean of all embeddings."""
+    nano = load_model("nano")
+    before, after = nano.rows.tokenizer.get_vocab(), rows.tokenizer.get_vocab()
+    table = nano.model.decoder.embed.embedding[...]
+    places = np.array([before.get(token, -1) for token in sorted(after, key=after.__getitem__)])
+    state = nnx.state(nano.model, nnx.Param)
+    state["decoder"]["embed"]["embedding"].set_value(jnp.where((places >= 0)[:, None], table[places], table.mean(0)))
+    nnx.update(model, state)
+
+
 def pretrain_nano(config: PretrainNanoConfig) -> Path:
     """Trains and writes the base checkpoint; returns its directory."""
     check_writable(config.out, directory=True)
@@ -370,7 +404,10 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     rows = RowBuilder(build_nano_tokenizer(config.nested), episode, model_config.merged_px)
     rngs = nnx.Rngs(config.seed)
     model = nnx.jit(lambda rngs: Qwen2_5_VL(model_config, rngs=rngs))(rngs)
-    _quiet_branches(model)
+    if config.nested:
+        _start_from_nano(model, rows)
+    else:
+        _quiet_branches(model)
     sizes = {"sites": 5 * len(COLORS), "named": 4, "stripes": len(ORIENTATIONS)}
     sizes |= {"badge": 5} if config.nested else {}
     heads = nnx.Dict({name: nnx.Linear(model_config.text.width, size, rngs=rngs) for name, size in sizes.items()})
@@ -399,7 +436,7 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
     save_model(config.out, model, rows, "bfloat16")
     written = load_model(config.out).model  # is what is scored
     write_yaml(config.out / "run.yaml", config)
-    scores = {"steps": step + 1, **score_base(written, rows, config.seed)}
+    scores = {"steps": step + 1, **score_base(written, rows, config.seed, nested=config.nested)}
     write_file(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(json.dumps(scores))
     return config.out
