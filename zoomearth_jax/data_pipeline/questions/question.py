@@ -23,6 +23,7 @@ class Look:
     box: Box
     label: str = ""
     thought: str = ""
+    source: str = "overview"
 
 
 @dataclasses.dataclass(frozen=True)
