@@ -117,6 +117,7 @@ class EpisodeConfig:
             turn gives one. GRPO on sampled ids plays `unanswered`.
         temperature, repetition_penalty: of evaluation and of asking, unless others are given (see `SamplingConfig`).
         min_window_px: a crop's shortest side in px of the original (paper: 512).
+        inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
             the centre, which cuts long boxes.
@@ -135,6 +136,7 @@ class EpisodeConfig:
     temperature: float = 0.0
     repetition_penalty: float = 1.0
     min_window_px: int = 512
+    inner_window_px: int = 0
     crop: Literal["grow", "reference"] = "grow"
     prompt_len: int = 576
     turn_lens: tuple[int, ...] = (640, 256)
@@ -146,7 +148,7 @@ class EpisodeConfig:
         for name in ("view_px", "min_window_px", "prompt_len"):
             if getattr(self, name) <= 0:
                 raise UserError(f"episode config: {name} must be positive, not {getattr(self, name)}")
-        for name in ("picture_px", "box_px"):
+        for name in ("picture_px", "box_px", "inner_window_px"):
             if getattr(self, name) < 0:
                 raise UserError(f"episode config: {name} must be positive, or 0, not {getattr(self, name)}")
         if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
@@ -160,6 +162,19 @@ class EpisodeConfig:
             raise UserError(
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
+
+    @property
+    def several(self) -> bool:
+        """Whether there is room for several pictures, so that turns may look on from what they were shown."""
+        return len(self.turn_lens) > 2
+
+    def least_window(self, source: str) -> int:
+        """A crop's shortest side in px of the original.
+
+        Args:
+            source: what its box was named on: `overview` or `picture`.
+        """
+        return self.inner_window_px or self.min_window_px if source == "picture" else self.min_window_px
 
     def layout(self, merged_px: int, prune: PruneConfig = PruneConfig()) -> RowLayout:
         """The slots of its rows.
@@ -179,6 +194,14 @@ class EpisodeConfig:
                 f"of {self.view_px} px; {layout_flags(prompt_len=layout.view_tokens + 128)} leaves 128 for the question"
             )
         return layout
+
+
+def turns_of(turn_lens: tuple[int, ...], looks: int) -> tuple[int, ...]:
+    """Slots of turns for at most so many pictures: the first turn's length is repeated, or turns before the last are left out."""
+    missing = looks + 1 - len(turn_lens)
+    if missing >= 0:
+        return turn_lens[:1] * missing + turn_lens
+    return turn_lens[:looks] + turn_lens[-1:] if looks else turn_lens[:1]
 
 
 QUESTION = "{question}"  # its place in an instruction
@@ -213,12 +236,16 @@ class LayoutConfig:
         prompt_len: slots for the prompt with the overview's tokens; by default as much room beside the overview as before.
         turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on; one for
             a passive view without crops.
+        min_window_px: a crop's shortest side in px of the original.
+        inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
     """
 
     view_px: int | None = None
     picture_px: int | None = None
     prompt_len: int | None = None
     turn_lens: tuple[int, ...] | None = None
+    min_window_px: int | None = None
+    inner_window_px: int | None = None
 
     def of(self, episode: EpisodeConfig, merged_px: int) -> EpisodeConfig:
         """The episode with these changes.
