@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from zoomearth_jax.configs.episode import EpisodeConfig, LayoutConfig, turns_of
 from zoomearth_jax.configs.rollout import RolloutConfig
@@ -173,15 +174,14 @@ def test_rows_of_a_chain_hold_the_pictures_of_its_texts(rows):
 
 
 def test_questions_with_chains_are_written_and_read(tmp_path):
-    scene = scene_questions("sft", 5, 0, 1, global_share=0.0)[0]
-    frame = scene.image.frame
+    frame = Frame(1200, 1100)
     looks = (
         Look(Box(0, 0, 1000, 1000, frame), "half", "far"),
         Look(Box(200, 300, 500, 600, frame), "roof", "near", "picture"),
         Look(Box(50, 150, 650, 750, frame), "street", "wide", "context", 2.0),
     )
-    scene.image.write(tmp_path / "a.png")
-    write_questions(tmp_path / "questions.jsonl", [("a.png", dataclasses.replace(scene, looks=looks))])
+    Image.new("RGB", (1200, 1100)).save(tmp_path / "a.png")
+    write_questions(tmp_path / "questions.jsonl", [("a.png", chain(*looks))])
     (question,) = read_questions(tmp_path)
     assert question.looks == looks
     row = json.loads((tmp_path / "questions.jsonl").read_text())
