@@ -30,6 +30,8 @@ class RowLayout:
     """Slots of a row with K turns. What follows the prompt is the reply, and offsets are those within the reply.
 
     Attributes:
+        view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged to half of its sides;
+            `context`: a crop of twice its sides. Rewards score the window itself in each case.
         prompt_len: slots for the prompt with the overview's tokens.
         turn_lens: slots for what the policy writes in each turn, with its stop token; K numbers.
         view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
@@ -138,6 +140,7 @@ class EpisodeConfig:
     min_window_px: int = 512
     inner_window_px: int = 0
     crop: Literal["grow", "reference"] = "grow"
+    view: Literal["crop", "foveated", "context"] = "crop"
     prompt_len: int = 576
     turn_lens: tuple[int, ...] = (640, 256)
     system: str = ""
@@ -155,7 +158,11 @@ class EpisodeConfig:
             raise UserError(f"episode config: temperature must be 0 or at least 1e-6, not {self.temperature}")
         if not 0 < self.repetition_penalty < math.inf:
             raise UserError(f"episode config: repetition_penalty must be positive, not {self.repetition_penalty}")
-        for name, known in (("crop", ("grow", "reference")), ("gate", ("unanswered", "box"))):
+        for name, known in (
+            ("crop", ("grow", "reference")),
+            ("gate", ("unanswered", "box")),
+            ("view", ("crop", "foveated", "context")),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(f"episode config: {name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
         if not self.turn_lens or min(self.turn_lens) <= 0:
@@ -238,6 +245,8 @@ class LayoutConfig:
             a passive view without crops.
         min_window_px: a crop's shortest side in px of the original.
         inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
+        view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged; `context`: a crop of
+            twice its sides.
     """
 
     view_px: int | None = None
@@ -246,6 +255,7 @@ class LayoutConfig:
     turn_lens: tuple[int, ...] | None = None
     min_window_px: int | None = None
     inner_window_px: int | None = None
+    view: Literal["crop", "foveated", "context"] | None = None
 
     def of(self, episode: EpisodeConfig, merged_px: int) -> EpisodeConfig:
         """The episode with these changes.

@@ -23,6 +23,7 @@ class RolloutConfig:
         looks: pictures that an episode may ask for at most; the layout gets one turn more than that, each as long as the model's
             first. Left out, as many as the model was trained with; 0 for a passive view.
         crop: the window of a box, see `EpisodeConfig`; `model` keeps what the model was fine-tuned with.
+        view: the picture of a window, see `EpisodeConfig`; `model` keeps what the model was trained with.
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
@@ -41,6 +42,7 @@ class RolloutConfig:
     turn_ids: Literal["sampled", "retokenised"] = "sampled"
     looks: int | None = None
     crop: Literal["model", "grow", "reference"] = "model"
+    view: Literal["model", "crop", "foveated", "context"] = "model"
     mask_crop: bool = False
     batches: int = 1
     ahead: bool = False
@@ -62,8 +64,10 @@ class RolloutConfig:
             raise UserError("rollout config: bucket must be a number of slots, or 0 for all at once")
 
     def of(self, episode: EpisodeConfig) -> EpisodeConfig:
-        """The episode as it is played: the model's with this rollout's number of looks and its windows."""
-        changes: dict[str, Any] = {} if self.crop == "model" else {"crop": self.crop}
+        """The episode as it is played: the model's with this rollout's number of looks, its windows and its views."""
+        changes: dict[str, Any] = {
+            name: getattr(self, name) for name in ("crop", "view") if getattr(self, name) != "model"
+        }
         if self.looks is not None:
             changes["turn_lens"] = turns_of(episode.turn_lens, self.looks)
         return dataclasses.replace(episode, **changes)

@@ -234,6 +234,9 @@ class GRPOConfig(TrainingConfig):
             self.refuse(
                 f"rollout.looks {looks} takes {looks + 1} turns, layout.turn_lens has {len(lens)}; give one of the two"
             )
+        played, laid_out = self.rollout.view, self.layout.view
+        if played != "model" and laid_out not in (None, played):
+            self.refuse(f"rollout.view is {played}, layout.view {laid_out}; give one of the two")
         if self.compact < 0:
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,10 @@ class AxisMap(NamedTuple):
 
     picture: tuple[int, ...]
     original: tuple[float, ...]
+
+    def pieces(self) -> Iterator[tuple[tuple[int, int], tuple[float, float]]]:
+        """The pieces between knots: from where to where in px of the picture, and in px of the original."""
+        return zip(itertools.pairwise(self.picture), itertools.pairwise(self.original), strict=True)
 
     def to_original(self, px: float) -> float:
         """A place in px of the original; what is beyond the picture becomes its border."""
@@ -80,3 +85,28 @@ def crop_map(window: Box, size: Frame) -> PictureMap:
     """The map of a picture of `size` px that shows a window, each axis by its own scale."""
     x = AxisMap((0, size.width), (window.x1, window.x2))
     return PictureMap(window, x, AxisMap((0, size.height), (window.y1, window.y2)))
+
+
+FOVEA = 0.5  # share of a picture's sides that the window of a foveated view has at least
+
+
+def fovea_map(window: Box, size: Frame) -> PictureMap:
+    """The map of a picture of `size` px that shows the whole image, the window of it enlarged.
+
+    Each axis by itself, in up to three pieces: before the window, the window, after it. The window gets the share of the side that
+    it has of the image's, but at least FOVEA; what is left is shared by the length of the other two. In whole px, and every
+    piece that there is has one at least.
+    """
+    frame = window.frame
+    x = _fovea_axis(window.x1, window.x2, frame.width, size.width)
+    return PictureMap(window, x, _fovea_axis(window.y1, window.y2, frame.height, size.height))
+
+
+def _fovea_axis(low: float, high: float, limit: int, side: int) -> AxisMap:
+    before, after = low, limit - high
+    around = (before > 0) + (after > 0)
+    fovea = side if not around else min(round(side * max(FOVEA, (high - low) / limit)), side - around)
+    left = side - fovea
+    first = min(max(round(left * before / (before + after)), before > 0), left - (after > 0)) if around else 0
+    knots = {0: 0.0, first: low, first + fovea: high, side: float(limit)}
+    return AxisMap(tuple(knots), tuple(knots.values()))

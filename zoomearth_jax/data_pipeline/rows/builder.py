@@ -17,7 +17,7 @@ import numpy as np
 from zoomearth_jax.configs.episode import CHAT_MARK, QUESTION, EpisodeConfig, layout_flags, turns_of
 from zoomearth_jax.configs.prune import PruneConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
-from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
+from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, mapped_view
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.questions.records import one_line
 from zoomearth_jax.data_pipeline.rows.looks import Looks
@@ -219,9 +219,8 @@ class RowBuilder:
         return self.looks.window(box, image_frame, source)
 
     def crop(self, image: ImageSource, window: Box) -> np.ndarray:
-        """The window as the model sees it, uint8 [h, w, 3]."""
-        episode = self.episode
-        return view_of(image, window, episode.picture_px or episode.view_px, self.layout.merged_px)
+        """The picture that the model is shown for a window, uint8 [h, w, 3], by the episode's `view`."""
+        return mapped_view(image, self.looks.picture_map(window))
 
     def views(self, pictures: Sequence[np.ndarray | None], side: int | None = None) -> Views:
         """Pads pictures to canvases of `side` px, by default those of overviews; None in place of a picture leaves an empty one."""

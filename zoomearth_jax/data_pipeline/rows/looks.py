@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size, wider
-from zoomearth_jax.data_pipeline.images.picture_map import PictureMap, crop_map, frames_of
+from zoomearth_jax.data_pipeline.images.picture_map import PictureMap, crop_map, fovea_map, frames_of
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.data_pipeline.questions.records import one_line
 from zoomearth_jax.data_pipeline.text.protocol import (
@@ -19,6 +19,8 @@ from zoomearth_jax.data_pipeline.text.protocol import (
     render_look,
 )
 from zoomearth_jax.errors import UserError
+
+CONTEXT = 2  # how many times as long as its window's the sides of a view with context are
 
 
 class Place(NamedTuple):
@@ -59,13 +61,15 @@ class Looks:
         return crop_window(box.to(image), self.episode.least_window(source), self.episode.crop)
 
     def picture_map(self, window: Box) -> PictureMap:
-        """The map of the picture that is shown for a window."""
-        width, height, px = (
-            window.x2 - window.x1,
-            window.y2 - window.y1,
-            self.episode.picture_px or self.episode.view_px,
-        )
-        return crop_map(window, view_size(width, height, px, self.merged_px))
+        """The map of the picture that is shown for a window, by the episode's `view`."""
+        if self.episode.view == "foveated":
+            return fovea_map(window, self._size(window.frame.width, window.frame.height))
+        shown = wider(window, CONTEXT) if self.episode.view == "context" else window
+        crop = crop_map(shown, self._size(shown.x2 - shown.x1, shown.y2 - shown.y1))
+        return dataclasses.replace(crop, window=window)
+
+    def _size(self, width: float, height: float) -> Frame:
+        return view_size(width, height, self.episode.picture_px or self.episode.view_px, self.merged_px)
 
     def place(self, text: str, image: Frame, shown: Sequence[PictureMap | None]) -> Place | str:
         """What a text asks to be shown, or the reason why that is nothing; whatever the text says, it never raises.
