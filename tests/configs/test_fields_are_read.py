@@ -15,7 +15,7 @@ READ_OTHERWISE = {
     **{f"{kind.__module__}.{kind.__name__}.json": "by `bench`, of any benchmark" for kind, _ in BENCHMARKS.values()},
     **{
         f"zoomearth_jax.configs.episode.LayoutConfig.{name}": "by `of`, which puts all fields into an EpisodeConfig"
-        for name in ("picture_px", "turn_lens")
+        for name in ("picture_px", "turn_lens", "min_window_px", "inner_window_px", "view")
     },
     **{
         f"zoomearth_jax.configs.reward.RewardSpec.{name}_weight": "by `weights`, as f'{name}_weight'"

@@ -50,6 +50,9 @@ def test_rates_and_means(table):
             "reward_total": 1.35,
             "advantage": 0.0,
             "zoom_rate": 0.25,
+            "looks": 0.25,
+            "looks_missing": 0.25,  # of the second episode, whose question has one look
+            "looks_spare": 0.0,
             "iou": 0.2,  # of the two episodes with a reference
             "crop_area": 50 * 20 / (100 * 50),
             "parse_failure": 0.25,

@@ -30,6 +30,8 @@ class RowLayout:
     """Slots of a row with K turns. What follows the prompt is the reply, and offsets are those within the reply.
 
     Attributes:
+        view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged to half of its sides;
+            `context`: a crop of twice its sides. Rewards score the window itself in each case.
         prompt_len: slots for the prompt with the overview's tokens.
         turn_lens: slots for what the policy writes in each turn, with its stop token; K numbers.
         view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
@@ -117,6 +119,7 @@ class EpisodeConfig:
             turn gives one. GRPO on sampled ids plays `unanswered`.
         temperature, repetition_penalty: of evaluation and of asking, unless others are given (see `SamplingConfig`).
         min_window_px: a crop's shortest side in px of the original (paper: 512).
+        inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
             the centre, which cuts long boxes.
@@ -137,6 +140,7 @@ class EpisodeConfig:
     min_window_px: int = 512
     inner_window_px: int = 0
     crop: Literal["grow", "reference"] = "grow"
+    view: Literal["crop", "foveated", "context"] = "crop"
     prompt_len: int = 576
     turn_lens: tuple[int, ...] = (640, 256)
     system: str = ""
@@ -147,20 +151,37 @@ class EpisodeConfig:
         for name in ("view_px", "min_window_px", "prompt_len"):
             if getattr(self, name) <= 0:
                 raise UserError(f"episode config: {name} must be positive, not {getattr(self, name)}")
-        for name in ("picture_px", "box_px"):
+        for name in ("picture_px", "box_px", "inner_window_px"):
             if getattr(self, name) < 0:
                 raise UserError(f"episode config: {name} must be positive, or 0, not {getattr(self, name)}")
         if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
             raise UserError(f"episode config: temperature must be 0 or at least 1e-6, not {self.temperature}")
         if not 0 < self.repetition_penalty < math.inf:
             raise UserError(f"episode config: repetition_penalty must be positive, not {self.repetition_penalty}")
-        for name, known in (("crop", ("grow", "reference")), ("gate", ("unanswered", "box"))):
+        for name, known in (
+            ("crop", ("grow", "reference")),
+            ("gate", ("unanswered", "box")),
+            ("view", ("crop", "foveated", "context")),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(f"episode config: {name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
         if not self.turn_lens or min(self.turn_lens) <= 0:
             raise UserError(
                 f"episode config: turn_lens must be positive, one number a turn, not {list(self.turn_lens)}"
             )
+
+    @property
+    def several(self) -> bool:
+        """Whether there is room for several pictures, so that turns may look on from what they were shown."""
+        return len(self.turn_lens) > 2
+
+    def least_window(self, source: str) -> int:
+        """A crop's shortest side in px of the original.
+
+        Args:
+            source: what its box was named on: `overview` or `picture`.
+        """
+        return self.inner_window_px or self.min_window_px if source == "picture" else self.min_window_px
 
     def layout(self, merged_px: int, prune: PruneConfig = PruneConfig()) -> RowLayout:
         """The slots of its rows.
@@ -180,6 +201,14 @@ class EpisodeConfig:
                 f"of {self.view_px} px; {layout_flags(prompt_len=layout.view_tokens + 128)} leaves 128 for the question"
             )
         return layout
+
+
+def turns_of(turn_lens: tuple[int, ...], looks: int) -> tuple[int, ...]:
+    """Slots of turns for at most so many pictures: the first turn's length is repeated, or turns before the last are left out."""
+    missing = looks + 1 - len(turn_lens)
+    if missing >= 0:
+        return turn_lens[:1] * missing + turn_lens
+    return turn_lens[:looks] + turn_lens[-1:] if looks else turn_lens[:1]
 
 
 QUESTION = "{question}"  # its place in an instruction
@@ -214,12 +243,19 @@ class LayoutConfig:
         prompt_len: slots for the prompt with the overview's tokens; by default as much room beside the overview as before.
         turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on; one for
             a passive view without crops.
+        min_window_px: a crop's shortest side in px of the original.
+        inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
+        view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged; `context`: a crop of
+            twice its sides.
     """
 
     view_px: int | None = None
     picture_px: int | None = None
     prompt_len: int | None = None
     turn_lens: tuple[int, ...] | None = None
+    min_window_px: int | None = None
+    inner_window_px: int | None = None
+    view: Literal["crop", "foveated", "context"] | None = None
 
     def of(self, episode: EpisodeConfig, merged_px: int) -> EpisodeConfig:
         """The episode with these changes.

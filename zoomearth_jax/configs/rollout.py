@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from zoomearth_jax.configs.episode import EpisodeConfig, turns_of
 from zoomearth_jax.errors import UserError
 
 
@@ -19,7 +20,10 @@ class RolloutConfig:
         turn_ids: what later turns and the update read of a turn that was followed by a picture: the ids as `sampled`, or its text
             up to an answer, `retokenised`, without a stop token. Nobody sampled these, so the objective's mask must be
             `reference`.
+        looks: pictures that an episode may ask for at most; the layout gets one turn more than that, each as long as the model's
+            first. Left out, as many as the model was trained with; 0 for a passive view.
         crop: the window of a box, see `EpisodeConfig`; `model` keeps what the model was fine-tuned with.
+        view: the picture of a window, see `EpisodeConfig`; `model` keeps what the model was trained with.
         mask_crop: show grey in place of every crop, to measure what crops are worth.
         batches: parts that a step's questions are played in, one after the other; the rewards of each are computed while
             the next plays, and a rollout's cache is as much smaller.
@@ -36,7 +40,9 @@ class RolloutConfig:
     tool: str = "zoom"
     crop_gate: Literal["model", "oracle"] = "model"
     turn_ids: Literal["sampled", "retokenised"] = "sampled"
+    looks: int | None = None
     crop: Literal["model", "grow", "reference"] = "model"
+    view: Literal["model", "crop", "foveated", "context"] = "model"
     mask_crop: bool = False
     batches: int = 1
     ahead: bool = False
@@ -47,10 +53,21 @@ class RolloutConfig:
     def __post_init__(self):
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), get_args(hints[field.name])
-            if choices and value not in choices:
+            value, hint = getattr(self, field.name), hints[field.name]
+            if get_origin(hint) is Literal and value not in (choices := get_args(hint)):
                 raise UserError(f"rollout config: {field.name} must be {' or '.join(choices)}, not {value!r}")
         if self.batches < 1 or self.visit < 1:
             raise UserError("rollout config: batches and visit must be positive")
+        if self.looks is not None and self.looks < 0:
+            raise UserError("rollout config: looks must be a number of pictures, or 0 for a passive view")
         if self.bucket < 0:
             raise UserError("rollout config: bucket must be a number of slots, or 0 for all at once")
+
+    def of(self, episode: EpisodeConfig) -> EpisodeConfig:
+        """The episode as it is played: the model's with this rollout's number of looks, its windows and its views."""
+        changes: dict[str, Any] = {
+            name: getattr(self, name) for name in ("crop", "view") if getattr(self, name) != "model"
+        }
+        if self.looks is not None:
+            changes["turn_lens"] = turns_of(episode.turn_lens, self.looks)
+        return dataclasses.replace(episode, **changes)

@@ -230,6 +230,14 @@ class GRPOConfig(TrainingConfig):
             self.refuse(
                 "rollout.weights int8 needs objective.importance_cap (2 is usual): the trainer's weights are not the sampler's"
             )
+        looks, lens = self.rollout.looks, self.layout.turn_lens
+        if looks is not None and lens is not None and len(lens) != looks + 1:
+            self.refuse(
+                f"rollout.looks {looks} takes {looks + 1} turns, layout.turn_lens has {len(lens)}; give one of the two"
+            )
+        played, laid_out = self.rollout.view, self.layout.view
+        if played != "model" and laid_out not in (None, played):
+            self.refuse(f"rollout.view is {played}, layout.view {laid_out}; give one of the two")
         if self.compact < 0:
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:

@@ -49,6 +49,7 @@ class AnswerTurn:
         picture: the window as it was shown, uint8 [h, w, 3]; None where it was shown nothing.
         note: what it read after the picture; empty where a tool said nothing.
         outcomes: what came of the image tools that it called, see docs/tools.md.
+        source: what the box was named on, see `Request`.
     """
 
     text: str
@@ -57,6 +58,7 @@ class AnswerTurn:
     picture: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     note: str = ""
     outcomes: tuple[Outcome, ...] = ()
+    source: str = "overview"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -94,6 +96,7 @@ class Answer:
                 picture=turn.picture,
                 note=turn.note,
                 outcomes=turn.outcomes,
+                source=turn.request.source if turn.request else "overview",
             )
             for turn in episode.turns
         )

@@ -43,7 +43,7 @@ class Record:
         question, reference, level, category, choices, extra: as of `Item`; `reference` is the official answer.
         reference_box: box of the last look of the reference; None where the overview is enough.
         reference_window: what the model's zoom would show for it.
-        turns: each with `text`, and where it has them `box` and `window`, and `picture`, the file of a thumbnail.
+        turns: each with `text`, and where it has them `box`, `source` and `window`, and `picture`, the file of a thumbnail.
         output: the text of the last turn, the whole of it.
         answer: what stands between <answer> and </answer>; None where nothing does.
         box, window: those of the last picture that was shown; without a picture, `box` is the last one that was named.
@@ -120,7 +120,7 @@ def record_of(
         unread(benchmark, config, item),
         reference_window=None
         if question.box is None
-        else _whole(crop_window(question.box, rules.min_window_px, rules.crop)),
+        else _whole(crop_window(question.box, rules.least_window(question.looks[-1].source), rules.crop)),
         turns=tuple(turn_record(turn, frame) for turn in episode.turns),
         output=episode.turns[-1].text,
         answer=episode.answer,

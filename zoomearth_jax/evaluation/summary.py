@@ -18,6 +18,8 @@ def summarize(
 ) -> dict:
     """Accuracy over all questions and per level, APO IoU, zoom rate and the rates of what went wrong.
 
+    looks is the mean number of pictures that were seen; looks_missing and looks_spare are the means of what that lacks of the
+    reference's number, and of what goes beyond it; None without any reference box.
     apo_iou is the mean IoU of raw boxes over the questions with a reference box, 0 where no valid box was named;
     apo_iou_window the same of the windows that were read, against those of the references.
 
@@ -31,6 +33,8 @@ def summarize(
     iou = ious(questions, [e.box if e.zoomed else None for e in episodes])
     window_iou = masked_iou(*window_arrays(questions, episodes, episode))
     zoomed = np.array([e.zoomed for e in episodes])
+    looks = np.array([len(e.looks) for e in episodes])
+    missing = np.array([len(q.looks) for q in questions]) - looks
     return {
         "questions": len(questions),
         "accuracy": float(correct.mean()),
@@ -41,6 +45,9 @@ def summarize(
         "apo_iou_window": float(window_iou[has_box].mean()) if has_box.any() else None,
         "zoom_rate": float(zoomed.mean()),
         "zoom_rate_without_reference": float(zoomed[~has_box].mean()) if not has_box.all() else None,
+        "looks": float(looks.mean()),
+        "looks_missing": float(np.maximum(missing, 0).mean()) if has_box.any() else None,
+        "looks_spare": float(np.maximum(-missing, 0).mean()) if has_box.any() else None,
         "no_answer": float(np.mean([e.answer is None for e in episodes])),
         "broken_box": float(np.mean([e.box_reason not in ("", "absent") for e in episodes])),
         "truncated": float(np.mean([e.truncated for e in episodes])),

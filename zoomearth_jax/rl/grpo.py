@@ -103,8 +103,7 @@ class GRPO:
         """
         add_lora(model, config.lora, nnx.Rngs(config.seed))
         objective = config.objective
-        if config.rollout.crop != "model":
-            rows = rows.replaced(crop=config.rollout.crop)
+        rows = rows.playing(config.rollout.of(rows.episode))
         if rows.episode.gate == "box" and config.rollout.turn_ids == "sampled":
             rows = rows.replaced(
                 gate="unanswered"

@@ -35,6 +35,9 @@ def episode_table(
             "advantage": advantages,
             "zoom_rate": zoomed,
             "has_reference": has_reference,
+            "looks": [len(e.looks) for e in episodes],
+            "looks_missing": [max(0, len(q.looks) - len(e.looks)) for q, e in zip(asked, episodes, strict=True)],
+            "looks_spare": [max(0, len(e.looks) - len(q.looks)) for q, e in zip(asked, episodes, strict=True)],
             "iou": np.where(has_reference, rewards["iou"], np.nan),
             "crop_area": [_share(e) for e in episodes],
             "parse_failure": [e.box_reason not in ("", "absent") for e in episodes],
@@ -67,9 +70,10 @@ def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, fl
     Args:
         table: what `episode_table` gives; the tables of several processes one behind the other.
     """
+    unknown = ("has_reference",) if table["has_reference"].any() else ("has_reference", "looks_missing", "looks_spare")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
-        metrics = {name: float(np.nanmean(values)) for name, values in table.items() if name != "has_reference"}
+        metrics = {name: float(np.nanmean(values)) for name, values in table.items() if name not in unknown}
         spread = {f"{name}_std": float(x[~np.isnan(x)].std()) for name, x in table.items() if name.startswith(SPREAD)}
     flat = ~disagreeing(table["reward_total"], group)
     extra = {"flat_groups": float(flat.mean()), "tokens_max": float(table["tokens"].max())}

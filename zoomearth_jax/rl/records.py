@@ -49,10 +49,13 @@ def sample_record(question: Question, episode: Episode, iou: float | None = None
 
 def turn_record(turn: Turn, image: Frame) -> dict:
     """What is kept of one turn: what was written, and where it asked for something the box that it named and the window that
-    was read, both in px of the original; and what came of the image tools that it called."""
+    was read, both in px of the original, and its source if that is not the overview (see `Request`); and what came of the
+    image tools that it called."""
     record: dict[str, Any] = {"text": turn.text}
     if turn.request and turn.request.box:
         record["box"] = [round(c, 1) for c in turn.request.box.to(image).corners]
+    if turn.request and turn.request.source != "overview":
+        record["source"] = turn.request.source
     if turn.picture is not None and turn.request and turn.request.window:
         record["window"] = list(turn.request.window.corners)
     if turn.outcomes:

@@ -22,7 +22,8 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, clamped
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
 from zoomearth_jax.data_pipeline.questions.question import Question
-from zoomearth_jax.data_pipeline.rows.builder import RowBuilder, taught_box
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.rows.looks import taught_box
 from zoomearth_jax.data_pipeline.text.protocol import render_look
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.episode import Episode, Turn, final_answer

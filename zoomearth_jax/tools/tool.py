@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,15 +18,22 @@ class Request:
 
     Attributes:
         wanted: whether the tool is to run. A text may name a box and answer at once: then nothing more is shown.
-        box: the area that the text names, in px of the view; None where it names none.
+        box: the area that the text names, in px of the view, whatever picture it was named on; None where it names none.
         window: the area of the original that the picture shows, in px of it; None where it shows no part of it.
         reason: what is wrong with the text where the tool runs all the same.
+        source: what the box was named on: the `overview`, or an earlier `picture`; or `context`, a wider view of the last picture's
+            place. Where an episode has room for one picture, always the overview.
     """
+
+    shows_window: ClassVar[bool] = (
+        True  # and nothing else, as the zoom does: later turns may name boxes inside the picture
+    )
 
     wanted: bool
     box: Box | None = None
     window: Box | None = None
     reason: str = ""
+    source: str = "overview"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class ToolRequest(Request):
         calls: in the order of the text.
     """
 
+    shows_window: ClassVar[bool] = False
     calls: tuple[Planned | BadCall, ...] = ()
 
 

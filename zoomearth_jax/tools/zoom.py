@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoomearth_jax.data_pipeline.images.boxes import Box
+from zoomearth_jax.data_pipeline.images.picture_map import PictureMap
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
-from zoomearth_jax.data_pipeline.text.protocol import parse_box, wants_crop
+from zoomearth_jax.data_pipeline.text.protocol import wants_crop
 from zoomearth_jax.tools.tool import Request, Shown, Tool, View, as_shown
 
 if TYPE_CHECKING:  # it brings tokenizers, which `zoomearth tool` doesn't need
@@ -18,25 +21,34 @@ MASK_LEVEL = 128  # grey of a masked picture
 
 
 class Zoom:
-    """Shows the window of the first box that a text names; unless the text answers too, where the episode's gate minds that."""
+    """Shows the window of the first box that a text names; unless the text answers too, where the episode's gate minds that.
+
+    Where an episode has room for several pictures, boxes may be named inside one that was shown, and a wider view of the last
+    one's place be asked for (docs/looks.md).
+    """
 
     def __init__(self, rows: RowBuilder):
         """Takes the size of a window and of the view from the model's episode."""
         self._rows = rows
 
     def request(self, text: str, view: View) -> Request | str:
-        """See `Tool`; the reasons are those of `ParsedBox`."""
-        parsed = parse_box(text, view.frame)
-        if parsed.box is None:
-            return parsed.reason
-        window = self._rows.window(parsed.box, view.question.image.frame)
-        wanted = self._rows.episode.gate == "box" or wants_crop(text)
-        return Request(wanted, parsed.box, window)
+        """See `Tool`; the reasons are those of `ParsedLook`."""
+        place = self._rows.looks.place(text, view.question.image.frame, shown_maps(self._rows, view.earlier))
+        if isinstance(place, str):
+            return place
+        wanted = self._rows.episode.gate == "box" or wants_crop(text, self._rows.episode.several)
+        return Request(wanted, place.box, place.window, source=place.source)
 
     def run(self, image: ImageSource, request: Request) -> np.ndarray:
         """See `Tool`."""
         assert request.window is not None  # each of its requests has one
         return self._rows.crop(image, request.window)
+
+
+def shown_maps(rows: RowBuilder, requests: Sequence[Request]) -> list[PictureMap | None]:
+    """The maps of the pictures that requests were answered with; None for a picture that shows more than its window."""
+    windows = [request.window if request.shows_window else None for request in requests]
+    return [None if window is None else rows.looks.picture_map(window) for window in windows]
 
 
 class Oracle:
@@ -57,7 +69,7 @@ class Oracle:
             return asked
         needed = view.question.box is not None
         if isinstance(asked, Request):
-            return Request(needed, asked.box, asked.window, asked.reason)
+            return dataclasses.replace(asked, wanted=needed)
         if not needed:
             return asked
         frame = view.question.image.frame

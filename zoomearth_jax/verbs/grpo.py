@@ -49,7 +49,8 @@ def grpo(config: GRPOConfig) -> Path:
 
 def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
-    slots = rows.layout.prompt_len + rows.layout.reply_len
+    layout = config.rollout.of(rows.episode).layout(rows.layout.merged_px)
+    slots = layout.prompt_len + layout.reply_len
     at_once = config.prompts // config.rollout.batches
     int8 = config.rollout.weights == "int8"
     sampler = lay_out_sampler(config.mesh, mesh, model, slots, at_once, config.group, int8=int8)

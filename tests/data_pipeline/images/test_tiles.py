@@ -16,7 +16,8 @@ from PIL import Image
 
 from zoomearth_jax.data_pipeline.images import tile_build, tile_folder, tiles
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images.sources import RawImage, global_view, resized
+from zoomearth_jax.data_pipeline.images.picture_map import fovea_map
+from zoomearth_jax.data_pipeline.images.sources import RawImage, global_view, mapped_view, resized
 from zoomearth_jax.data_pipeline.images.tile_build import build_store, verify_store
 from zoomearth_jax.data_pipeline.images.tile_codecs import decoded_row, delta_encoded
 from zoomearth_jax.data_pipeline.images.tiles import StoreSettings, TileStore
@@ -303,3 +304,10 @@ def test_settings_and_records_survive_json(folder):
     again = json.loads(json.dumps(dataclasses.asdict(store["wide.png"].record)))
     assert tiles.ImageRecord.from_json(again) == store["wide.png"].record
     assert Path(folder / "store" / "shards" / again["shard"]).is_file()
+
+
+def test_foveated_views_are_those_of_the_plain_file(folder):
+    raw, stored = RawImage(folder / "square.tif"), TileStore.open(folder / "store")["square.tif"]
+    for corners in ((300, 500, 700, 640), (0, 0, 100, 100), (1200, 0, 1300, 1300)):
+        shown = fovea_map(Box(*corners, raw.frame), Frame(112, 140))
+        np.testing.assert_array_equal(mapped_view(stored, shown), mapped_view(raw, shown))

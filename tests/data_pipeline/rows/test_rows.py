@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
-from zoomearth_jax.data_pipeline.rows.builder import RowBuilder, reference_texts
+from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
+from zoomearth_jax.data_pipeline.rows.looks import Looks
 from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.text.protocol import follows_protocol, parse_box
 from zoomearth_jax.errors import UserError
@@ -159,10 +161,11 @@ def test_what_is_taught_parses_and_its_window_holds_the_box(data):
         corners.append((start, stop if stop > start else min(start + 1e-6, side)))
     (x1, x2), (y1, y2) = corners
     assume(x1 < x2 and y1 < y2)
-    question = Question(None, "q", "a", "object", (Look(Box(x1, y1, x2, y2, Frame(width, height)), "roof"),))
+    image = types.SimpleNamespace(frame=Frame(width, height))
+    question = Question(image, "q", "a", "object", (Look(Box(x1, y1, x2, y2, Frame(width, height)), "roof"),))
     episode = preset("qwen2_5_vl_3b")[1]
     view = view_size(width, height, episode.view_px, 28)
-    look, _ = reference_texts(question, view)
+    (look, _), _ = Looks(episode, 28).references(question)
     box = parse_box(look, view).box
     assert box is not None
     assert follows_protocol([look, "<think></think><answer>a</answer>"], view)

@@ -323,3 +323,14 @@ def test_a_chain_of_two_looks_is_learned(tmp_path):
     last = read_metrics(out / "metrics.jsonl")[-1]
     assert last["turn3_tokens"] > 3
     assert last["zoom_rate"] > 0.8
+    assert last["looks"] > 1.6
+
+
+@pytest.mark.slow
+def test_a_run_gets_as_many_looks_as_are_asked_for(tmp_path):
+    """GRPO of a model of one look with two: its rows, its saved episode, and those who ask the run afterwards."""
+    out = tmp_path / "grpo"
+    small = ["--steps", "1", "--prompts", "2", "--group", "2", "--panel-every", "0"]
+    assert main(["grpo", "--model", "nano-grpo", "--rollout.looks", "2", "--out", str(out), *small]) == 0
+    assert load_model(out).rows.episode.turn_lens == (20, 20, 12)
+    assert {"looks", "turn1_tokens"} <= read_metrics(out / "metrics.jsonl")[-1].keys()

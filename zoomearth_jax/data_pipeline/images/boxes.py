@@ -101,6 +101,16 @@ def crop_window(box: Box, min_side: int, crop: str = "grow") -> Box:
     return Box(x1, y1, x2, y2, box.frame)
 
 
+def wider(window: Box, factor: float) -> Box:
+    """A window of whole px with sides `factor` times as long, at most the image's, around the same centre where it fits inside the
+    image, else moved inside."""
+    frame = window.frame
+    width, height = (window.x2 - window.x1) * factor, (window.y2 - window.y1) * factor
+    x1, x2 = _grow(window.x1, window.x2, math.ceil(min(width, frame.width)), frame.width)
+    y1, y2 = _grow(window.y1, window.y2, math.ceil(min(height, frame.height)), frame.height)
+    return Box(x1, y1, x2, y2, frame)
+
+
 MIN_TOKENS = 4  # that a view has at least: Qwen's min_pixels of 3136
 
 

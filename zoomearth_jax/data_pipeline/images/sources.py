@@ -16,6 +16,7 @@ from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
 from zoomearth_jax.data_pipeline.images.decoding import ImageFile
 from zoomearth_jax.data_pipeline.images.georeference import Georeference, georeference_of
+from zoomearth_jax.data_pipeline.images.picture_map import PictureMap
 from zoomearth_jax.errors import BrokenImage, UserError
 
 
@@ -228,6 +229,16 @@ def rows_resized(part: Image.Image, y1: float, y2: float, height: int) -> np.nda
 def whole(source: ImageSource) -> Box:
     """The box of the entire image."""
     return Box(0, 0, source.frame.width, source.frame.height, source.frame)
+
+
+def mapped_view(source: ImageSource, shown: PictureMap) -> np.ndarray:
+    """The picture of a map, uint8 [h, w, 3]: each piece of it read from the source at its own scale."""
+    picture = np.empty((shown.frame.height, shown.frame.width, 3), np.uint8)
+    for (top, bottom), (y1, y2) in shown.y.pieces():
+        for (left, right), (x1, x2) in shown.x.pieces():
+            part = Box(x1, y1, x2, y2, source.frame)
+            picture[top:bottom, left:right] = source.window(part, Frame(right - left, bottom - top))
+    return picture
 
 
 def global_view(source: ImageSource, view_px: int, unit: int) -> np.ndarray:

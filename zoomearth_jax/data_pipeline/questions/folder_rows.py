@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from zoomearth_jax.data_pipeline.images.boxes import ANNOTATION_PX, Box, Frame, clamped, from_annotation
+from zoomearth_jax.data_pipeline.images.boxes import ANNOTATION_PX, Box, Frame, clamped, from_annotation, wider
 from zoomearth_jax.data_pipeline.images.geometry import box_of_geometry
 from zoomearth_jax.data_pipeline.images.georeference import located
 from zoomearth_jax.data_pipeline.images.image_folder import ImageFolder
@@ -32,12 +32,15 @@ class GivenLook:
         corners: x1, y1, x2, y2 in px of the original or, of LRS-GRO, of the annotators' picture.
         label, thought: as of `Look`.
         geometry: a GeoJSON object in place of corners; see `in_px`.
+        source, context: as of `Look`; a wider view has no corners before `in_px`.
     """
 
     corners: tuple[float, ...]
     label: str = ""
     thought: str = ""
     geometry: Mapping | None = None
+    source: Literal["overview", "picture", "context"] = "overview"
+    context: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +205,8 @@ def judge(
 
 
 def in_px(row: Row, image: ImageSource) -> Row:
-    """The row with boxes in px of its image in place of geometries, which have no corners yet.
+    """The row with boxes in px of its image in place of geometries and wider views, which have no corners yet. That of a wider
+    view is the place of the look before it, grown.
 
     Raises:
         UserError: the image doesn't say where it lies, or a geometry isn't in it.
@@ -216,6 +220,12 @@ def in_px(row: Row, image: ImageSource) -> Row:
             except ValueError as error:
                 raise UserError(str(error)) from None
             looks[number] = dataclasses.replace(look, corners=box.corners)
+        if look.source == "context":
+            before = looks[number - 1]
+            place = clamped(row.box(before, image.frame))
+            looks[number] = dataclasses.replace(
+                look, corners=wider(place, look.context).corners if place else before.corners
+            )
     return dataclasses.replace(row, looks=tuple(looks))
 
 
@@ -223,7 +233,9 @@ def to_question(row: Row, image: ImageSource) -> Question:
     """The question of a row that is taken: its boxes in px of the image, cut at the border; none where nobody looks."""
     given = row.looks if row.needs_looks else ()
     boxes = [(look, clamped(row.box(look, image.frame))) for look in given]
-    looks = tuple(Look(box, look.label, look.thought) for look, box in boxes if box is not None)
+    looks = tuple(
+        Look(box, look.label, look.thought, look.source, look.context) for look, box in boxes if box is not None
+    )
     return Question(image, row.text, row.answer, row.level, looks, row.thought, row.category, row.choices)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from zoomearth_jax.data_pipeline.questions.folder_rows import GivenLook, Problem, Row
 from zoomearth_jax.data_pipeline.questions.json_lines import read_json_lines
 from zoomearth_jax.data_pipeline.questions.question import LEVELS, Look, Question
-from zoomearth_jax.data_pipeline.questions.records import Field, read_fields
+from zoomearth_jax.data_pipeline.questions.records import Field, read_fields, short
 from zoomearth_jax.errors import suggestion
 
 NAME = "questions.jsonl"
@@ -33,7 +33,11 @@ LOOK_FIELDS = {
     "geometry": Field("an object"),
     "label": Field(),
     "thought": Field(),
+    "source": Field(),
+    "context": Field("a finite number"),
 }
+SOURCES = ("overview", "picture")  # what a box may be named on
+MOST_CONTEXT = 1000
 _TWICE = "give 'box', in px, or 'geometry', not both"
 _ALIASES = {
     "bbox": "box",
@@ -105,14 +109,33 @@ def _with_looks(values: dict) -> tuple[dict, list[str]]:
         one, said = read_fields(record, LOOK_FIELDS, _ALIASES, strict=True)
         box, geometry = one.get("box"), one.get("geometry")
         said += ["field 'box' must not be empty"] if box == () else []
-        if not said and box is None and geometry is None:
+        if not said and box is None and geometry is None and "context" not in one:
             said.append(
                 f"field 'box' is {'null' if 'box' in record else 'missing'}; it must be {LOOK_FIELDS['box'].kind}"
             )
         said += [_TWICE] if box and geometry else []
+        said += _chain_faults(one, number)
         faults += [f"look {number}: {fault}" for fault in said]
-        looks.append(GivenLook(box or (), one.get("label", ""), one.get("thought", ""), geometry))
+        context = one.get("context", 0.0)
+        source: Any = "context" if context else one.get("source", "overview")
+        looks.append(GivenLook(box or (), one.get("label", ""), one.get("thought", ""), geometry, source, context))
     return values | {"looks": tuple(looks)}, faults
+
+
+def _chain_faults(look: Mapping, number: int) -> list[str]:
+    """What is wrong with how a look goes on from the look before it."""
+    faults = []
+    if look.get("source", "overview") not in SOURCES:
+        faults.append(f"field 'source' must be {' or '.join(SOURCES)}, not {short(look['source'])}")
+    if "context" in look and not 1 < look["context"] <= MOST_CONTEXT:
+        faults.append(f"field 'context' must be above 1, and at most {MOST_CONTEXT}, not {short(look['context'])}")
+    if "context" in look and {"box", "geometry", "source"} & look.keys():
+        faults.append(
+            "field 'context' is a wider view of the last picture's place; it doesn't go with 'box', 'geometry' and 'source'"
+        )
+    if number == 1 and (look.get("source") == "picture" or "context" in look):
+        faults.append("there is no picture yet that it could go on from; give a box on the overview")
+    return faults
 
 
 def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
@@ -132,4 +155,7 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
 
 
 def _written(look: Look) -> dict:
-    return {"box": [round(c, 2) for c in look.box.corners], "label": look.label, "thought": look.thought}
+    place: dict[str, Any] = {"box": [round(c, 2) for c in look.box.corners]}
+    if look.source != "overview":
+        place = {"context": look.context} if look.source == "context" else place | {"source": look.source}
+    return place | {"label": look.label, "thought": look.thought}

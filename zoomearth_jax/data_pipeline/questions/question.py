@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.images.sources import ImageSource
@@ -15,15 +16,19 @@ class Look:
     """A closer look that the reference takes.
 
     Attributes:
-        box: in px of the original.
+        box: in px of the original, whatever picture it is named on. Of a wider view the place of the look before, grown.
         label: what the box shows.
         thought: the reasoning before it; for fine-tuning.
+        source: what the box is to be named on: the `overview`, or the last `picture`; or `context`: a wider view of the last
+            picture's place.
+        context: how many times as long the sides of a wider view are.
     """
 
     box: Box
     label: str = ""
     thought: str = ""
-    source: str = "overview"
+    source: Literal["overview", "picture", "context"] = "overview"
+    context: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

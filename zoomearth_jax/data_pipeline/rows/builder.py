@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoomearth_jax.configs.episode import CHAT_MARK, QUESTION, EpisodeConfig, layout_flags
+from zoomearth_jax.configs.episode import CHAT_MARK, QUESTION, EpisodeConfig, layout_flags, turns_of
 from zoomearth_jax.configs.prune import PruneConfig
-from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, view_size
-from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, view_of
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, view_size
+from zoomearth_jax.data_pipeline.images.sources import ImageSource, global_view, mapped_view
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.questions.records import one_line
+from zoomearth_jax.data_pipeline.rows.looks import Looks
 from zoomearth_jax.data_pipeline.text.chat import Chat
-from zoomearth_jax.data_pipeline.text.protocol import parse_box, render_answer, render_look
 from zoomearth_jax.errors import UserError
 
 
@@ -106,6 +106,7 @@ class RowBuilder:
         """
         generation = generation or {}
         self.tokenizer, self.episode, self.processors = tokenizer, episode, processors or {}
+        self.looks = Looks(episode, merged_px)
         self.layout = dataclasses.replace(episode.layout(merged_px, prune), note_len=note_len)
         names = (
             "<|im_start|>",
@@ -141,7 +142,10 @@ class RowBuilder:
 
     def replaced(self, **changes) -> RowBuilder:
         """The same with changes of its episode (see `EpisodeConfig`)."""
-        episode = dataclasses.replace(self.episode, **changes)
+        return self.playing(dataclasses.replace(self.episode, **changes))
+
+    def playing(self, episode: EpisodeConfig) -> RowBuilder:
+        """The same with another episode."""
         return self._with(episode, self.layout.prune)
 
     def pruned(self, prune: PruneConfig) -> RowBuilder:
@@ -200,23 +204,23 @@ class RowBuilder:
     def box_frame(self, image: Frame) -> Frame:
         """The frame that the model writes boxes of an image in: the pixels of its overview, or of the image with a longest side of
         the episode's `box_px`."""
-        if not self.episode.box_px:
-            return view_size(image.width, image.height, self.episode.view_px, self.layout.merged_px)
-        scale = self.episode.box_px / max(image.width, image.height)
-        return Frame(image.width * scale, image.height * scale)  # type: ignore[arg-type]  # fractions of px
+        return self.looks.box_frame(image)
 
     def overview(self, question: Question) -> np.ndarray:
         """The question's image as the model first sees it, uint8 [h, w, 3]."""
         return global_view(question.image, self.episode.view_px, self.layout.merged_px)
 
-    def window(self, box: Box, image_frame: Frame) -> Box:
-        """The window of the original that a box in any frame asks for: what the policy sees and the rewards score."""
-        return crop_window(box.to(image_frame), self.episode.min_window_px, self.episode.crop)
+    def window(self, box: Box, image_frame: Frame, source: str = "overview") -> Box:
+        """The window of the original that a box in any frame asks for: what the policy sees and the rewards score.
+
+        Args:
+            source: what the box was named on: `overview` or `picture`.
+        """
+        return self.looks.window(box, image_frame, source)
 
     def crop(self, image: ImageSource, window: Box) -> np.ndarray:
-        """The window as the model sees it, uint8 [h, w, 3]."""
-        episode = self.episode
-        return view_of(image, window, episode.picture_px or episode.view_px, self.layout.merged_px)
+        """The picture that the model is shown for a window, uint8 [h, w, 3], by the episode's `view`."""
+        return mapped_view(image, self.looks.picture_map(window))
 
     def views(self, pictures: Sequence[np.ndarray | None], side: int | None = None) -> Views:
         """Pads pictures to canvases of `side` px, by default those of overviews; None in place of a picture leaves an empty one."""
@@ -308,17 +312,16 @@ class RowBuilder:
         """What fine-tuning imitates: the protocol with the reference boxes, and the pictures which these very texts ask for.
 
         Raises:
-            UserError: a reference that doesn't fit its slot, or has more looks than the layout has pictures.
+            UserError: a reference that doesn't fit its slot, or has more looks than the layout has pictures; or as of
+                `Looks.references`.
         """
         turns, pictures = [], []
         for question in questions:
-            view = self.box_frame(question.image.frame)
-            texts = reference_texts(question, view)
-            if len(texts) > self.layout.num_turns:
+            if len(question.looks) > self.layout.num_pictures:
                 raise UserError(self._too_many(question))
-            turns.append([self._written(question, text, k) for k, text in enumerate(texts)])
-            boxes = [parse_box(text, view).box for text in texts[:-1]]
-            windows = [box and self.window(box, question.image.frame) for box in boxes]
+            written = self.looks.references(question)
+            turns.append([self._written(question, text, k) for k, (text, _) in enumerate(written)])
+            windows = [window for _, window in written[:-1]]
             seen = [None if window is None else self.crop(question.image, window) for window in windows]
             pictures += seen + [None] * (self.layout.num_pictures - len(seen))
         return self.replies(turns, self.views(pictures, self.layout.picture_side))
@@ -332,7 +335,7 @@ class RowBuilder:
     def _too_many(self, question: Question) -> str:
         """The message about a question whose reference takes more turns than there are."""
         need, lens = len(question.looks) + 1, self.layout.turn_lens
-        flags = layout_flags(turn_lens=lens[:1] * (need - len(lens)) + lens)
+        flags = layout_flags(turn_lens=turns_of(lens, need - 1))
         asked = one_line(question.text[:60])
         return (
             f"question {asked!r} takes {need} turns, the layout has {len(lens)}; leave looks out, or {flags} holds it"
@@ -356,7 +359,7 @@ class RowBuilder:
         Raises:
             UserError: some don't: how many, the longest, and the settings that hold all.
         """
-        self._check(questions, lambda question, view: ())
+        self._check(questions, lambda question: ())
 
     def check_supervised(self, questions: Sequence[Question]) -> None:
         """Checks what `check_prompts` checks, of prompts and references."""
@@ -364,14 +367,14 @@ class RowBuilder:
         most = max(questions, key=lambda question: len(question.looks), default=None)
         if most and len(most.looks) > self.layout.num_pictures:
             raise UserError(self._too_many(most))
-        self._check(questions, reference_texts)
+        self._check(questions, lambda question: [text for text, _ in self.looks.references(question)])
 
-    def _check(self, questions: Sequence[Question], replies: Callable[[Question, Frame], Sequence[str]]) -> None:
+    def _check(self, questions: Sequence[Question], replies: Callable[[Question], Sequence[str]]) -> None:
         longest: dict[int | None, int] = {}
         worst, count = None, 0
         for question in questions:
-            view, frame = self._view(question), self.box_frame(question.image.frame)
-            texts = {None: question.asked} | dict(enumerate(replies(question, frame)))
+            view = self._view(question)
+            texts = {None: question.asked} | dict(enumerate(replies(question)))
             over = {k: n for k, text in texts.items() if (n := self._excess(k, text, view))}
             count += bool(over)
             for k, tokens in over.items():
@@ -394,25 +397,3 @@ class RowBuilder:
             return 0
         tokens = len(self.question_ids(text, image)) if k is None else len(self.encode(text)) + 1
         return tokens if tokens > room else 0
-
-
-def reference_texts(question: Question, view: Frame) -> list[str]:
-    """What fine-tuning imitates in each turn: the looks of the reference, then its answer."""
-    looks = [render_look(look.thought, taught_box(look.box, view), look.label) for look in question.looks]
-    return [*looks, render_answer(question.thought, question.answer)]
-
-
-def taught_box(box: Box, view: Frame) -> Box:
-    """A reference box as it is taught: whole px of the view. A side that rounds to nothing becomes the px that its middle is in,
-    the least that the protocol can say; the window of what is taught always holds the middle of the box."""
-    seen = box.to(view)
-    (x1, x2), (y1, y2) = _pixels(seen.x1, seen.x2, view.width), _pixels(seen.y1, seen.y2, view.height)
-    return Box(x1, y1, x2, y2, view)
-
-
-def _pixels(low: float, high: float, side: int) -> tuple[int, int]:
-    start, stop = (min(max(round(edge), 0), side) for edge in (low, high))
-    if start < stop:
-        return start, stop
-    middle = min(max(int((low + high) / 2), 0), side - 1)
-    return middle, middle + 1

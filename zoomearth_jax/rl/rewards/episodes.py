@@ -9,6 +9,7 @@ import numpy as np
 from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.data_pipeline.images.boxes import ANNOTATION_PX, Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.images.picture_map import frames_of
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.protocol import follows_protocol, follows_reference, released_numbers
@@ -16,6 +17,7 @@ from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.rewards.answers import answer_scores
 from zoomearth_jax.rl.rewards.boxes import FAR, box_rewards
 from zoomearth_jax.rl.rewards.custom_rewards import custom_rewards
+from zoomearth_jax.tools.zoom import shown_maps
 
 
 def box_arrays(questions: Sequence[Question], boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,19 +81,24 @@ def window_arrays(questions: Sequence[Question], episodes: Sequence[Episode], ep
     predicted, reference, applies = box_arrays(questions, [e.window for e in episodes])
     for i, question in enumerate(questions):
         if applies[i] and question.box is not None:
-            reference[i] = crop_window(question.box, episode.min_window_px, episode.crop).corners
+            least = episode.least_window(question.looks[-1].source)
+            reference[i] = crop_window(question.box, least, episode.crop).corners
     return predicted, reference, applies
 
 
-def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views) -> np.ndarray:
+def pattern_rewards(spec: RewardSpec, episodes: Sequence[Episode], views, rows: RowBuilder) -> np.ndarray:
     """Format rewards, float32 [B]: 1 where an episode has the form that the spec's `pattern` asks for.
 
     Args:
         views: the frame of each episode's overview.
     """
+
+    def shown(episode: Episode) -> list[Frame | None] | None:
+        return frames_of(shown_maps(rows, episode.looks)) if rows.episode.several else None
+
     if spec.pattern == "reference":
         return np.array([follows_reference(e.texts) for e in episodes], np.float32)
-    return np.array([follows_protocol(e.texts, v) for e, v in zip(episodes, views, strict=True)], np.float32)
+    return np.array([follows_protocol(e.texts, v, shown(e)) for e, v in zip(episodes, views, strict=True)], np.float32)
 
 
 def episode_rewards(
@@ -112,7 +119,7 @@ def episode_rewards(
         "iou": iou,
         "region": region,
         "answer": answer_scores(spec.answer_match, [e.answer for e in episodes], [q.answer for q in asked]),
-        "pattern": pattern_rewards(spec, episodes, views),
+        "pattern": pattern_rewards(spec, episodes, views, rows),
     } | custom_rewards(spec, episodes, asked)
     rewards["total"] = sum(weight * np.nan_to_num(rewards[name]) for name, weight in spec.weights.items())
     return rewards
