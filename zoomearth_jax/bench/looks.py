@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 
@@ -75,9 +76,12 @@ def bench_looks(config: LooksConfig) -> list[dict]:
         for looks in range(config.most + 1):
             rows.append(_measured(config, looks, mesh))
     episodes = config.prompts * config.group
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         seconds = sum(row[name] - before[name] for name in ("rollout_s", "update_s"))
-        row |= {"ms_a_look": 1e3 * seconds / episodes, "mflop_a_look": 1e3 * (row["gflop"] - before["gflop"]) / episodes}
+        row |= {
+            "ms_a_look": 1e3 * seconds / episodes,
+            "mflop_a_look": 1e3 * (row["gflop"] - before["gflop"]) / episodes,
+        }
         row["3b_tflop_a_look"] = (_flops_3b(row["looks"]) - _flops_3b(before["looks"])) / 1e12
     return rows
 

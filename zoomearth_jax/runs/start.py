@@ -274,7 +274,12 @@ def open_loader(
         raise UserError(
             f"a step of {batch_size} questions doesn't divide over {shards} devices in {rollout_batches} rollout batches"
         )
-    scenes: dict[str, Any] = {"seed": config.seed, "global_share": config.global_share, "questions": questions, "looks": looks}
+    scenes: dict[str, Any] = {
+        "seed": config.seed,
+        "global_share": config.global_share,
+        "questions": questions,
+        "looks": looks,
+    }
     sources = open_sources(config.data, split, images=config.images, strict=config.strict, **scenes)
     for source in sources:
         if check and not isinstance(source.questions, SceneQuestions):

@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, Literal
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.io import read_yaml, to_dict
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
-from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
-from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.errors import UserError, suggestion
-from zoomearth_jax.evaluation.play import play
-from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.reports.ablation_table import BASE, picture, report, summed_up
@@ -32,12 +29,13 @@ from zoomearth_jax.terminal.progress import Progress, say
 from zoomearth_jax.tools.zoom import Masked
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft
+from zoomearth_jax.verbs.tasks import TASKS, play_stage
 
 SFT_ONLY = "sft-only"
 _REWARD = GRPOConfig.reward
 _NO_KL = ObjectiveConfig(kl_weight=0.0)
 
-# name -> what it changes in the demo's GRPOConfig; `sft-only` is the model that all others start from
+# name -> what it changes in the demo's GRPOConfig; `sft-only` is the model that all others start from but those of SFT_CHANGES
 VARIANTS: dict[str, dict] = {
     BASE: {},
     "no-region": {"reward": dataclasses.replace(_REWARD, region_weight=0.0)},
@@ -60,6 +58,25 @@ VARIANTS: dict[str, dict] = {
         "rollout": RolloutConfig(crop_gate="oracle", turn_ids="retokenised", crop="reference"),
         "freeze_vision": False,
     },
+    "foveated": {},
+    "context": {},
+}
+
+
+# variants of nested scenes, whose episodes have room for two looks
+NESTED_VARIANTS: dict[str, dict] = {
+    BASE: {},
+    "one-look": {},
+    SFT_ONLY: {},
+    "best-look": {"reward": dataclasses.replace(_REWARD, looks="best")},
+    "containment": {"reward": dataclasses.replace(_REWARD, containment_weight=1.0)},
+    "necessity": {"reward": dataclasses.replace(_REWARD, necessity_weight=0.2)},
+}
+# name -> what it changes in the demo's SFTConfig, for a model of its own that it starts from
+SFT_CHANGES: dict[str, dict] = {
+    "foveated": {"layout": LayoutConfig(view="foveated")},
+    "context": {"layout": LayoutConfig(view="context")},
+    "one-look": {"layout": LayoutConfig(turn_lens=(20, 12))},
 }
 
 
@@ -70,37 +87,47 @@ class AblateConfig:
     The same command goes on where it was interrupted, and takes further variants and seeds.
 
     Attributes:
-        model: the model that fine-tuning starts from.
+        looks: the demo's task: 1 look at sites, or up to 2 looks at nested scenes.
+        model: the model that fine-tuning starts from; that of the demo by default.
         out: directory for results.json, results.svg and the runs, seedN/VARIANT.
-        variants: any of paper, no-region, no-iou, no-box, sft-only, no-crop, ahead, int8, reference.
+        variants: any of paper, no-region, no-iou, no-box, sft-only, no-crop, ahead, int8, reference, foveated and context; with 2
+            looks any of paper, one-look, sft-only, best-look, containment and necessity. All by default.
         seeds: of fine-tuning and GRPO; the held-out questions are the same for all.
-        sft_steps: optimizer steps of fine-tuning, once per seed.
-        steps: rollouts of GRPO.
+        sft_steps: optimizer steps of fine-tuning, once per seed; 0 for the demo's.
+        steps: rollouts of GRPO; 0 for the demo's.
         prompts: questions per GRPO step.
         questions: held-out questions that need a crop; a quarter as many that need none.
         batch_size: questions that the evaluation plays at once.
         json: print JSON.
     """
 
-    model: str = "nano"
+    looks: Literal[1, 2] = 1
+    model: str = ""
     out: Path = Path("runs/ablate")
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    sft_steps: int = SFTConfig.steps
-    steps: int = GRPOConfig.steps
+    sft_steps: int = 0
+    steps: int = 0
     prompts: int = GRPOConfig.prompts
     questions: int = 1024
     batch_size: int = 256
     json: bool = False
 
     def __post_init__(self):
+        for name, value in (("model", TASKS[self.looks].base), ("variants", tuple(self.known))):
+            object.__setattr__(self, name, getattr(self, name) or value)
         for name in self.variants:
-            if name not in VARIANTS:
-                raise UserError(f"ablate: unknown variant {name!r}; {suggestion(name, VARIANTS)}")
-        if not self.variants or not self.seeds or min(self.seeds) < 0:
-            raise UserError("ablate: give at least one variant and one seed, and no negative seeds")
-        if min(self.sft_steps, self.steps, self.prompts, self.batch_size) < 1 or self.questions < 4:
-            raise UserError("ablate: steps, prompts and batch_size must be positive, questions at least 4")
+            if name not in self.known:
+                raise UserError(f"ablate: unknown variant {name!r}; {suggestion(name, self.known)}")
+        if not self.seeds or min(self.seeds) < 0:
+            raise UserError("ablate: give at least one seed, and no negative ones")
+        if min(self.sft_steps, self.steps) < 0 or min(self.prompts, self.batch_size) < 1 or self.questions < 4:
+            raise UserError("ablate: prompts and batch_size must be positive, steps not negative, questions at least 4")
+
+    @property
+    def known(self) -> dict[str, dict]:
+        """The variants of the task."""
+        return NESTED_VARIANTS if self.looks == 2 else VARIANTS
 
 
 def ablate(config: AblateConfig) -> dict:
@@ -137,29 +164,29 @@ def _save(config: AblateConfig, scores: list[dict]) -> dict:
     """Writes results.json and results.svg; returns what the former holds."""
     settings = {name: value for name, value in to_dict(config).items() if name not in ("out", "json", "batch_size")}
     settings |= {"variants": list(config.variants), "seeds": list(config.seeds)}  # as JSON has them
-    results = {"settings": settings, **summed_up(scores, list(VARIANTS)), "runs": list(scores)}
+    results = {"settings": settings, **summed_up(scores, list(config.known), config.looks), "runs": list(scores)}
     write_file(config.out / "results.json", json.dumps(results, indent=2) + "\n")
     write_file(config.out / "results.svg", picture(results))
     return results
 
 
 def _runs(config: AblateConfig, seed: int) -> dict[str, SFTConfig | GRPOConfig]:
-    """The settings of a seed's runs; first that of fine-tuning, from which the others start."""
-    folder = config.out / f"seed{seed}"
-    start = SFTConfig(model=config.model, out=folder / SFT_ONLY, steps=config.sft_steps, seed=seed, overwrite=True)
-    runs: dict[str, SFTConfig | GRPOConfig] = {SFT_ONLY: start}
-    base = GRPOConfig(
-        model=str(start.out),
-        steps=config.steps,
-        prompts=config.prompts,
-        objective=_NO_KL,
-        panel_every=0,
-        seed=seed,
-        overwrite=True,
-    )
-    for name in VARIANTS:
-        if name in config.variants and name != SFT_ONLY:
-            runs[name] = dataclasses.replace(base, out=folder / name, **VARIANTS[name])
+    """The settings of a seed's runs; first that of fine-tuning, from which the others start, and before a variant of SFT_CHANGES
+    its own."""
+    folder, task = config.out / f"seed{seed}", TASKS[config.looks]
+    sft_steps = {"steps": config.sft_steps} if config.sft_steps else {}
+    tuning: dict[str, Any] = {**task.sft, **sft_steps, "model": config.model, "seed": seed, "overwrite": True}
+    runs: dict[str, SFTConfig | GRPOConfig] = {SFT_ONLY: SFTConfig(out=folder / SFT_ONLY, **tuning)}
+    steps = {"steps": config.steps} if config.steps else {}
+    learning: dict[str, Any] = {**task.grpo, **steps, "prompts": config.prompts, "objective": _NO_KL, "panel_every": 0}
+    for name, changes in config.known.items():
+        if name not in config.variants or name == SFT_ONLY:
+            continue
+        start = f"{name}-sft" if name in SFT_CHANGES else SFT_ONLY
+        if name in SFT_CHANGES:
+            runs[start] = SFTConfig(out=folder / start, **tuning, **SFT_CHANGES[name])
+        more = {"model": str(folder / start), "seed": seed, "overwrite": True}
+        runs[name] = GRPOConfig(out=folder / name, **learning | more | changes)
     return runs
 
 
@@ -186,10 +213,10 @@ class _Evaluator:
 
     def __init__(self, config: AblateConfig, mesh: Mesh):
         self._config, self._mesh, self._where = config, mesh, surroundings()
-        model, rows = load_model(config.model, mesh=mesh)
-        self._engine = RolloutEngine(model, rows, mesh)
-        self._local = scene_questions("test", 0, 0, config.questions, global_share=0.0)
-        self._whole = scene_questions("test", 0, config.questions, config.questions // 4, global_share=1.0)
+        self._task = task = TASKS[config.looks]
+        self._engine: RolloutEngine | None = None
+        self._local = task.questions("test", 0, 0, config.questions, global_share=0.0)
+        self._whole = task.questions("test", 0, config.questions, config.questions // 4, global_share=1.0)
 
     def __call__(self, run: SFTConfig | GRPOConfig) -> dict:
         """What `ablation_table.METRICS` names, the number of questions and where it was computed; kept in the run's directory."""
@@ -203,25 +230,10 @@ class _Evaluator:
 
     def _scores(self, directory: Path, is_grey: bool) -> dict:
         model, rows = load_model(directory, mesh=self._mesh)
+        if self._engine is None or self._engine.rows.layout != rows.layout:
+            self._engine = RolloutEngine(model, rows, self._mesh)
         engine, params = self._engine.with_rows(rows), nnx.state(model, nnx.Param)  # with the run's own windows
-
-        grey = Masked(engine.tool)
-
-        def run(questions, temperature=0.0, tool=grey if is_grey else engine.tool):
-            how = {"sampling": SamplingConfig(temperature=temperature), "tool": tool}
-            key, size = jax.random.key(0), self._config.batch_size
-            episodes = play(engine, params, questions, key, batch_size=size, **how)
-            return summarize(questions, episodes, rows.episode)
-
-        greedy, sampled = run(self._local), run(self._local, 1.0)
-        masked = greedy if is_grey else run(self._local, tool=grey)
-        return {
-            "questions": len(self._local),
-            "accuracy": greedy["accuracy"],
-            "accuracy_t1": sampled["accuracy"],
-            "apo_iou": greedy["apo_iou"],
-            "apo_iou_t1": sampled["apo_iou"],
-            "zoom_rate": greedy["zoom_rate"],
-            "accuracy_masked_crop": masked["accuracy"],
-            "accuracy_global": run(self._whole)["accuracy"],
-        }
+        tool = Masked(engine.tool) if is_grey else engine.tool
+        how = {"seed": 0, "batch_size": self._config.batch_size}
+        played = play_stage(engine, params, self._local, self._whole, tool, **how)
+        return {"questions": len(self._local)} | self._task.scores(self._local, self._whole, played, rows.episode)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -15,11 +14,9 @@ from flax import nnx
 
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
-from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.evaluation.play import play
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.reports.report import episode_card, run_curves, write_report
 from zoomearth_jax.rl.records import sample_record
@@ -27,10 +24,9 @@ from zoomearth_jax.rl.rewards.episodes import episode_rewards
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model, save_model
 from zoomearth_jax.runs.start import on_mesh
-from zoomearth_jax.tools.zoom import Masked
-from zoomearth_jax.verbs.demo_tasks import TASKS, Played, Task
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft
+from zoomearth_jax.verbs.tasks import TASKS, Task, play_stage
 
 STAGES = ("base", "sft", "grpo")
 
@@ -76,17 +72,6 @@ class _Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 1)
-
-
-def play_stage(engine, params, local: Sequence[Question], whole: Sequence[Question], seed: int, batch_size: int) -> Played:
-    """Plays the held-out questions with the parameters of a stage."""
-    key = jax.random.key(seed)
-
-    def run(questions, temperature, tool=engine.tool):
-        sampling = SamplingConfig(temperature=temperature)
-        return play(engine, params, questions, key, sampling=sampling, tool=tool, batch_size=batch_size)
-
-    return Played(run(local, 0.0), run(local, 0.0, Masked(engine.tool)), run(local, 1.0), run(whole, 0.0))
 
 
 def _episode_cards(engine, params, questions: list[Question], rows, reward) -> list[dict]:
@@ -135,7 +120,8 @@ def demo(config: DemoConfig) -> dict:
             for stage in STAGES:
                 model = load_model(models[stage], mesh=mesh).model
                 params = nnx.state(model, nnx.Param)
-                played = play_stage(engine, params, local, whole, config.seed, config.batch_size)
+                how = {"seed": config.seed, "batch_size": config.batch_size}
+                played = play_stage(engine, params, local, whole, engine.tool, **how)
                 results[stage] = task.scores(local, whole, played, rows.episode) | {"questions": len(local)}
         save()
         if config.export is not None:

@@ -204,7 +204,9 @@ def make_batch(config: PretrainNanoConfig, rows: RowBuilder, sizes: Sizes, step:
     scenes = [nested_scene(rng) if config.nested else random_scene(rng) for _ in range(config.scenes)]
     overviews = [global_view(s, rows.episode.view_px, rows.layout.merged_px) for s in scenes]
     pairs = [pair for s in scenes for pair in _scene_pairs(rng, s, rows.box_frame(s.frame))]
-    read = [(scene, scene.sites[i]) for scene in scenes for i in _chosen(rng, scene, NESTED_CROPS if config.nested else 1)]
+    read = [
+        (scene, scene.sites[i]) for scene in scenes for i in _chosen(rng, scene, NESTED_CROPS if config.nested else 1)
+    ]
     windows = [rows.window(_loose(rng, scene.box(site)), scene.frame) for scene, site in read]
     crops = [rows.crop(scene, window) for (scene, _), window in zip(read, windows, strict=True)]
     readings: list = [
@@ -362,9 +364,12 @@ def score_base(
         ]
     }
     if nested:
-        boxes = [_part(cut, cut.scene.badge_box(site.badge)) for cut, site in zip(cuts, sites, strict=True) if site.badge]
+        boxes = [
+            _part(cut, cut.scene.badge_box(site.badge)) for cut, site in zip(cuts, sites, strict=True) if site.badge
+        ]
         located["badge_iou"] = [
-            Question(cut, "Where is the badge?", "", "object", (Look(box),)) for cut, box in zip(cuts, boxes, strict=True)
+            Question(cut, "Where is the badge?", "", "object", (Look(box),))
+            for cut, box in zip(cuts, boxes, strict=True)
         ]
     for name, questions in located.items():
         episodes = engine(params, questions, key).episodes

@@ -72,8 +72,8 @@ def scene_questions(split: str, seed: int, start: int, count: int, global_share:
 
 
 def nested_questions(split: str, seed: int, start: int, count: int, global_share: float = 0.0) -> list[Question]:
-    """As `scene_questions`, on nested scenes: on the whole scene, which need no look; and as many on a site's stripes, which need one,
-    as on those of its badge, which need two. Their categories are `scene`, `site` and `badge`."""
+    """As `scene_questions`, on nested scenes: on the whole scene, which need no look; and as many on a site's stripes, which need
+    one, as on those of its badge, which need two. Their categories are `scene`, `site` and `badge`."""
     stream = SPLITS.index(split)
     questions = []
     for index in range(start, start + count):

@@ -1,7 +1,7 @@
 """Procedural ultra-high-resolution scenes: sites whose stripes are unreadable in the overview and readable in a crop.
 
-Sites of nested scenes hold a badge: a square with the site's own mean colour and finer stripes. The overview doesn't show where it is,
-and a crop of its site doesn't show which way its stripes run.
+Sites of nested scenes hold a badge: a square with the site's own mean colour and finer stripes. The overview doesn't show
+where it is, and a crop of its site doesn't show which way its stripes run.
 
 A scene is a sum of separable terms, value(x, y) = sum_t row_t(y) column_t(x) colour_t, so the exact area average over the
 pixels of any window at any size is one small matrix product: nothing is rasterised for training. `Scene` offers the
@@ -55,7 +55,7 @@ ORIENTATIONS = {"horizontal": (0, 1), "vertical": (1, 0), "rising": (1, 1), "fal
 
 @dataclasses.dataclass(frozen=True)
 class Badge:
-    """A square of BADGE_SIDE units in a site, with stripes of its own in place of the site's: its upper left corner in units."""
+    """A square of BADGE_SIDE units in a site, with stripes of its own in place of the site's; its upper left corner in units."""
 
     x1: float
     y1: float
@@ -184,9 +184,7 @@ def _factors(edges, low, high, wave: int, phase: float, period: float):
     )
 
 
-def random_scene(
-    rng: np.random.Generator, side: int = 2048, site_side: tuple[float, float] = SITE_SIDE
-) -> Scene:
+def random_scene(rng: np.random.Generator, side: int = 2048, site_side: tuple[float, float] = SITE_SIDE) -> Scene:
     """3 to 6 sites of distinct colours that keep apart, any season.
 
     Args:

@@ -1,4 +1,4 @@
-"""What `zoomearth demo` can teach: to find a site with one look, or with two looks a badge inside of it."""
+"""What `zoomearth demo` and `zoomearth ablate` teach: to find a site with one look, or with two looks a badge inside of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from zoomearth_jax.configs.episode import EpisodeConfig
+from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.data_pipeline.questions.mixture import NESTED
 from zoomearth_jax.data_pipeline.questions.procedural import nested_questions, scene_questions
 from zoomearth_jax.data_pipeline.questions.question import Question
+from zoomearth_jax.evaluation.play import play
 from zoomearth_jax.evaluation.summary import summarize
 from zoomearth_jax.rl.episode import Episode
+from zoomearth_jax.rl.rollout.engine import RolloutEngine
+from zoomearth_jax.tools.tool import Tool
+from zoomearth_jax.tools.zoom import Masked
 
 
 class Played(NamedTuple):
@@ -26,7 +33,7 @@ class Played(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task of the demo.
+    """A task.
 
     Attributes:
         base: the shipped model that it starts from.
@@ -45,6 +52,26 @@ class Task:
     rows: Mapping[str, str]
     title: str
     note: str
+
+
+def play_stage(
+    engine: RolloutEngine,
+    params,
+    local: Sequence[Question],
+    whole: Sequence[Question],
+    tool: Tool,
+    *,
+    seed: int,
+    batch_size: int,
+) -> Played:
+    """Plays held-out questions, and those on the whole scene, with some parameters; `tool` makes the pictures."""
+    key = jax.random.key(seed)
+
+    def run(questions, temperature, tool=tool):
+        sampling = SamplingConfig(temperature=temperature)
+        return play(engine, params, questions, key, sampling=sampling, tool=tool, batch_size=batch_size)
+
+    return Played(run(local, 0.0), run(local, 0.0, Masked(tool)), run(local, 1.0), run(whole, 0.0))
 
 
 def _one_look(
@@ -122,8 +149,8 @@ TASKS: dict[int, Task] = {
             "looks_scene": "  looks",
         },
         title="ZoomEarth nano: look, look closer, answer, learn",
-        note="Half of the held-out questions are on the stripes of a site's badge: the overview doesn't show where in its site it is, "
-        "and a crop of the site doesn't show its stripes, so they need two looks. The others need one, and those on the whole scene "
-        "none. Stripes run in four ways, so 0.25 is chance.",
+        note="Half of the held-out questions are on the stripes of a site's badge: the overview doesn't show where in its site it "
+        "is, and a crop of the site doesn't show its stripes, so they need two looks. The others need one, and those on the whole "
+        "scene none. Stripes run in four ways, so 0.25 is chance.",
     ),
 }
