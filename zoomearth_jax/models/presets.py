@@ -35,7 +35,8 @@ def nano() -> tuple[ModelConfig, EpisodeConfig]:
 
 
 def nano_nested() -> tuple[ModelConfig, EpisodeConfig]:
-    """The nano model for nested scenes: two looks, the second inside the first one's picture (`scenes.py` has their windows)."""
+    """The nano model for nested scenes: two looks, the second inside the first one's picture . Windows are of at least an
+    eighth of a scene's side, and inside a picture of a 64th (`scenes.py` has the stripes that go with them)."""
     model, episode = nano()
     model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=600))
     windows = {"min_window_px": 1024, "inner_window_px": 128}

@@ -396,7 +396,9 @@ def _start_from_nano(model: Qwen2_5_VL, rows: RowBuilder) -> None:
     nano = load_model("nano")
     before, after = nano.rows.tokenizer.get_vocab(), rows.tokenizer.get_vocab()
     table = nano.model.decoder.embed.embedding[...]
-    places = np.array([before.get(token, -1) for token in sorted(after, key=after.__getitem__)])
+    places = np.full(len(rows.tokenizer), -1)  # some ids stand for no token: their text is another one's too
+    for token, place in after.items():
+        places[place] = before.get(token, -1)
     state = nnx.state(nano.model, nnx.Param)
     state["decoder"]["embed"]["embedding"].set_value(jnp.where((places >= 0)[:, None], table[places], table.mean(0)))
     nnx.update(model, state)

@@ -28,8 +28,7 @@ STRIPE_PERIOD = (
 CELL = STRIPE_PERIOD  # units: side of a pixel of a 112 px overview, whose grid badges lie on
 SITE_SIDE = (160, 280)  # units
 NESTED_SIDE = 8192  # px of a nested scene, so that its finest stripes are 9 px wide
-NESTED_WINDOW, INNER_WINDOW = 256, 32  # units, least sides of a crop of a site and of a badge
-NESTED_SITE_SIDE = (180, 250)  # units: a crop of a site is a window of NESTED_WINDOW units
+NESTED_SITE_SIDE = (180, 250)  # units: a crop of a site is the least window of the preset `nano_nested`, 256 units
 BADGE_SIDE = 2 * CELL  # units
 BADGE_PERIOD = CELL / 8  # units: over a pixel of a site's crop the stripes average to exactly zero
 STRIPE_AMPLITUDE = 60.0
@@ -168,7 +167,7 @@ def _striped(edges_x, edges_y, area: tuple[float, float, float, float], orientat
 
 
 def _factors(edges, low, high, wave: int, phase: float, period: float):
-    """Factors of one axis of a rectangle: pixel means of [inside], inside x ramp, inside x cos(kx + phase), inside x sin(kx + phase)."""
+    """Factors of one axis of a rectangle: pixel means of [inside], inside x ramp, inside x cos(kx + phase) and x sin(kx + phase)."""
     clipped = np.clip(edges, low, high)
     width = np.diff(edges)
     inside = np.diff(clipped) / width
