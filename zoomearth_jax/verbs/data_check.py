@@ -104,7 +104,10 @@ def manifest(rows: Sequence[Row]) -> dict:
     Ids aren't in it: they differ between LRS-GRO's files.
     """
     content = sorted(
-        json.dumps([*row.key, row.answer, [look.corners or look.geometry for look in row.looks]], ensure_ascii=False)
+        json.dumps(
+            [*row.key, row.answer, [look.corners or look.geometry for look in row.looks] + list(row.boxes)],
+            ensure_ascii=False,
+        )
         for row in rows
     )
     digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
