@@ -176,7 +176,7 @@ def play(*episodes, box=(800, 800, 1040, 1040), answer="urban"):
     question = Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object", (Look(Box(*box, IMAGE)),))
     played = Trajectories(None, None, None, None, None, list(episodes), [np.zeros((*(504, 504), 3), np.uint8)])
     rows = types.SimpleNamespace(box_frame=lambda image: VIEW, episode=EpisodeConfig(min_window_px=512))
-    return question, played, lambda spec: episode_rewards(spec, [question], played.episodes, rows)
+    return question, played, lambda spec, judge=None: episode_rewards(spec, [question], played.episodes, rows, judge)
 
 
 def episode(corners=(100, 100, 130, 130), first=SAID, after=f"{THOUGHT}<answer>rural</answer>", answer="rural"):
