@@ -19,7 +19,7 @@ READ_OTHERWISE = {
     },
     **{
         f"zoomearth_jax.configs.reward.RewardSpec.{name}_weight": "by `weights`, as f'{name}_weight'"
-        for name in ("iou", "region", "answer", "pattern")
+        for name in ("iou", "region", "answer", "pattern", "containment", "necessity", "boxes", "judge")
     },
     "zoomearth_jax.data_pipeline.text.processor.ImageConfig.temporal_patch_size": "compared with config.json, by name",
 }

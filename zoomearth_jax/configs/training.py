@@ -12,6 +12,7 @@ import tyro
 from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
+from zoomearth_jax.configs.judge import JudgeConfig
 from zoomearth_jax.configs.lora import LoRAConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -190,6 +191,7 @@ class GRPOConfig(TrainingConfig):
         objective: advantages, ratio, clipping, KL and how tokens add up.
         reward: weights and shapes of the rewards; `--reward paper` and `--reward reference` take a named spec, which further
             settings change.
+        judge: how the judge of `reward.judge` is asked.
         panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
     """
 
@@ -210,6 +212,7 @@ class GRPOConfig(TrainingConfig):
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardSpec = RewardSpec(region_alpha=0.5, region_unit="side")
+    judge: JudgeConfig = JudgeConfig()
     panel_every: int = 50
 
     def __post_init__(self):

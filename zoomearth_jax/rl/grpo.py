@@ -24,6 +24,7 @@ from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch, row_batch, split_batch
 from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
 from zoomearth_jax.rl.rewards.episodes import episode_rewards
+from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.rl.rollout.engine import RolloutEngine, SentPrompts, Trajectories
 from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.rl.state import init_state, reference_policy
@@ -94,12 +95,19 @@ class GRPO:
     """
 
     def __init__(
-        self, config: GRPOConfig, model: VisionLanguageModel, rows: RowBuilder, mesh: Mesh, sampler: Mesh | None = None
+        self,
+        config: GRPOConfig,
+        model: VisionLanguageModel,
+        rows: RowBuilder,
+        mesh: Mesh,
+        sampler: Mesh | None = None,
+        judge: Judge | None = None,
     ):
         """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`.
 
         Args:
             sampler: see `RolloutEngine`.
+            judge: that of `reward.judge`, needed where one is named.
         """
         add_lora(model, config.lora, nnx.Rngs(config.seed))
         objective = config.objective
@@ -108,7 +116,7 @@ class GRPO:
             rows = rows.replaced(
                 gate="unanswered"
             )  # the other gate cuts texts, and what is trained on must have been sampled
-        self._config, self._mesh, self._sizes, self.rows = config, mesh, model.config, rows
+        self._config, self._mesh, self._sizes, self.rows, self._judge = config, mesh, model.config, rows, judge
         optimizer = config.optimizer.build(config.steps * config.optimizer_steps)
         self.engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout, sampler)
         graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
@@ -150,7 +158,7 @@ class GRPO:
             jax.random.fold_in(jax.random.key(config.seed), asked.step),
             sampling=SamplingConfig(temperature=config.temperature),
             group=config.group,
-            score=lambda asked, played: episode_rewards(config.reward, asked, played.episodes, self.rows),
+            score=lambda asked, played: episode_rewards(config.reward, asked, played.episodes, self.rows, self._judge),
             meanwhile=meanwhile,
         )
         rows = learner_rows(episodes, self._sizes, config.freeze_vision, self._mesh, config.compact)

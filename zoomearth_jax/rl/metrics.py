@@ -11,6 +11,7 @@ from zoomearth_jax.configs.episode import RowLayout
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.rl.episode import Episode
 from zoomearth_jax.rl.objective import disagreeing
+from zoomearth_jax.rl.rewards.judge import JUDGE_NOTES
 from zoomearth_jax.rl.rollout.engine import Trajectories
 
 SPREAD = ("reward_", "advantage")  # how the names of what has a logged standard deviation begin
@@ -30,7 +31,7 @@ def episode_table(
     has_reference = np.array([q.box is not None for q in asked])
     zoomed = np.array([e.zoomed for e in episodes])
     table = (
-        {f"reward_{name}": values for name, values in rewards.items()}
+        {name if name in JUDGE_NOTES else f"reward_{name}": values for name, values in rewards.items()}
         | {
             "advantage": advantages,
             "zoom_rate": zoomed,

@@ -8,12 +8,8 @@ What is posted: {"tool", "image": base64 of a PNG, "box": [x1, y1, x2, y2] in px
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
-import time
-import urllib.error
-import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from zoomearth_jax.errors import UserError
+from zoomearth_jax.tools.http_post import Address, HttpFailure
 from zoomearth_jax.tools.image_tool import MAX_PIXELS, Context, ImageTool, ToolFailure, ToolResult
 
 MAX_BYTES = 2**26  # of a response
-_PART = 2**16
 
 
 def from_address(address: str, timeout_s: float) -> ImageTool:
@@ -47,19 +43,11 @@ class HttpCall:
         Raises:
             UserError: not an address of http or https with a host.
         """
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"tool {name}: {address!r} is no address; give http://HOST/PATH or https://HOST/PATH")
-        self._name, self._address, self._timeout_s = name, address, timeout_s
-        self._opener = urllib.request.OpenerDirector()  # no files, no other protocols, no redirects
-        for handler in (
-            urllib.request.ProxyHandler,
-            urllib.request.HTTPHandler,
-            urllib.request.HTTPSHandler,
-            urllib.request.HTTPDefaultErrorHandler,
-            urllib.request.HTTPErrorProcessor,
-        ):
-            self._opener.add_handler(handler())
+        try:
+            self._address = Address(address, proxies=True)
+        except ValueError as error:
+            raise UserError(f"tool {name}: {error}") from None
+        self._name, self._said, self._timeout_s = name, f"tool {name}: {address}", timeout_s
 
     def __call__(self, region: np.ndarray, context: Context) -> ToolResult:
         """What the address makes of the region.
@@ -75,38 +63,15 @@ class HttpCall:
             "label": context.label,
             "parameters": dict(context.parameters),
         }
-        answer = self._exchange(json.dumps(body).encode())
         try:
-            given = json.loads(answer)
+            given = json.loads(self._address.post(json.dumps(body).encode(), self._timeout_s, MAX_BYTES))
+        except HttpFailure as failure:
+            raise ToolFailure(f"tool {self._name}: {failure}") from None
         except (ValueError, RecursionError):
-            raise ToolFailure(f"tool {self._name}: {self._address} answered with something that is no JSON") from None
+            raise ToolFailure(f"{self._said} answered with something that is no JSON") from None
         if not isinstance(given, dict):
-            raise ToolFailure(f"tool {self._name}: {self._address} answered with no JSON object")
+            raise ToolFailure(f"{self._said} answered with no JSON object")
         return self._result(given)
-
-    def _exchange(self, body: bytes) -> bytes:
-        until = time.monotonic() + self._timeout_s
-        request = urllib.request.Request(self._address, body, {"Content-Type": "application/json"}, method="POST")
-        try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                answer = bytearray()
-                while part := response.read1(_PART):
-                    answer += part
-                    if len(answer) > MAX_BYTES:
-                        raise ToolFailure(
-                            f"tool {self._name}: {self._address} answered with more than {MAX_BYTES:,} bytes"
-                        )
-                    if time.monotonic() > until:
-                        raise TimeoutError
-                return bytes(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise ToolFailure(f"tool {self._name}: {self._address} answered with status {error.code}") from None
-        except TimeoutError:
-            raise ToolFailure(f"tool {self._name}: {self._address} took longer than {self._timeout_s:g} s") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise ToolFailure(f"tool {self._name}: {self._address} can't be reached ({reason})") from None
 
     def _result(self, given: dict[str, Any]) -> ToolResult:
         image, mask = (self._picture(given.get(name), mode) for name, mode in (("image", "RGB"), ("mask", "L")))

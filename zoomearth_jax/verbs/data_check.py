@@ -105,7 +105,7 @@ def manifest(rows: Sequence[Row]) -> dict:
     """
     content = sorted(
         json.dumps(
-            [*row.key, row.answer, [look.corners or look.geometry or look.context for look in row.looks]],
+            [*row.key, row.answer, [look.corners or look.geometry or look.context for look in row.looks] + list(row.boxes)],
             ensure_ascii=False,
         )
         for row in rows
@@ -125,6 +125,7 @@ def statistics(judged: Judged) -> dict:
         "several words": sum(count for answer, count in answers.items() if " " in answer),
         "the most frequent": frequent[0][1] if frequent else 0,
     }
+    looks = collections.Counter(len(row.looks) for row in rows)
     areas = [_area(question.box) for _, question in judged.taken if question.box]
     return {
         "rows": len(rows),
@@ -135,6 +136,7 @@ def statistics(judged: Judged) -> dict:
         "answers": {what: round(count / max(len(rows), 1), 3) for what, count in share.items()},
         "frequent answers": dict(frequent),
         "boxes": sum(bool(row.looks) for row in rows),
+        **({"looks": {str(n): count for n, count in sorted(looks.items())}} if max(looks, default=0) > 1 else {}),
         "box area / image area (5 %, median, 95 %)": [float(f"{a:.2g}") for a in np.percentile(areas, (5, 50, 95))]
         if areas
         else [],
@@ -154,7 +156,8 @@ def draw_grid(pictures: Sequence[tuple[Question, np.ndarray]]) -> Image.Image:
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(16)
     for i, (question, overview) in enumerate(pictures):
         x, y = i % columns * (_CELL + 12), i // columns * (_CELL + _CAPTION)
-        picture = with_boxes(overview, [(question.box, "predicted")], _CELL)
+        boxes = [(look.box, "predicted") for look in question.looks] + [(box, "reference") for box in question.boxes]
+        picture = with_boxes(overview, boxes, _CELL)
         picture.thumbnail((_CELL, _CELL))
         grid.paste(picture, (x, y))
         label = "".join(f" [{look.label}]" for look in question.looks if look.label)

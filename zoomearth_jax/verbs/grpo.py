@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import jax
 from jax.sharding import Mesh
 
 from zoomearth_jax.configs.training import GRPOConfig
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import grpo_flops, rollout_flops, row_counts
+from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.reports.panel import write_panel
 from zoomearth_jax.rl.grpo import GRPO, Asked, Played
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.rewards.custom_rewards import load_custom
+from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.runs.checkpoints import Checkpoints, about_run
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.monitor import open_monitor
@@ -24,6 +29,7 @@ from zoomearth_jax.runs.sinks import check_sinks
 from zoomearth_jax.runs.start import (
     Peekable,
     Run,
+    agreed,
     broken_images,
     lay_out_sampler,
     look_ahead,
@@ -44,17 +50,33 @@ def grpo(config: GRPOConfig) -> Path:
     with on_mesh(config.mesh, config.model) as mesh:
         if jax.process_index() == 0:
             say(f"reward {config.reward.describe()}")
-        return _grpo(config, mesh)
+        with _open_judge(config, mesh) as judge:
+            return _grpo(config, mesh, judge)
 
 
-def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
+@contextmanager
+def _open_judge(config: GRPOConfig, mesh: Mesh) -> Iterator[Judge | None]:
+    """The judge of the reward spec, once it has answered; None without one."""
+    if "judge" not in config.reward.weights:
+        yield None
+        return
+    if process_share(mesh)[1] < jax.process_count():
+        raise UserError(
+            "reward.judge: processes that share their questions could get different scores; keep tensor groups within a process"
+        )
+    with Judge(config.reward, config.judge, config.out / "judge", jax.process_index(), config.resume) as judge:
+        agreed(judge.check)
+        yield judge
+
+
+def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
     model, rows = load_model(config.model, config.compute, mesh, config.layout)
     layout = config.rollout.of(rows.episode).layout(rows.layout.merged_px)
     slots = layout.prompt_len + layout.reply_len
     at_once = config.prompts // config.rollout.batches
     int8 = config.rollout.weights == "int8"
     sampler = lay_out_sampler(config.mesh, mesh, model, slots, at_once, config.group, int8=int8)
-    training = GRPO(config, model, rows, mesh, sampler)
+    training = GRPO(config, model, rows, mesh, sampler, judge)
     rows, per_rollout = training.rows, config.optimizer_steps
     lr = config.optimizer.rates(config.steps * per_rollout)
     passes = {"kl": config.objective.kl_in_loss, "updates": config.updates, "scorings": training.scorings}
@@ -105,6 +127,8 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 with monitor.phase("update"):
                     metrics = updated.metrics()
                 run.begin()
+                if judge:
+                    judge.save()
                 monitor.stop_if_broken(done, metrics, updated.batch, training.state)
                 metrics |= {"lr": lr[done * per_rollout - 1]} | rollout_metrics(table, config.group)
                 metrics["broken_images"] = broken_images(loader, step, mesh)
@@ -121,6 +145,8 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                     checkpoints.save(done, training.state, score=config.score(metrics))
         if done < config.steps:
             run.begin()
+            if judge:
+                judge.save()
             checkpoints.save(done, training.state)
             stop.after(done)
     return config.out

@@ -49,3 +49,32 @@ def test_typed_answers_in_a_batch():
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, [1, 0, 1, 0])
     assert answer_scores("typed", [], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("8", "8", 1),
+        ("7", "8", 1 - 1 / 4),  # 8^(2/3) = 4
+        ("ten", "Eight.", 1 - 2 / 4),
+        ("12", "8", 0),
+        ("4", "8", 0),
+        ("900", "1,000", 0),  # 100 off, of 1000^(2/3) = 100
+        ("1010", "1000", 0.9),
+        ("-7", "-8", 0.75),
+        ("0", "0", 1),
+        ("1", "0", 0),
+        ("zero", "0", 1),
+        ("about 8", "8", 0),
+        ("9" * 5000, "8", 0),
+        ("9" * 5000, "8" * 5000, 0),
+        ("9" * 5000, "9" * 5000, 1),
+        ("Red.", "red", 1),
+        ("8", "red", 0),
+        ("car", "automobile", 0),
+        (None, "8", 0),
+    ],
+)
+def test_counts(answer, reference, score):
+    """max(0, 1 - |d| / truth^(2/3)), and the rest exactly."""
+    np.testing.assert_allclose(answer_scores("count", [answer], [reference]), [score], atol=1e-7)

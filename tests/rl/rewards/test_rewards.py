@@ -20,7 +20,12 @@ from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window, fr
 from zoomearth_jax.data_pipeline.questions.question import Look, Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics
-from zoomearth_jax.rl.rewards.boxes import box_iou, box_rewards, reference_window, region_reward
+from zoomearth_jax.rl.rewards.boxes import (
+    box_iou,
+    box_rewards,
+    reference_window,
+    region_reward,
+)
 from zoomearth_jax.rl.rewards.episodes import episode_box_rewards, episode_rewards
 from zoomearth_jax.rl.rollout.engine import Trajectories
 
@@ -176,7 +181,7 @@ def play(*episodes, box=(800, 800, 1040, 1040), answer="urban"):
     question = Question(types.SimpleNamespace(frame=IMAGE), "?", answer, "object", (Look(Box(*box, IMAGE)),))
     played = Trajectories(None, None, None, None, None, list(episodes), [np.zeros((*(504, 504), 3), np.uint8)])
     rows = types.SimpleNamespace(box_frame=lambda image: VIEW, episode=EpisodeConfig(min_window_px=512))
-    return question, played, lambda spec: episode_rewards(spec, [question], played.episodes, rows)
+    return question, played, lambda spec, judge=None: episode_rewards(spec, [question], played.episodes, rows, judge)
 
 
 def episode(corners=(100, 100, 130, 130), first=SAID, after=f"{THOUGHT}<answer>rural</answer>", answer="rural"):
@@ -354,6 +359,11 @@ def test_what_is_wrong_with_own_rewards_is_one_line(path, message, own):
         ({"custom": ("a:f", "b:f")}, "two rewards are called 'f'"),
         ({"custom": ("a:iou",)}, "two rewards are called 'iou'"),
         ({"custom": ("a:f",), "custom_weights": (1.0, 2.0)}, "2 custom_weights for 1 custom rewards"),
+        ({"looks": "first"}, "looks must be 'last' or 'best'"),
+        ({"looks": "best", "iou": "reference"}, "looks must be 'last' with it"),
+        ({"spare_cost": -1.0}, "spare_cost and missing_cost must be 0 or positive"),
+        ({"missing_cost": math.nan}, "spare_cost and missing_cost must be 0 or positive"),
+        ({"judge": "http://x", "custom": ("a:judge",)}, "two rewards are called 'judge'"),
         ({"version": 2}, "version 2, but this package computes version 1"),
     ],
 )

@@ -51,7 +51,9 @@ class Row:
         where: file and line.
         image: the image's name in the folder.
         text, answer, level, looks, thought, category, choices: as of `Question`.
-        released: whether it is one of LRS-GRO's, whose noise leaves a row out where it is a fault in a folder of one's own.
+        boxes: corners of all that the question asks about, in px of the original.
+        released: whether it is of a published set, whose noise leaves a row out where it is a fault in a folder of one's own.
+        annotated: whether its looks are in px of the picture that LRS-GRO's annotators saw.
         needs_looks: whether the reference takes the looks that are given.
         scale: longest side of the image / 1024, as LRS-GRO has it.
         notes: what is odd about it, without consequence.
@@ -66,7 +68,9 @@ class Row:
     thought: str = ""
     category: str = ""
     choices: tuple[str, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
     released: bool = False
+    annotated: bool = False
     needs_looks: bool = True
     scale: float | None = None
     notes: tuple[str, ...] = ()
@@ -83,13 +87,13 @@ class Row:
 
     def box(self, look: GivenLook, image: Frame) -> Box:
         """The box of one of its looks in px of the image, not yet cut at the border."""
-        if self.released:
+        if self.annotated:
             return from_annotation(look.corners, image)
         x1, y1, x2, y2 = map(float, look.corners)
         return Box(x1, y1, x2, y2, image)
 
     def __str__(self) -> str:
-        boxes = "".join(f" {list(look.corners)}" for look in self.looks)
+        boxes = "".join(f" {list(corners)}" for corners in (*(look.corners for look in self.looks), *self.boxes[:4]))
         return f"{self.image[:200]}: {self.text[:70]}{boxes}"
 
 
@@ -236,7 +240,8 @@ def to_question(row: Row, image: ImageSource) -> Question:
     looks = tuple(
         Look(box, look.label, look.thought, look.source, look.context) for look, box in boxes if box is not None
     )
-    return Question(image, row.text, row.answer, row.level, looks, row.thought, row.category, row.choices)
+    found = tuple(box for given in row.boxes if (box := clamped(row.box(GivenLook(given), image.frame))) is not None)
+    return Question(image, row.text, row.answer, row.level, looks, row.thought, row.category, row.choices, found)
 
 
 def row_problems(row: Row, image: ImageSource) -> list[Problem]:
@@ -247,7 +252,8 @@ def row_problems(row: Row, image: ImageSource) -> list[Problem]:
         found.append(("answer is empty", broken))
     elif _holds_marks(row):
         found.append(("thoughts, label or answer hold marks of the reply (<think>, <answer>, bbox_2d, braces)", broken))
-    for fault in [fault for look in row.looks if (fault := box_fault(row, look, image.frame))]:
+    looks = (*row.looks, *map(GivenLook, row.boxes))
+    for fault in [fault for look in looks if (fault := box_fault(row, look, image.frame))]:
         without_harm = fault == PARTLY or not row.needs_looks
         found.append((fault, "refused" if fault == NORMALISED else "noted" if without_harm else broken))
     if row.scale and row.looks and abs(row.scale * ANNOTATION_PX - max(image.frame.width, image.frame.height)) > 1:
@@ -284,6 +290,6 @@ def box_fault(row: Row, look: GivenLook, image: Frame) -> str:
         return NORMALISED
     if clamped(row.box(look, image)) is None:
         return OUTSIDE
-    factor = ANNOTATION_PX / max(image.width, image.height) if row.released else 1
+    factor = ANNOTATION_PX / max(image.width, image.height) if row.annotated else 1
     width, height = (math.ceil(side * factor) for side in (image.width, image.height))
     return PARTLY if min(x1, y1) < 0 or x2 > width or y2 > height else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.data_pipeline.images.image_folder import ImageFolder
 from zoomearth_jax.data_pipeline.questions.folder_rows import UNREADABLE, Judged, OpenImages, Problem, judge
+from zoomearth_jax.data_pipeline.questions.geo_eyes import find_chains, read_chains
 from zoomearth_jax.data_pipeline.questions.lrs_gro import SPLITS as RELEASED_SPLITS
 from zoomearth_jax.data_pipeline.questions.lrs_gro import to_row
 from zoomearth_jax.data_pipeline.questions.lrs_gro_files import (
@@ -27,7 +28,7 @@ from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.questions.records import refuse
 from zoomearth_jax.errors import UserError
 
-OWN = "questions"  # the one split of a folder with questions.jsonl
+OWN = "questions"  # the one split of a folder with questions.jsonl or UHR-CoZ.json
 
 
 def read_questions(
@@ -35,9 +36,9 @@ def read_questions(
 ) -> list[Question]:
     """The questions of a folder, as training and evaluation take them, with their images (`ImageFolder` says where those are).
 
-    Two forms: questions.jsonl, one split whatever `split` says (see `own_rows`); or the rows of LRS-GRO (see
-    `lrs_gro_files.find_rows`), where a single file or saved folder will do as well. Rows that are left out are counted on
-    standard error.
+    Three forms: questions.jsonl, one split whatever `split` says (see `own_rows`); likewise the chains of zooms of GeoEyes in
+    UHR-CoZ.json (see `geo_eyes`); or the rows of LRS-GRO (see `lrs_gro_files.find_rows`), where a single file or saved folder
+    will do as well. Rows that are left out are counted on standard error.
 
     Args:
         split: sft, grpo or test, the names of SPLITS; LRS-GRO needs it. Its own name for grpo, rl, is taken too.
@@ -55,7 +56,9 @@ def read_questions(
         print(f"{directory}: {said}", file=sys.stderr)
     if left_out := judged.of_effect("left out"):
         kinds = collections.Counter(problem.kind for problem in left_out)
-        count = f"{len(judged.rows) - len(judged.taken):,} of {len(judged.rows):,} rows are left out"
+        no_rows = len({problem.where for problem in left_out} - {row.where for row in judged.rows})
+        total = len(judged.rows) + no_rows
+        count = f"{total - len(judged.taken):,} of {total:,} rows are left out"
         why = ", ".join(f"{kind}: {number:,}" for kind, number in kinds.items())
         print(f"{directory}: {count} ({why}); `zoomearth data check` lists them", file=sys.stderr)
     return [question for _, question in judged.taken]
@@ -70,6 +73,8 @@ def judge_split(directory, split: str | None, images: ImageConfig = ImageConfig(
     with _readable(directory) as path:
         if is_own(path):
             return _judge_own(path, images)
+        if chains := find_chains(path):
+            return _judge_chains(chains, images)
         released = "rl" if split == "grpo" else split
         if released is None or find_rows(path, released) is None:
             raise UserError(_nothing_there(path, split, released))
@@ -77,7 +82,7 @@ def judge_split(directory, split: str | None, images: ImageConfig = ImageConfig(
 
 
 def judge_all(directory, images: ImageConfig = ImageConfig(), seen: Callable = iter) -> dict[str, Judged]:
-    """All splits of a folder, judged; questions.jsonl is the one split OWN.
+    """All splits of a folder, judged; questions.jsonl and UHR-CoZ.json are the one split OWN.
 
     Args:
         seen: wraps the rows of a split as they are gone through, for a progress bar.
@@ -88,6 +93,8 @@ def judge_all(directory, images: ImageConfig = ImageConfig(), seen: Callable = i
     with _readable(directory) as path:
         if is_own(path):
             return {OWN: _judge_own(path, images, seen)}
+        if chains := find_chains(path):
+            return {OWN: _judge_chains(chains, images, seen)}
         opened = _open(path, images)  # splits share images
         return {split: _judge_released(split, read, opened, seen) for split, read in find_all(path).items()}
 
@@ -114,6 +121,11 @@ def _judge_own(path: Path, images: ImageConfig, seen: Callable = iter) -> Judged
     folder = path.parent if path.name == NAME and not path.is_dir() else path
     rows, faults = read_own_rows(folder)
     return judge(rows, faults, _open(folder, images), drop_unreasoned=False, seen=seen)
+
+
+def _judge_chains(file: Path, images: ImageConfig, seen: Callable = iter) -> Judged:
+    rows, faults = read_chains(file)
+    return judge(rows, faults, _open(file.parent, images), drop_unreasoned=False, seen=seen)
 
 
 def _judge_released(split: str, read: Read, images: OpenImages, seen: Callable = iter) -> Judged:

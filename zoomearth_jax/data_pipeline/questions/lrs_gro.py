@@ -211,6 +211,7 @@ def to_row(row: LrsGroRow, where: str) -> Row:
         thought=thought,
         category=row.category,
         released=True,
+        annotated=True,
         needs_looks=row.needs_crop,
         scale=row.scale,
         notes=tuple(_notes(row)),

@@ -66,7 +66,10 @@ class Source:
         if isinstance(self.questions, SceneQuestions):
             said = repr(self.questions)
         else:
-            said = "\n".join(repr((q.asked, q.answer, q.level, q.looks, q.thought)) for q in self.questions)
+            said = "\n".join(
+                repr((q.asked, q.answer, q.level, q.looks, q.thought) + ((q.boxes,) if q.boxes else ()))
+                for q in self.questions
+            )
         return hashlib.sha256(said.encode()).hexdigest()
 
 

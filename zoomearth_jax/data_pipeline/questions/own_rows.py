@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoomearth_jax.data_pipeline.images.boxes import Box
 from zoomearth_jax.data_pipeline.questions.folder_rows import GivenLook, Problem, Row
 from zoomearth_jax.data_pipeline.questions.json_lines import read_json_lines
 from zoomearth_jax.data_pipeline.questions.question import LEVELS, Look, Question
@@ -27,6 +28,7 @@ FIELDS = {
     "thought": Field(),
     "category": Field(),
     "choices": Field("a list of texts"),
+    "boxes": Field("a list of boxes, four finite numbers each"),
 }
 LOOK_FIELDS = {
     "box": Field("four finite numbers or an empty list"),
@@ -151,11 +153,16 @@ def write_questions(path: Path, rows: Sequence[tuple[str, Question]]) -> None:
                 row |= one | {"thoughts": [one.pop("thought"), q.thought if looks else ""]}
             row |= {"category": q.category} if q.category else {}
             row |= {"choices": list(q.choices)} if q.choices else {}
+            row |= {"boxes": [_corners(box) for box in q.boxes]} if q.boxes else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _written(look: Look) -> dict:
-    place: dict[str, Any] = {"box": [round(c, 2) for c in look.box.corners]}
+    place: dict[str, Any] = {"box": _corners(look.box)}
     if look.source != "overview":
         place = {"context": look.context} if look.source == "context" else place | {"source": look.source}
     return place | {"label": look.label, "thought": look.thought}
+
+
+def _corners(box: Box) -> list[float]:
+    return [round(c, 2) for c in box.corners]

@@ -43,6 +43,8 @@ class Question:
         thought: the reasoning before the answer; for fine-tuning.
         category: the kind of question, in any words.
         choices: the answers to choose from; none where any may be given.
+        boxes: all that the question asks about, in px of the original, where an answer may list several boxes; rewards compare
+            them, fine-tuning doesn't teach them.
     """
 
     image: ImageSource
@@ -53,6 +55,7 @@ class Question:
     thought: str = ""
     category: str = ""
     choices: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
     @property
     def box(self) -> Box | None:

@@ -29,6 +29,10 @@ def _is_box(value) -> bool:
     return isinstance(value, list | tuple) and len(value) in (0, 4) and all(map(_is_number, value))
 
 
+def _are_boxes(value) -> bool:
+    return isinstance(value, list | tuple) and all(_is_box(one) and len(one) == 4 for one in value)
+
+
 _KINDS: dict[str, Callable[[Any], bool]] = {  # what a field must be, in words, and the test for it
     "a text": _is_text,
     "a finite number": _is_number,
@@ -36,6 +40,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {  # what a field must be, in words, 
     "a list of texts": _are_texts,
     "a list of two texts": lambda value: _are_texts(value) and len(value) == 2,
     "four finite numbers or an empty list": _is_box,
+    "a list of boxes, four finite numbers each": _are_boxes,
     "an object": lambda value: isinstance(value, dict),
     "a list of objects": lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -23,12 +24,13 @@ def answer_scores(match: str, answers: Sequence[str | None], references: Sequenc
     """Agreement of answers with their references, 0 to 1; 0 without an answer.
 
     Args:
-        match: `exact` (see `is_correct`), `wordnet` (`graded_scores`) or `typed` (`typed_scores`).
+        match: `exact` (see `is_correct`), `wordnet` (`graded_scores`), `typed` (`typed_scores`) or `count` (`count_scores`).
 
     Returns:
         float32 [pairs].
     """
-    return {"exact": exact_scores, "wordnet": graded_scores, "typed": typed_scores}[match](answers, references)
+    kinds = {"exact": exact_scores, "wordnet": graded_scores, "typed": typed_scores, "count": count_scores}
+    return kinds[match](answers, references)
 
 
 def exact_scores(answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
@@ -76,6 +78,31 @@ def typed_scores(answers: Sequence[str | None], references: Sequence[str]) -> np
     lemmas = [[graph.lemmatize("_".join(pairs[i][side].split())) for i in words] for side in (0, 1)]
     scores[words] = np.maximum(scores[words], graph.path_similarity(*lemmas) >= SAME)
     return scores
+
+
+def count_scores(answers: Sequence[str | None], references: Sequence[str]) -> np.ndarray:
+    """Where the reference is a number, how near the answer is to it; elsewhere as `exact_scores`.
+
+    max(0, 1 - |answer - reference| / |reference|^(2/3)) (GeoVista, arXiv 2605.14475, the released `get_answer_reward`). With
+    the reference 0 only 0 scores. Numbers are whole answers, in digits or as words up to twenty; the release takes the first
+    digits of a text.
+
+    Returns:
+        float32 [pairs].
+    """
+    scores = exact_scores(answers, references)
+    for i, (answer, reference) in enumerate(zip(answers, references, strict=True)):
+        given, wanted = _literal(normalize(answer or "")), _literal(normalize(reference))
+        if isinstance(given, Decimal) and isinstance(wanted, Decimal):
+            scores[i] = _nearness(given, wanted)
+    return scores
+
+
+def _nearness(given: Decimal, wanted: Decimal) -> float:
+    if given == wanted:
+        return 1.0
+    apart, scale = abs(float(given) - float(wanted)), abs(float(wanted)) ** (2 / 3)
+    return max(0.0, 1 - apart / scale) if scale and math.isfinite(apart) else 0.0
 
 
 def _literal(text: str) -> Decimal | str | None:

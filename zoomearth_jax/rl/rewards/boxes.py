@@ -1,4 +1,5 @@
-"""Jitted kernels of the rewards for boxes: IoU, and region guidance (paper, Method: r_IoU and r_RG).
+"""Jitted kernels of the rewards for boxes: IoU, and region guidance (paper, Method: r_IoU and r_RG); containment, and the IoU of
+several boxes.
 
 Kernels take boxes [..., 4], (x1, y1, x2, y2) in px of one frame. A box is four numbers with x1 < x2 and y1 < y2; what is
 degenerate, inverted, NaN, infinite or beyond 1e18 px is none, and scores 0 in every reward. Parts out of the image count as
@@ -48,6 +49,51 @@ def box_iou(a, b):
     union = area_a + area_b - overlap
     real = is_box(a) & is_box(b) & (area_a > 0) & (area_b > 0)  # areas of boxes may underflow
     return jnp.where(real, overlap / jnp.where(real, union, 1.0), 0.0)
+
+
+def containment(windows, boxes):
+    """Share of each of the boxes [..., 4] that lies in its window [..., 4]: float32 [...]; 0 where either is none.
+
+    It asks for a direction, as the chain-of-focus reward of GeoEyes (arXiv 2602.14201) does, which IoU doesn't: a small box in a
+    large window is contained whole. GeoEyes compares each window with the one before; this is a window and the reference.
+    """
+    (wx1, wy1, wx2, wy2), (x1, y1, x2, y2) = _corners(windows), _corners(boxes)
+    overlap = _area(jnp.maximum(wx1, x1), jnp.maximum(wy1, y1), jnp.minimum(wx2, x2), jnp.minimum(wy2, y2))
+    area = _area(x1, y1, x2, y2)
+    real = is_box(windows) & is_box(boxes) & (area > 0)
+    return jnp.where(real, overlap / jnp.where(real, area, 1.0), 0.0)
+
+
+@jax.jit
+def containment_rewards(windows, boxes, applies):
+    """`containment` of a batch [B, 4] each, 0 where it doesn't apply (bool [B]): float32 [B]."""
+    return jnp.where(applies, containment(windows, boxes), 0.0)
+
+
+@jax.jit
+def greedy_iou(predicted, reference, counts):
+    """IoU of several boxes with several reference boxes, each matched at most once: float32 [B].
+
+    The pair with the largest IoU is matched first, then the largest of the boxes that are left, and so on; their sum is divided
+    by the larger number of boxes, so that a box too many costs as one that is missing does. (GeoVista, arXiv 2605.14475, matches
+    the same way, drops boxes that are named twice, and divides by the number of reference boxes.)
+
+    Args:
+        predicted, reference: [B, P, 4] and [B, R, 4] in px of one frame; what is no box in the places that are left over.
+        counts: the larger number of boxes of each, predicted or reference, [B]; 0 gives 0.
+    """
+    pairs = box_iou(predicted[:, :, None], reference[:, None])
+    places_P, places_R = jnp.arange(pairs.shape[1])[:, None], jnp.arange(pairs.shape[2])
+
+    def match(_, state):
+        left, total = state
+        best = jnp.argmax(left.reshape(len(left), -1), axis=1)
+        p, r = (x[:, None, None] for x in jnp.divmod(best, pairs.shape[2]))
+        total = total + jnp.max(left, axis=(1, 2))
+        return jnp.where((places_P == p) | (places_R == r), 0.0, left), total
+
+    _, total = jax.lax.fori_loop(0, min(pairs.shape[1:]), match, (pairs, jnp.zeros(len(pairs))))
+    return jnp.where(counts > 0, total / jnp.maximum(counts, 1), 0.0)
 
 
 def reference_window(boxes):
