@@ -105,7 +105,11 @@ def manifest(rows: Sequence[Row]) -> dict:
     """
     content = sorted(
         json.dumps(
-            [*row.key, row.answer, [look.corners or look.geometry or look.context for look in row.looks] + list(row.boxes)],
+            [
+                *row.key,
+                row.answer,
+                [look.corners or look.geometry or look.context for look in row.looks] + list(row.boxes),
+            ],
             ensure_ascii=False,
         )
         for row in rows

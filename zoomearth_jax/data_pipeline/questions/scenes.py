@@ -167,7 +167,7 @@ def _striped(edges_x, edges_y, area: tuple[float, float, float, float], orientat
 
 
 def _factors(edges, low, high, wave: int, phase: float, period: float):
-    """Factors of one axis of a rectangle: pixel means of [inside], inside x ramp, inside x cos(kx + phase) and x sin(kx + phase)."""
+    """Factors of one axis of a rectangle: pixel means of [inside], inside x ramp, inside x cos(kx + phase) and sin(…)."""
     clipped = np.clip(edges, low, high)
     width = np.diff(edges)
     inside = np.diff(clipped) / width
