@@ -119,7 +119,7 @@ class EpisodeConfig:
             turn gives one. GRPO on sampled ids plays `unanswered`.
         temperature, repetition_penalty: of evaluation and of asking, unless others are given (see `SamplingConfig`).
         min_window_px: a crop's shortest side in px of the original (paper: 512).
-        inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
+        inner_window_px: a crop's shortest side where its box was named inside a picture, not on the overview; 0 for min_window_px.
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
             the centre, which cuts long boxes.
@@ -244,7 +244,7 @@ class LayoutConfig:
         turn_lens: slots for what is written in each turn: two numbers for the paper's one crop, three for two, and so on; one for
             a passive view without crops.
         min_window_px: a crop's shortest side in px of the original.
-        inner_window_px: that of a crop whose box was named inside a picture, not on the overview; 0 for min_window_px.
+        inner_window_px: a crop's shortest side where its box was named inside a picture, not on the overview; 0 for min_window_px.
         view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged; `context`: a crop of
             twice its sides.
     """
