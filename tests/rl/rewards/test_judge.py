@@ -4,15 +4,18 @@ import contextlib
 import http.server
 import json
 import math
+import re
 import shutil
 import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.episodes import made_episode
+from tests.processes import ROOT
 from tests.rl.rewards.test_rewards import episode, play
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.judge import JudgeConfig
@@ -225,6 +228,18 @@ def test_the_judge_s_part_of_the_total(server, tmp_path):
     table = {"tokens": np.ones(2), "reward_total": rewards["total"], "judge_failed": rewards["judge_failed"]}
     assert rollout_metrics(table, 2)["judge_failed"] == 0
     assert played.episodes[1].answer is None
+
+
+def test_the_documentation_s_judge(judged, server):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(import json.*?)ThreadingHTTPServer\(\(", page, re.DOTALL)[1]
+    named: dict = {}
+    exec(compile(code, "docs/rewards.md", "exec"), named)
+    named["Judge"].log_message = lambda *_: None
+    server.RequestHandlerClass = named["Judge"]
+    with Judge(RewardSpec(judge=server.address), JudgeConfig(), Path("nowhere")) as judge:
+        judge.check()
+    np.testing.assert_array_equal(judged("It is Three.", "two")["judge"], [1, 0])
 
 
 @pytest.mark.parametrize(
