@@ -17,6 +17,7 @@ import pytest
 from tests.episodes import made_episode
 from tests.processes import ROOT
 from tests.rl.rewards.test_rewards import episode, play
+from tests.runs.test_training_on_meshes import train
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.judge import JudgeConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -29,7 +30,7 @@ from zoomearth_jax.rl.metrics import rollout_metrics
 from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.runs.checkpoints import Checkpoints
 from zoomearth_jax.runs.metrics import read_metrics
-from zoomearth_jax.verbs.grpo import grpo
+from zoomearth_jax.verbs.grpo import _open_judge, grpo
 
 ONE = Question(types.SimpleNamespace(), "How many?", "three", "global", choices=("two", "three"), category="Counting")
 
@@ -265,6 +266,30 @@ def test_a_run_without_its_judge_doesn_t_begin(tmp_path, capsys, server):
     assert said.count("leave reward.judge out") == 2
     assert "answered with status 404" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_share_questions_are_refused_with_a_judge(monkeypatch):
+    monkeypatch.setattr("zoomearth_jax.verbs.grpo.process_share", lambda mesh: (0, 1))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    config = GRPOConfig(reward=RewardSpec(judge="http://127.0.0.1:9/judge"))
+    with pytest.raises(UserError, match="keep tensor groups within a process"), _open_judge(config, None):
+        pass
+    with _open_judge(GRPOConfig(), None) as judge:
+        assert judge is None
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_asks_for_its_own_episodes(tmp_path, server):
+    how = ["--reward.judge", server.address]
+    train(tmp_path / "one", "grpo", 2, 1, *how)
+    train(tmp_path / "two", "grpo", 2, 2, "--mesh.fsdp", 2, *how, processes=2)
+    one, two = (
+        [row["reward_judge"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert min(one) > 0
+    kept = [(tmp_path / "two" / "judge" / f"scores-{process}.jsonl").read_text() for process in (0, 1)]
+    assert all(len(lines.split()) > 2 for lines in kept)
 
 
 @pytest.mark.slow
