@@ -52,6 +52,7 @@ def good() -> dict[str, tuple[bytes, int]]:
             ).encode(),
             1,
         ),
+        "all boxes": (lines(row(boxes=[[0, 0, 10, 10], [490, 290, 501, 301]]), row(boxes=[])).encode(), 2),
         "no looks": (lines(row(looks=[])).encode(), 1),
         "box of real numbers": (lines(row(box=[0.25, 1e1, 99.5, 300.0])).encode(), 1),
         "box partly outside": (lines(row(box=[-5, 20, 501, 301])).encode(), 1),
@@ -144,6 +145,9 @@ def bad() -> dict[str, tuple[bytes, str]]:
         cases[f"a second look with {change}"] = (row(box=None, looks=[look, look | change]), fault)
     for value in ("red", [1, 2], [None]):
         cases[f"choices {value}"] = (row(choices=value), "field 'choices' must be a list of texts")
+    for value in ([1, 2, 3, 4], [[1, 2, 3]], [[]], [[1, 2, 3, "4"]], "x"):
+        cases[f"boxes {value}"] = (row(boxes=value), "field 'boxes' must be a list of boxes, four finite numbers each")
+    cases["boxes outside"] = (row(boxes=[[1, 2, 3, 4], [600, 0, 700, 9]]), "line 1: box is outside the image")
     cases["label 3"] = (row(label=3), "field 'label' must be a text, not 3")
     cases["level Object"] = (
         row(level="Object"),

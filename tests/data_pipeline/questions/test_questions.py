@@ -16,7 +16,7 @@ from tests.processes import ROOT
 from zoomearth_jax import cli
 from zoomearth_jax.data_pipeline.images.boxes import Frame
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
-from zoomearth_jax.data_pipeline.questions.own_rows import FIELDS
+from zoomearth_jax.data_pipeline.questions.own_rows import FIELDS, write_questions
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.runs.models import load_rows
 
@@ -96,6 +96,10 @@ def test_what_rows_hold_arrives(folder, capsys):
     )
     assert (question.category, question.choices) == (full["category"], ("red", "blue"))
     assert (question.looks[0].thought, question.thought, question.box.corners) == ("look", "see", (10, 20, 200, 150))
+    (question,), _, _ = both(folder, lines(row(boxes=[[1, 2, 3, 4], [490, 290, 501, 301]])).encode(), capsys)
+    assert [box.corners for box in question.boxes] == [(1, 2, 3, 4), (490, 290, 500, 300)]
+    write_questions(folder / "questions.jsonl", [("a.png", question)])
+    assert read_questions(folder)[0].boxes == question.boxes
     (question,), _, report = both(folder, lines(row(box=[-5, 20, 501, 150])).encode(), capsys)
     assert question.box.corners == (0, 20, 500, 150)  # cut, and listed in the frame that it was given in
     (problem,) = report["problems"]

@@ -4,16 +4,20 @@ import contextlib
 import http.server
 import json
 import math
+import re
 import shutil
 import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.episodes import made_episode
+from tests.processes import ROOT
 from tests.rl.rewards.test_rewards import episode, play
+from tests.runs.test_training_on_meshes import train
 from zoomearth_jax.cli import main
 from zoomearth_jax.configs.judge import JudgeConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -26,7 +30,7 @@ from zoomearth_jax.rl.metrics import rollout_metrics
 from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.runs.checkpoints import Checkpoints
 from zoomearth_jax.runs.metrics import read_metrics
-from zoomearth_jax.verbs.grpo import grpo
+from zoomearth_jax.verbs.grpo import _open_judge, grpo
 
 ONE = Question(types.SimpleNamespace(), "How many?", "three", "global", choices=("two", "three"), category="Counting")
 
@@ -227,6 +231,18 @@ def test_the_judge_s_part_of_the_total(server, tmp_path):
     assert played.episodes[1].answer is None
 
 
+def test_the_documentation_s_judge(judged, server):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(import json.*?)ThreadingHTTPServer\(\(", page, re.DOTALL)[1]
+    named: dict = {}
+    exec(compile(code, "docs/rewards.md", "exec"), named)
+    named["Judge"].log_message = lambda *_: None
+    server.RequestHandlerClass = named["Judge"]
+    with Judge(RewardSpec(judge=server.address), JudgeConfig(), Path("nowhere")) as judge:
+        judge.check()
+    np.testing.assert_array_equal(judged("It is Three.", "two")["judge"], [1, 0])
+
+
 @pytest.mark.parametrize(
     "address", ["ftp://x/y", "file:///etc/passwd", "http://", "localhost:80", "http://[", "http://x:y", "http://a b"]
 )
@@ -250,6 +266,30 @@ def test_a_run_without_its_judge_doesn_t_begin(tmp_path, capsys, server):
     assert said.count("leave reward.judge out") == 2
     assert "answered with status 404" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_share_questions_are_refused_with_a_judge(monkeypatch):
+    monkeypatch.setattr("zoomearth_jax.verbs.grpo.process_share", lambda mesh: (0, 1))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    config = GRPOConfig(reward=RewardSpec(judge="http://127.0.0.1:9/judge"))
+    with pytest.raises(UserError, match="keep tensor groups within a process"), _open_judge(config, None):
+        pass
+    with _open_judge(GRPOConfig(), None) as judge:
+        assert judge is None
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_asks_for_its_own_episodes(tmp_path, server):
+    how = ["--reward.judge", server.address]
+    train(tmp_path / "one", "grpo", 2, 1, *how)
+    train(tmp_path / "two", "grpo", 2, 2, "--mesh.fsdp", 2, *how, processes=2)
+    one, two = (
+        [row["reward_judge"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert min(one) > 0
+    kept = [(tmp_path / "two" / "judge" / f"scores-{process}.jsonl").read_text() for process in (0, 1)]
+    assert all(len(lines.split()) > 2 for lines in kept)
 
 
 @pytest.mark.slow
