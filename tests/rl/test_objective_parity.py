@@ -49,7 +49,7 @@ def torch_advantages(kind, rewards):
 def torch_loss(c: ObjectiveConfig, data, new):
     """-J, a row after the other. The entropy is any differentiable function of the log-probabilities: here H = c x p."""
     advantages = torch_advantages(c.advantage, data["rewards"])
-    old, sampler, ref, scale = (torch.tensor(data[name]) for name in ("old", "sampler", "ref", "entropy_of"))
+    old, ref, scale = (torch.tensor(data[name]) for name in ("old", "ref", "entropy_of"))
     flat = [len(set(data["rewards"][i - i % GROUP : i - i % GROUP + GROUP])) == 1 for i in range(ROWS)]
     rows, tokens = [], 0
     for i in range(ROWS):
@@ -65,7 +65,7 @@ def torch_loss(c: ObjectiveConfig, data, new):
                 ratio = torch.exp(new[i, t]) / torch.exp(old[i, t])
             a = advantages[i]
             if c.loss == "cispo":
-                term = min(float(ratio), c.cispo_max) * a * new[i, t]
+                term = torch.clamp(ratio.detach(), max=c.cispo_max) * a * new[i, t]
             elif c.loss == "sapo":
                 tau = c.sapo_temperature_pos if a > 0 else c.sapo_temperature_neg
                 term = a * 4 / tau / (1 + torch.exp(-tau * (ratio - 1)))
