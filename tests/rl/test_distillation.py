@@ -17,6 +17,7 @@ from zoomearth_jax.data_pipeline.images.boxes import crop_window
 from zoomearth_jax.data_pipeline.images.sources import view_of
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
 from zoomearth_jax.data_pipeline.rows.builder import Views
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.sharding import local_rows, make_mesh
 from zoomearth_jax.rl.distillation import distilled_episodes, distilled_slots, reference_pictures, teacher_replies
 from zoomearth_jax.rl.episode import Episode, Turn
@@ -130,6 +131,11 @@ def test_the_moving_average_by_hand():
     without, _ = _update(state._replace(average=None), optimizer, loss_fn, jnp.ones(1), 0.9)
     assert without.average is None
     assert float(without.trainable["w"]) == 1.5
+
+
+def test_rows_without_pictures_are_refused(nano):
+    with pytest.raises(UserError, match=r"objective\.distill_weight: rows of one turn"):
+        GRPO(DISTILL, nano.model, nano.rows.replaced(turn_lens=(32,)), make_mesh((1, 1, 1)))
 
 
 @pytest.mark.slow

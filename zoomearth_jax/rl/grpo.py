@@ -105,13 +105,15 @@ class GRPO:
     def __init__(
         self, config: GRPOConfig, model: VisionLanguageModel, rows: RowBuilder, mesh: Mesh, sampler: Mesh | None = None
     ):
-        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`.
+        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`, and for self-distillation without pictures.
 
         Args:
             sampler: see `RolloutEngine`.
         """
-        add_lora(model, config.lora, nnx.Rngs(config.seed))
         objective = config.objective
+        if objective.distill_weight and not rows.layout.num_pictures:
+            raise UserError("objective.distill_weight: rows of one turn show no picture; give --layout.turn-lens two")
+        add_lora(model, config.lora, nnx.Rngs(config.seed))
         if config.rollout.crop != "model":
             rows = rows.replaced(crop=config.rollout.crop)
         if rows.episode.gate == "box" and config.rollout.turn_ids == "sampled":
