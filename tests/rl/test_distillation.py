@@ -102,6 +102,20 @@ def test_the_teacher_reads_what_a_policy_that_named_the_reference_box_would(nano
     assert (replies.pictures.pixels == 7).all()  # the policy's own rows stay as they are
 
 
+def test_only_the_last_picture_is_another_one_and_its_note_stays(nano):
+    rows = nano.rows.replaced(turn_lens=(4, 4, 4)).with_notes(16)
+    side, notes, turns = rows.layout.picture_side, [["one"], ["two"]], [[[5, rows.stop_id]] * 3]
+    first, last, other = (np.full((28 * h, 28 * w, 3), 9 * h + w, np.uint8) for h, w in ((1, 1), (1, 2), (2, 2)))
+    replies, want = (
+        rows.replies(turns, rows.views(pictures, side), notes) for pictures in ([first, last], [first, other])
+    )
+    shown = [Turn("", LOOK, picture=seen, note=note[0]) for seen, note in zip((first, last), notes, strict=True)]
+    got = teacher_replies(rows, [Episode((*shown, Turn("")), None, False)], replies, {0: other})
+    assert (replies.ids != want.ids).any()
+    for array, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_a_question_is_read_once(nano):
     question = scene_questions("sft", 3, 0, 1, global_share=0.0)[0]
     counts = []

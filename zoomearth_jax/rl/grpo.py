@@ -126,10 +126,6 @@ class GRPO:
         graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
         self.reference = reference_policy(self.state, config.compute.dtype) if objective.kl_weight else None
         if objective.distill_weight:
-            if not rows.layout.num_pictures:
-                raise UserError(
-                    "objective.distill_weight: rows of one turn show no picture; give --layout.turn-lens two"
-                )
             self.state = self.state._replace(average=averaged(self.state.trainable))
         self.freezes_vision, self.adapted = "vision" not in self.state.trainable, has_lora(model)
         scoring: dict[str, Any] = {
