@@ -74,6 +74,10 @@ def test_steps_count_what_trains():
     assert grpo_flops(config, COUNTS, freeze_vision=False, kl=True) == 4 * (text + forward.vision)
     assert grpo_flops(config, COUNTS, freeze_vision=True, kl=False, scorings=2) == 5 * text
     assert grpo_flops(config, COUNTS, freeze_vision=False, kl=False, scorings=1) == 4 * (text + forward.vision)
+    pictures = config.vision_flops(COUNTS.picture_BI2.reshape(-1, 2))
+    assert 0 < pictures < forward.vision
+    assert grpo_flops(config, COUNTS, freeze_vision=True, kl=False, distills=True) == 4 * text + pictures
+    assert grpo_flops(config, COUNTS, freeze_vision=False, kl=False, distills=True) == 4 * (text + forward.vision)
     assert mfu(2e12, 0.5, 4, 10e12) == pytest.approx(0.1)
 
 

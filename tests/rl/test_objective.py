@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoomearth_jax.configs.objective import ObjectiveConfig
-from zoomearth_jax.rl.objective import disagreeing, group_advantages, grpo_loss, kl_estimate, row_weights
+from zoomearth_jax.rl.objective import (
+    disagreeing,
+    distilled_advantages,
+    group_advantages,
+    grpo_loss,
+    kl_estimate,
+    row_weights,
+)
 
 # Three rows: two tokens, one token, none. What stands where the mask is 0 must not matter.
 MASK = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
@@ -123,6 +130,96 @@ def test_truncated_importance_weights_by_hand():
 
     want = -np.array([[2 * 1 / 2, 0.5 * 1 / 2, 0], [-2, 0, 0], [0, 0, 0]]) / 3
     np.testing.assert_allclose(jax.grad(on_policy)(jnp.asarray(OLD)), want, atol=1e-6)
+
+
+def sampled_by(row0, row1):
+    """Log-probabilities of a sampler that the old policy has these ratios to."""
+    return OLD - np.log(np.array([[*row0, 9], [row1, 9, 9], [9, 9, 9]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("mode", "cap", "weights"),
+    [
+        ("token_mask", 2.0, (0, 0.5, 1)),
+        ("sequence_truncate", 3.0, (2, 2, 1)),  # row 0's product is 4 x 0.5
+        ("sequence_truncate", 1.5, (1.5, 1.5, 1)),
+        ("sequence_mask", 3.0, (2, 2, 1)),
+        ("sequence_mask", 1.5, (0, 0, 1)),
+    ],
+)
+def test_modes_of_importance_weights_by_hand(mode, cap, weights):
+    """A masked row stays among those that the loss is divided by."""
+    a, b, c = weights
+    arrays = {"sampler_logp": sampled_by((4, 0.5), 1)}
+    loss, metrics = loss_of(importance_cap=cap, importance_mode=mode, arrays=arrays)
+    assert loss == pytest.approx(-((a * S00 + b * S01) / 2 + c * S10) / 3, abs=1e-6)
+    assert metrics["importance_weight"] == pytest.approx(((a + b) / 2 + c) / 3)
+    over = {("token_mask", 2.0): 1 / 2 / 3}.get((mode, cap), 1 / 3 if cap == 1.5 else 0)
+    assert metrics["importance_truncated"] == pytest.approx(over)
+
+
+def test_a_masked_ratio_too_large_for_a_float_is_no_nan():
+    arrays = {"sampler_logp": OLD - 100.0}
+    loss, gradient = jax.value_and_grad(
+        lambda new: loss_of(new, importance_cap=3.0, importance_mode="sequence_mask", arrays=arrays)[0]
+    )(jnp.asarray(NEW))
+    assert loss == 0
+    assert not gradient.any()
+
+
+def test_cispo_by_hand():
+    """Ratios 1.5, 0.8; 0.5, cut at 1.2, weigh the log-probabilities; what is cut keeps its gradient."""
+    settings = {"loss": "cispo", "cispo_max": 1.2}
+    loss, metrics = loss_of(**settings)
+    want = ((1.2 * np.log(0.75) + 0.8 * np.log(0.4)) / 2 + 0.5 * -2 * np.log(0.1)) / 3
+    assert loss == pytest.approx(-want, abs=1e-6)
+    assert metrics["clip_fraction"] == pytest.approx(1 / 2 / 3)
+    assert set(metrics) == {"clip_fraction", "ratio_max"}
+    gradient = jax.grad(lambda new: loss_of(new, **settings)[0])(jnp.asarray(NEW))
+    np.testing.assert_allclose(gradient, -np.array([[1.2 / 2, 0.8 / 2, 0], [0.5 * -2, 0, 0], [0, 0, 0]]) / 3, atol=1e-6)
+
+
+def test_sapo_by_hand():
+    """4 / tau sigmoid(tau (rho - 1)), tau 1 where A is positive and 1.05 where it is negative; slopes sigmoid' x 4 x rho."""
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    loss, metrics = loss_of(loss="sapo")
+    gates = 4 * sigmoid(0.5), 4 * sigmoid(-0.2), 4 / 1.05 * sigmoid(1.05 * -0.5)
+    assert loss == pytest.approx(-((gates[0] + gates[1]) / 2 - 2 * gates[2]) / 3, abs=1e-6)
+    assert set(metrics) == {"ratio_max"}
+    slopes = [4 * s * (1 - s) * rho for s, rho in ((sigmoid(0.5), 1.5), (sigmoid(-0.2), 0.8), (sigmoid(-0.525), 0.5))]
+    gradient = jax.grad(lambda new: loss_of(new, loss="sapo")[0])(jnp.asarray(NEW))
+    want = -np.array([[slopes[0] / 2, slopes[1] / 2, 0], [-2 * slopes[2], 0, 0], [0, 0, 0]]) / 3
+    np.testing.assert_allclose(gradient, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["clip", "cispo", "sapo"])
+def test_on_policy_all_forms_have_the_policy_gradient(loss):
+    gradient = jax.grad(lambda new: loss_of(new, OLD, loss=loss)[0])(jnp.asarray(OLD))
+    np.testing.assert_allclose(gradient, -np.array([[1 / 2, 1 / 2, 0], [-2, 0, 0], [0, 0, 0]]) / 3, atol=1e-6)
+
+
+def test_advantages_of_tokens_by_hand():
+    """Row 0's tokens have 1 and -1: min(1.5, 1.2), and min(-0.8, -0.8). The same number for all of a row is that of the row."""
+    tokens = np.array([[1.0, -1.0, 7.0], [-2.0, 7.0, 7.0], [7.0, 7.0, 7.0]], np.float32)
+    assert loss_of(advantages=tokens)[0] == pytest.approx(-((1.2 - 0.8) / 2 + S10) / 3, abs=1e-6)
+    assert loss_of(advantages=np.repeat(A[:, None], 3, axis=1))[0] == loss_of()[0]
+
+
+def test_self_distillation_by_hand():
+    """The second token of two rows: 0.6 by the teacher and 0.2 by the policy; 0.01 and 0.9, which is clipped."""
+    objective = ObjectiveConfig(kl_weight=0.0, distill_weight=0.5, distill_clip=1.5)
+    old = np.log(np.array([[0.5, 0.2], [0.5, 0.9]], np.float32))
+    teacher = np.log(np.array([[0.9, 0.6], [0.9, 0.01]], np.float32))
+    distilled = np.array([[False, True], [False, True]])
+    advantages, gap = distilled_advantages(objective, np.array([1.0, -1.0], np.float32), teacher, old, distilled)
+    np.testing.assert_allclose(gap, [[0, np.log(3)], [0, -1.5]], atol=1e-6)
+    np.testing.assert_allclose(advantages, [[1, 1 + 0.5 * np.log(3)], [-1, -1.75]], atol=1e-6)
+    mask = np.ones((2, 2))
+    gradient = jax.grad(lambda new: loss_of(new, old, advantages, mask)[0])(jnp.asarray(old))
+    np.testing.assert_allclose(gradient, -np.asarray(advantages) / 4, atol=1e-6)  # ratios of 1, two rows of two tokens
 
 
 def test_entropy_bonus_by_hand():

@@ -49,7 +49,7 @@ def torch_advantages(kind, rewards):
 def torch_loss(c: ObjectiveConfig, data, new):
     """-J, a row after the other. The entropy is any differentiable function of the log-probabilities: here H = c x p."""
     advantages = torch_advantages(c.advantage, data["rewards"])
-    old, sampler, ref, scale = (torch.tensor(data[name]) for name in ("old", "sampler", "ref", "entropy_of"))
+    old, ref, scale = (torch.tensor(data[name]) for name in ("old", "ref", "entropy_of"))
     flat = [len(set(data["rewards"][i - i % GROUP : i - i % GROUP + GROUP])) == 1 for i in range(ROWS)]
     rows, tokens = [], 0
     for i in range(ROWS):
@@ -64,11 +64,20 @@ def torch_loss(c: ObjectiveConfig, data, new):
             else:
                 ratio = torch.exp(new[i, t]) / torch.exp(old[i, t])
             a = advantages[i]
-            term = torch.min(ratio * a, torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high) * a)
+            if c.loss == "cispo":
+                term = torch.clamp(ratio.detach(), max=c.cispo_max) * a * new[i, t]
+            elif c.loss == "sapo":
+                tau = c.sapo_temperature_pos if a > 0 else c.sapo_temperature_neg
+                term = a * 4 / tau / (1 + torch.exp(-tau * (ratio - 1)))
+            else:
+                term = torch.min(ratio * a, torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high) * a)
             if c.dual_clip and a < 0:
                 term = torch.max(term, c.dual_clip * a)
             if c.importance_cap:
-                term = term * min(float(torch.exp(old[i, t] - sampler[i, t])), c.importance_cap)
+                scope, over = c.importance_mode.split("_")
+                over_places = places if scope == "sequence" else [t]
+                weight = float(np.prod([np.exp(data["old"][i, s] - data["sampler"][i, s]) for s in over_places]))
+                term = term * (weight if weight <= c.importance_cap else 0 if over == "mask" else c.importance_cap)
             if c.kl_weight and c.kl_in == "loss":
                 p, q = torch.exp(new[i, t]), torch.exp(ref[i, t])
                 kl = {"k1": torch.log(p / q), "k2": torch.log(p / q) ** 2 / 2, "k3": q / p - 1 - torch.log(q / p)}
@@ -113,6 +122,12 @@ VARIANTS = [
     {"kl_weight": 0.0},
     {"importance_cap": 1.1},
     {"importance_cap": 1.1, "ratio": "sequence", "aggregation": "token"},
+    *({"importance_cap": 1.1, "importance_mode": x} for x in ("token_mask", "sequence_truncate", "sequence_mask")),
+    *({"loss": x, "aggregation": y, "ratio": z}
+      for x, y, z in itertools.product(("cispo", "sapo"), ("sequence", "token"), ("token", "sequence"))),
+    {"loss": "cispo", "cispo_max": 1.3, "aggregation": "token", "kl_weight": 0.0},  # MiniMax-M1
+    {"loss": "sapo", "sapo_temperature_neg": 2.0, "kl_weight": 0.0},
+    {"loss": "sapo", "importance_cap": 1.1, "importance_mode": "sequence_mask", "flat_groups": "drop"},
     {"entropy_weight": 0.3},
     {"entropy_weight": 0.3, "aggregation": "token"},
     {"advantage": "mean", "aggregation": "constant", "kl_weight": 0.0},  # Dr. GRPO

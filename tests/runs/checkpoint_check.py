@@ -29,7 +29,13 @@ def state(mesh, value):
 
     x = np.random.default_rng(value).standard_normal((160, 240)).astype(np.float32)
     step = put(np.int32(value))
-    return TrainState({"w": put(x, "fsdp", "tensor")}, {"f": put(x[0])}, {"m": put(x * 2, None, "fsdp")}, step)
+    return TrainState(
+        {"w": put(x, "fsdp", "tensor")},
+        {"f": put(x[0])},
+        {"m": put(x * 2, None, "fsdp")},
+        step,
+        {"w": put(x * 3, "fsdp")},
+    )
 
 
 def equal(a, b):

@@ -26,9 +26,8 @@ def state(value, size=6000):
     """A state whose arrays all depend on the value, of several types and ranks."""
     x = jnp.arange(size, dtype=jnp.float32) + value
     trainable = {"w": jnp.sin(x).reshape(3, -1), "b": x.astype(jnp.bfloat16)}
-    return TrainState(
-        trainable, {"f": jnp.cos(x)}, {"m": jnp.exp(jnp.sin(x)), "count": jnp.int32(value)}, jnp.int32(value)
-    )
+    optimizer, average = {"m": jnp.exp(jnp.sin(x)), "count": jnp.int32(value)}, {"w": jnp.cos(2 * x)}
+    return TrainState(trainable, {"f": jnp.cos(x)}, optimizer, jnp.int32(value), average)
 
 
 def assert_equal(a, b):

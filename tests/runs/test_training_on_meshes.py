@@ -92,6 +92,21 @@ def test_episodes_played_ahead_in_two_processes_are_those_of_one_device(tmp_path
 
 
 @pytest.mark.slow
+def test_self_distillation_in_two_processes_is_that_of_one_device(tmp_path):
+    """With microbatches, and a moving average that lies along fsdp."""
+    distill = ["--objective.distill-weight", 1, "--objective.distill-gate", "all"]
+    want = train(tmp_path / "one", "grpo", 3, 1, *distill)
+    got = train(tmp_path / "two", "grpo", 3, 2, "--accumulate", 2, "--mesh.fsdp", 2, *distill, processes=2)
+    assert error(got, want) < 1e-4
+    one, two = (
+        np.array([row["distill_gap"] for row in read_metrics(tmp_path / name / "metrics.jsonl")])
+        for name in ("one", "two")
+    )
+    assert np.abs(one).min() > 1e-3
+    assert error(two, one) < 1e-4
+
+
+@pytest.mark.slow
 def test_packed_rows_train_on_8_devices_and_in_two_processes_as_on_one_device(tmp_path):
     """The third batch fills two rows of a device in the first process, and one in the second. The gradients agree as the losses
     do, which each follow from the gradients of the steps before."""

@@ -131,6 +131,7 @@ def grpo_flops(
     lora: bool = False,
     updates: int = 1,
     scorings: int = 0,
+    distills: bool = False,
 ) -> float:
     """FLOPs of the updates on one rollout, without the rollout; a frozen vision encoder's tokens come from there.
 
@@ -139,6 +140,8 @@ def grpo_flops(
         kl: each update takes the reference policy's forward pass too.
         updates: passes over the rollout.
         scorings: forward passes ahead of them, of the reference or of the policy itself.
+        distills: whether there is one of self-distillation's teacher too, which reads as many tokens, but sees other pictures: they
+            are encoded with a frozen vision encoder too.
     """
     forward = forward_flops(config, counts)
     text, vision = _trained(forward, lora), forward.vision * _passes(lora)
@@ -147,7 +150,8 @@ def grpo_flops(
     if freeze_vision:
         vision = 0.0
     scored = sum(forward) - (forward.vision if freeze_vision else 0.0)
-    return updates * (text + vision) + scorings * scored
+    seen = config.vision_flops(counts.picture_BI2.reshape(-1, 2)) if freeze_vision else 0.0
+    return updates * (text + vision) + scorings * scored + distills * (scored + seen)
 
 
 def maxtext_flops(config: Sizes, counts: RowCounts, passes: int = 3) -> float:

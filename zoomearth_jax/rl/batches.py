@@ -55,6 +55,8 @@ class GRPOBatch(NamedTuple):
         kept: bool [A x G], rows that count in the loss; None for all.
         old_logp: log-probabilities of the policy before the rollout's first update, by `make_scorer`; read
             where the objective's old policy is the trainer's. None where the policy is still that one.
+        teacher_logp, distilled: log-probabilities of self-distillation's teacher [A x G, written slots], and which of them count,
+            bool; None without distillation.
     """
 
     rows: RowBatch
@@ -62,6 +64,8 @@ class GRPOBatch(NamedTuple):
     advantages: Array
     kept: Array | None = None
     old_logp: Array | None = None
+    teacher_logp: Array | None = None
+    distilled: Array | None = None
 
 
 def row_batch(

@@ -18,11 +18,20 @@ from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.builder import Prompts, RowBuilder
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.family import Sizes, VisionLanguageModel
 from zoomearth_jax.models.lora import add_lora, has_lora
 from zoomearth_jax.models.sharding import constrain, local_rows, shard_batch
 from zoomearth_jax.rl.batches import GRPOBatch, RowBatch, row_batch, split_batch
+from zoomearth_jax.rl.distillation import (
+    averaged,
+    distilled_episodes,
+    distilled_slots,
+    reference_pictures,
+    teacher_replies,
+)
 from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimate
+from zoomearth_jax.rl.policy import group_places
 from zoomearth_jax.rl.rewards.episodes import episode_rewards
 from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.rl.rollout.engine import RolloutEngine, SentPrompts, Trajectories
@@ -103,15 +112,17 @@ class GRPO:
         sampler: Mesh | None = None,
         judge: Judge | None = None,
     ):
-        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`.
+        """Takes the model's arrays over; errors as of `init_state` and `RolloutEngine`, and for self-distillation without pictures.
 
         Args:
             sampler: see `RolloutEngine`.
             judge: that of `reward.judge`, needed where one is named.
         """
-        add_lora(model, config.lora, nnx.Rngs(config.seed))
         objective = config.objective
         rows = rows.playing(config.rollout.of(rows.episode))
+        if objective.distill_weight and not rows.layout.num_pictures:
+            raise UserError("objective.distill_weight: rows of one turn show no picture; give --layout.turn-lens two numbers or more")
+        add_lora(model, config.lora, nnx.Rngs(config.seed))
         if rows.episode.gate == "box" and config.rollout.turn_ids == "sampled":
             rows = rows.replaced(
                 gate="unanswered"
@@ -121,6 +132,8 @@ class GRPO:
         self.engine = RolloutEngine(model, rows, mesh, config.mesh.gather, config.rollout, sampler)
         graph, self.state = init_state(model, optimizer, freeze_vision=config.freeze_vision, mesh=mesh)
         self.reference = reference_policy(self.state, config.compute.dtype) if objective.kl_weight else None
+        if objective.distill_weight:
+            self.state = self.state._replace(average=averaged(self.state.trainable))
         self.freezes_vision, self.adapted = "vision" not in self.state.trainable, has_lora(model)
         scoring: dict[str, Any] = {
             "temperature": config.temperature,
@@ -135,7 +148,7 @@ class GRPO:
 
     @property
     def scorings(self) -> int:
-        """Forward passes over a rollout ahead of its updates."""
+        """Forward passes over a rollout ahead of its updates, without the teacher's."""
         return self._scores_old + self._config.objective.kl_in_reward
 
     def send(self, prompts: Prompts) -> list[SentPrompts]:
@@ -200,12 +213,33 @@ class GRPO:
         batch = shard_batch(GRPOBatch(played.rows, played.episodes.logprobs, advantages, kept), self._mesh)
         if self._scores_old:
             batch = batch._replace(old_logp=self._score(self.state.trainable, self.state.frozen, batch.rows))
+        if config.objective.distill_weight:
+            batch = batch._replace(**self._distilled(played))
         batches = [batch] if config.minibatches == 1 else minibatches(batch, config.minibatches)
         steps = []
         for one in batches * config.updates:
             self.state, metrics = self._train_step(self.state, self.reference, one)
             steps.append(metrics)
         return Updated(batch, advantages, kl, steps, config.updates)
+
+    def _distilled(self, played: Played) -> dict[str, jax.Array]:
+        """What the loss reads of self-distillation's teacher; see `GRPOBatch`."""
+        episodes, replies = played.episodes.episodes, played.episodes.replies
+        asked = [q for q in played.questions for _ in range(self._config.group)]
+        chosen = distilled_episodes(self._config.objective.distill_gate, asked, episodes, played.rewards["answer"])
+        seen = reference_pictures(self.rows, asked, chosen, self.engine.readers.map)
+        replies = teacher_replies(self.rows, episodes, replies, seen)
+        parts = self._config.compact
+        rows = played.rows._replace(
+            reply_ids=replies.ids,
+            reply_valid=replies.valid,
+            pictures=self._sizes.prepare(*replies.pictures),
+            picture_grids=replies.grids,
+            places=group_places(played.episodes.prompts.valid, replies.valid, parts) if parts else None,
+        )
+        slots = distilled_slots(self.rows.layout, episodes, replies.target, chosen)
+        rows, distilled = shard_batch((rows, slots), self._mesh)
+        return {"teacher_logp": self._score(self.state.average, self.state.frozen, rows), "distilled": distilled}
 
 
 def learner_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -68,12 +69,13 @@ def grpo_loss(
     ref_logp=None,
     entropy=None,
 ):
-    """-sum over tokens of weight x [w min(rho A, clip(rho) A) - kl_weight KL + entropy_weight H].
+    """-sum over tokens of weight x [w f(rho, A) - kl_weight KL + entropy_weight H], with f(rho, A) = min(rho A, clip(rho) A) or
+    another form, as `ObjectiveConfig.loss`.
 
     Args:
         logp, old_logp: log-probabilities [B, T] of the tokens, now and before the first update; the latter are constants, or the
             former behind a stop_gradient.
-        advantages: [B].
+        advantages: of each row [B], or of each token [B, T].
         mask: [B, T], 1 on the tokens of the loss.
         weights: [B], of `row_weights`: those of a whole batch where these rows are a part of it, whose losses add up.
         sampler_logp: as sampled, [B, T]; needed with importance_cap.
@@ -83,7 +85,7 @@ def grpo_loss(
     Returns:
         the loss, and metrics, shares of tokens and means over them by row unless said otherwise: clip_fraction, how many
         ratios are outside, of it clip_fraction_low and _high; ratio_max; and where they are on clip_fraction_dual, kl,
-        importance_weight, importance_truncated.
+        importance_weight, importance_truncated. cispo has no _low and _high, sapo no clip_fraction.
     """
     valid, mask = mask.astype(bool), mask.astype(jnp.float32)
     length_B = jnp.maximum(mask.sum(axis=1), 1.0)
@@ -101,13 +103,23 @@ def grpo_loss(
     if objective.ratio == "sequence":
         log_ratio = jnp.broadcast_to((log_ratio.sum(axis=1) / length_B)[:, None], logp.shape)
     ratio = jnp.exp(log_ratio)
-    surrogate, metrics = _clipped(objective, ratio, advantages[:, None], mean)
+    advantage = advantages[:, None] if advantages.ndim == 1 else advantages
+    if objective.loss == "cispo":
+        surrogate, metrics = _cispo(objective, ratio, advantage, jnp.where(valid, logp, 0.0), mean)
+    elif objective.loss == "sapo":
+        surrogate, metrics = _sapo(objective, ratio, advantage)
+    else:
+        surrogate, metrics = _clipped(objective, ratio, advantage, mean)
     if objective.importance_cap:
-        importance = jnp.exp(difference(old_logp, sampler_logp))
-        truncated = jnp.minimum(importance, objective.importance_cap)
-        surrogate = surrogate * truncated
-        metrics["importance_weight"] = mean(truncated)
-        metrics["importance_truncated"] = mean(importance > objective.importance_cap)
+        importance = difference(old_logp, sampler_logp)
+        if objective.importance_mode.startswith("sequence"):
+            importance = jnp.broadcast_to(importance.sum(axis=1, keepdims=True), logp.shape)
+        importance = jnp.exp(importance)
+        over = importance > objective.importance_cap
+        masks = objective.importance_mode.endswith("mask")
+        weight = jnp.where(over, 0.0 if masks else objective.importance_cap, importance)
+        surrogate = surrogate * weight
+        metrics["importance_weight"], metrics["importance_truncated"] = mean(weight), mean(over)
     loss = -total(surrogate)
     if objective.kl_in_loss:
         kl = kl_estimate(objective.kl, jnp.where(valid, logp, 0.0), jnp.where(valid, ref_logp, 0.0))
@@ -133,3 +145,35 @@ def _clipped(objective: ObjectiveConfig, ratio, advantage, mean):
         metrics["clip_fraction_dual"] = mean((advantage < 0) & (surrogate < floor))
         surrogate = jnp.where(advantage < 0, jnp.maximum(surrogate, floor), surrogate)
     return surrogate, metrics
+
+
+def _cispo(objective: ObjectiveConfig, ratio, advantage, logp, mean):
+    """Each token's min(rho, cispo_max) A log pi, where only log pi has a gradient; and how often what was cut."""
+    weight = jax.lax.stop_gradient(jnp.minimum(ratio, objective.cispo_max))
+    metrics = {"clip_fraction": mean(ratio > objective.cispo_max), "ratio_max": ratio.max()}
+    return weight * advantage * logp, metrics
+
+
+def _sapo(objective: ObjectiveConfig, ratio, advantage):
+    """Each token's 4 / tau sigmoid(tau (rho - 1)) A, whose gradient on policy is that of rho A."""
+    tau = jnp.where(advantage > 0, objective.sapo_temperature_pos, objective.sapo_temperature_neg)
+    return 4.0 / tau * jax.nn.sigmoid(tau * (ratio - 1.0)) * advantage, {"ratio_max": ratio.max()}
+
+
+def distilled_advantages(objective: ObjectiveConfig, advantages, teacher_logp, old_logp, distilled):
+    """Advantages of tokens [B, T] with self-distillation: A + distill_weight x d where `distilled`, else A.
+
+    d = log pi_teacher - log pi_old, clipped to -distill_clip … distill_clip. Its mean over the policy's samples is -KL(pi_old ||
+    pi_teacher), so this is on-policy distillation of the reverse KL, one sampled token at a time.
+
+    Args:
+        advantages: [B].
+        teacher_logp, old_logp: [B, T], without gradients.
+        distilled: bool [B, T].
+
+    Returns:
+        the advantages, and d, 0 where nothing is distilled.
+    """
+    gap = jnp.where(distilled, teacher_logp - old_logp, 0.0)
+    gap = jnp.clip(gap, -objective.distill_clip, objective.distill_clip)
+    return advantages[:, None] + objective.distill_weight * gap, gap

@@ -18,12 +18,14 @@ from zoomearth_jax.models.sharding import cast_kernels, param_shardings
 
 
 class TrainState(NamedTuple):
-    """All that a step changes or needs: parameters with and without gradients, optimizer state, steps done."""
+    """All that a step changes or needs: parameters with and without gradients, optimizer state, steps done; and with
+    self-distillation the moving average of the trainable parameters, float32."""
 
     trainable: nnx.State
     frozen: nnx.State
     opt_state: optax.OptState
     step: jax.Array
+    average: nnx.State | None = None
 
     @property
     def params(self) -> nnx.State:

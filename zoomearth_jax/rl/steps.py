@@ -15,7 +15,7 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.models.family import Images
 from zoomearth_jax.models.sharding import constrain, constrain_params
 from zoomearth_jax.rl.batches import GRPOBatch, PackedBatch, RowBatch, split_batch
-from zoomearth_jax.rl.objective import grpo_loss, row_weights
+from zoomearth_jax.rl.objective import distilled_advantages, grpo_loss, row_weights
 from zoomearth_jax.rl.policy import Segment, packed_logprobs, reply_logprobs, row_features
 from zoomearth_jax.rl.state import TrainState
 
@@ -40,8 +40,11 @@ def row_logprobs(model, batch: RowBatch, layout: RowLayout, temperature: float, 
     return reply_logprobs(model, prompt, reply, scored_slots(layout, mask), temperature, banned_ids, batch.places)
 
 
-def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, dict[str, jax.Array]]:
+def _update(
+    state: TrainState, optimizer, loss_fn, micros, decay: float = 0.0
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step on the sum of loss_fn(trainable, micro) over microbatches, gradients added up in float32.
+    The state's moving average, if it has one, keeps its share `decay` and takes the rest from the new parameters.
 
     loss_fn also gives metrics that add up likewise, but for those named `*_max`; its loss is one of them. A step whose loss,
     gradient or update is not finite leaves the state as it is.
@@ -68,9 +71,15 @@ def _update(state: TrainState, optimizer, loss_fn, micros) -> tuple[TrainState, 
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["update_ratio"] = optax.tree.norm(updates) / jnp.maximum(optax.tree.norm(state.trainable), 1e-12)
     finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"] + metrics["update_ratio"])
-    changed = (trainable, opt_state, state.step + 1), (state.trainable, state.opt_state, state.step)
-    trainable, opt_state, step = jax.tree.map(lambda new, old: jnp.where(finite, new, old), *changed)
-    return TrainState(*constrain_params((trainable, state.frozen, opt_state, step))), metrics
+    average = state.average
+    if average is not None:
+        average = jax.tree.map(lambda a, x: decay * a + (1.0 - decay) * x.astype(a.dtype), average, trainable)
+    changed = (
+        (trainable, opt_state, state.step + 1, average),
+        (state.trainable, state.opt_state, state.step, state.average),
+    )
+    trainable, opt_state, step, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), *changed)
+    return TrainState(*constrain_params((trainable, state.frozen, opt_state, step, average))), metrics
 
 
 def make_sft_step(graph, optimizer, layout: RowLayout, accumulate: int = 1) -> Callable:
@@ -144,6 +153,7 @@ def make_grpo_step(
 
     def step(state: TrainState, ref_trainable, batch: GRPOBatch):
         count = batch.rows.target[:, slots].sum().astype(jnp.float32)
+        distilled = 0 if batch.distilled is None else jnp.maximum(batch.distilled.sum(), 1).astype(jnp.float32)
 
         def loss_mask(rows: RowBatch):
             return (rows.target | rows.reply_valid if objective.mask == "reference" else rows.target)[:, slots]
@@ -161,11 +171,18 @@ def make_grpo_step(
             old_logp = micro.sampler_logp
             if objective.old_by_trainer:
                 old_logp = jax.lax.stop_gradient(logp) if micro.old_logp is None else micro.old_logp
+            advantages, extra = micro.advantages, {}
+            if objective.distill_weight:
+                advantages, gap = distilled_advantages(
+                    objective, advantages, micro.teacher_logp, old_logp, micro.distilled
+                )
+                share = micro.distilled.sum().astype(jnp.float32) / count
+                extra = {"distill_gap": gap.sum() / distilled, "distill_share": share}
             loss, metrics = grpo_loss(
                 objective,
                 logp,
                 old_logp,
-                micro.advantages,
+                advantages,
                 loss_mask(micro.rows),
                 weights,
                 sampler_logp=micro.sampler_logp,
@@ -174,7 +191,7 @@ def make_grpo_step(
             )
             metrics = {name: x if name.endswith("_max") else x / accumulate for name, x in metrics.items()}
             gap = jnp.abs(logp[:, written] - micro.sampler_logp) * target[:, written]
-            metrics |= {
+            metrics |= extra | {
                 "loss": loss,
                 "entropy": (entropy * target).sum() / count,
                 "sampler_gap": gap.sum() / count,
@@ -184,6 +201,6 @@ def make_grpo_step(
 
         weights = row_weights(objective, loss_mask(batch.rows), batch.kept)
         micros = split_batch((batch, weights), len(batch.rows.prompt_ids), accumulate)
-        return _update(state, optimizer, loss_fn, micros)
+        return _update(state, optimizer, loss_fn, micros, objective.distill_decay)
 
     return jax.jit(step, donate_argnums=0)

@@ -166,9 +166,9 @@ class Checkpoints:
             raise UserError(f"{self.directory}: the model that the run started from has changed since; start a new run")
         self._set_aside([number for number in saved_steps.numbers(self.directory) if number > step.number])
         params = step.items["params"]
-        training = _unflatten({"opt_state": state.opt_state, "step": state.step}, step.items["training"])
+        training = _unflatten(_rest(state), step.items["training"])
         trainable, frozen = (_unflatten(part, params) for part in (state.trainable, state.frozen))
-        return TrainState(trainable, frozen, training["opt_state"], training["step"])
+        return TrainState(trainable, frozen, **training)
 
     def _clear(self, folders: list[Path]) -> None:
         if jax.process_index() == 0:
@@ -215,8 +215,13 @@ def _score(folder: Path, best_by: str) -> float | None:
 def _items(state: TrainState) -> saved_steps.Items:
     return {
         "params": _flat(state.trainable) | _flat(state.frozen),
-        "training": _flat({"opt_state": state.opt_state, "step": state.step}),
+        "training": _flat(_rest(state)),
     }
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What a state has beside the parameters."""
+    return {"opt_state": state.opt_state, "step": state.step, "average": state.average}
 
 
 def _unflatten(template, flat: dict):

@@ -51,6 +51,9 @@ VARIANTS: dict[str, dict] = {
         "rollout": RolloutConfig(weights="int8"),
         "objective": dataclasses.replace(_NO_KL, importance_cap=2.0),
     },
+    "cispo": {"objective": dataclasses.replace(_NO_KL, loss="cispo")},
+    "sapo": {"objective": dataclasses.replace(_NO_KL, loss="sapo")},
+    "distill": {"objective": dataclasses.replace(_NO_KL, distill_weight=1.0)},
     "reference": {
         # 200 px in an image of 4,500 px, LRS-GRO's usual size; the windows of 512 px hold any site, as most boxes there
         "reward": dataclasses.replace(RewardSpec.named("reference"), region_alpha=0.044, region_unit="side"),
@@ -90,8 +93,9 @@ class AblateConfig:
         looks: the demo's task: 1 look at sites, or up to 2 looks at nested scenes.
         model: the model that fine-tuning starts from; that of the demo by default.
         out: directory for results.json, results.svg and the runs, seedN/VARIANT.
-        variants: any of paper, no-region, no-iou, no-box, sft-only, no-crop, ahead, int8, reference, foveated and context; with 2
-            looks any of paper, one-look, sft-only, best-look, containment and necessity. All by default.
+        variants: any of paper, no-region, no-iou, no-box, sft-only, no-crop, ahead, int8, cispo, sapo, distill,
+            reference, foveated and context; with 2 looks any of paper, one-look, sft-only, best-look, containment and
+            necessity. All by default.
         seeds: of fine-tuning and GRPO; the held-out questions are the same for all.
         sft_steps: optimizer steps of fine-tuning, once per seed; 0 for the demo's.
         steps: rollouts of GRPO; 0 for the demo's.

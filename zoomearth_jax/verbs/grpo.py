@@ -80,6 +80,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
     rows, per_rollout = training.rows, config.optimizer_steps
     lr = config.optimizer.rates(config.steps * per_rollout)
     passes = {"kl": config.objective.kl_in_loss, "updates": config.updates, "scorings": training.scorings}
+    passes["distills"] = config.objective.distill_weight > 0
 
     def flops(counts):
         how: dict[str, Any] = {"freeze_vision": training.freezes_vision, "lora": training.adapted, **passes}
