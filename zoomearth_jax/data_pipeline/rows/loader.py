@@ -93,9 +93,9 @@ class Loader:
             process: this host's number, and how many there are.
             strict: an image that can't be read ends the run; without it, it is said, and the run goes on without it.
             refills: batches of further questions that a step may ask for, at most.
-            passed_over: (place, step) -> whether a step should leave that question out; the answer must not change once `LAG`
-                steps before it are done. Questions of a step are distinct then, and as many of the spare stretch take the places
-                of those left out as it has; where they are too few, some are asked in any case.
+            passed_over: (place, step) -> whether a step should leave that question out, by what is known `LAG` steps before it.
+                Questions of a step are distinct then, and others of its spare stretch are asked in place of those left out; where
+                the stretch has too few, some are asked in any case.
 
         Raises:
             UserError: a batch that doesn't divide over the hosts, or bad shares.
