@@ -15,6 +15,7 @@ stays the whole state, but an epoch is no longer exact: some of these places are
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +106,9 @@ class Loader:
             raise UserError("loader: batches must have at least one question, workers can't be negative")
         if batch_size % count:
             raise UserError(f"a batch of {batch_size} questions doesn't divide over {count} hosts; take a multiple")
-        self._order = order(sources, seed, mix)
+        self._place = functools.lru_cache(4096)(
+            order(sources, seed, mix).__getitem__
+        )  # shuffles of small sets take a millisecond
         self._batch_size, self._own = batch_size, batch_size // count
         self._offset = index * self._own
         self._maker = BatchMaker(sources, make)
@@ -154,11 +157,11 @@ class Loader:
         near = itertools.chain(self._stretch(step) if not refill else (), range(spare, spare + SPARE * size))
         if self._passed_over is None:
             return list(itertools.islice(near, size))
-        seen = {self._order[i] for r in range(refill) for i in self._all_positions(step, r)}
+        seen = {self._place(i) for r in range(refill) for i in self._all_positions(step, r)}
         kept: list[int] = []
         left: list[int] = []
         for position in near:
-            place = self._order[position]
+            place = self._place(position)
             (left if place in seen or self._passed_over(place, step) else kept).append(position)
             seen.add(place)
             if len(kept) == size:
@@ -169,7 +172,7 @@ class Loader:
         return range(step * self._batch_size, (step + 1) * self._batch_size)
 
     def _readable(self, position: int) -> Place:
-        for place in map(self._order.__getitem__, range(position, position + self._batch_size)):
+        for place in map(self._place, range(position, position + self._batch_size)):
             if place not in self._broken:
                 return place
         raise UserError(f"{self._broken[place]}; nor can the {self._batch_size - 1} questions before it be read")
@@ -180,7 +183,7 @@ class Loader:
 
     def replaced(self, step: int) -> int:
         """How many of this host's questions of a step stand for others, whose images can't be read."""
-        return sum(self._order[i] != place for i, place in zip(self._positions(step), self.taken(step), strict=True))
+        return sum(self._place(i) != place for i, place in zip(self._positions(step), self.taken(step), strict=True))
 
     def left_out(self, step: int) -> int:
         """How many questions of a step's stretch, over all hosts, `passed_over` leaves out."""
