@@ -106,7 +106,7 @@ def test_what_is_no_run_of_these_questions_is_refused(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps({"farm": "other"}))
     with pytest.raises(UserError, match="its questions of farm are not those of this run"):
         PassRates(config(tmp_path / "new", run=tmp_path)).open(0, DIGESTS)
-    with pytest.raises(UserError, match="no pass rates; give curriculum.run a run of GRPO"):
+    with pytest.raises(UserError, match=r"no pass rates; give curriculum\.run a run of GRPO"):
         PassRates(config(tmp_path / "new", run=tmp_path / "nowhere")).open(0, DIGESTS)
     (tmp_path / "pass_rates.jsonl").write_text('{"step": 1, "rates": [["farm", 1]]}\n')
     with pytest.raises(UserError, match="not the pass rates of a run, see step 1"):
