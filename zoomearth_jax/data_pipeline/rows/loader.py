@@ -10,7 +10,7 @@ broken images only, and keep their size.
 
 Beside its stretch each step has spare ones, far off in the same order, which no other step takes: for the questions of refills
 (GRPO plays further ones in place of groups that teach nothing), and in place of questions that are passed over. So the step
-stays the whole state, but an epoch is no longer exact: some of these places are never taken.
+stays the whole state. These questions come beside the epochs, in which each is asked once.
 """
 
 from __future__ import annotations
