@@ -17,6 +17,14 @@ def test_killed_runs_end_as_undisturbed_ones(capsys):
     assert min(row["sft_restart_s"], row["grpo_restart_s"]) > 0.5
 
 
+@pytest.mark.slow
+def test_a_run_that_refills_and_leaves_questions_out_ends_so_too(capsys):
+    assert main(["bench", "resume", "--stages", "refill", "--kills", "2", "--steps", "20", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["refill_equal"]
+    assert row["kills"] == 2
+
+
 def test_a_changed_bit_or_row_is_a_difference():
     rows, arrays = [{"step": 1, "loss": 0.5}], {"params": {"w": np.array([0.0, 1.0], np.float32)}}
     assert _same((rows, arrays), (list(rows), {"params": {"w": arrays["params"]["w"].copy()}}))
@@ -28,3 +36,5 @@ def test_a_changed_bit_or_row_is_a_difference():
 def test_bad_settings_are_one_line(capsys):
     assert main(["bench", "resume", "--kills", "0"]) == 2
     assert "kills must be positive" in capsys.readouterr().err
+    assert main(["bench", "resume", "--stages", "evaluate"]) == 2
+    assert "stages are some of sft, grpo, refill" in capsys.readouterr().err

@@ -66,6 +66,7 @@ def test_rates_and_means(table):
             "reward_total_std": np.std([1.4, 0, 2, 2]),
             "advantage_std": np.sqrt(0.5),
             "flat_groups": 0.5,
+            "teaching_groups": 0.5,
         },
         abs=1e-6,
     )

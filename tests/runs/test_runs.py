@@ -53,6 +53,7 @@ def grpo_run(folder, sft_run):
         steps=4,
         prompts=4,
         group=4,
+        refill=1,
         checkpoint_every=2,
         updates=2,
         minibatches=2,

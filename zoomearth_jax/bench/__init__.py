@@ -22,6 +22,7 @@ from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.perception import PerceptionConfig, bench_perception
 from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
+from zoomearth_jax.bench.refill import RefillConfig, bench_refill
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
 from zoomearth_jax.bench.rewards import RewardsConfig, bench_rewards
 from zoomearth_jax.bench.rollout import RolloutBenchConfig, bench_rollout
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "peers": (PeersConfig, bench_peers),
     "perception": (PerceptionConfig, bench_perception),
     "plan": (PlanBenchConfig, bench_plan),
+    "refill": (RefillConfig, bench_refill),
     "resume": (ResumeConfig, bench_resume),
     "rewards": (RewardsConfig, bench_rewards),
     "rollout": (RolloutBenchConfig, bench_rollout),

@@ -23,9 +23,17 @@ from zoomearth_jax.runs.saved_steps import half_written, newest, numbers, read_r
 from zoomearth_jax.terminal.progress import Progress
 
 # Small steps and many checkpoints, so that kills often hit a write; two updates per rollout, with a reference policy.
+GRPO = ("grpo", "--model", "nano-grpo", "--prompts", "2", "--group", "2", "--updates", "2", "--checkpoint-every", "1")
 STAGES = {
-    "sft": ("--questions", "48", "--batch-size", "4", "--checkpoint-every", "2"),
-    "grpo": ("--model", "nano-grpo", "--prompts", "2", "--group", "2", "--updates", "2", "--checkpoint-every", "1"),
+    "sft": ("sft", "--questions", "48", "--batch-size", "4", "--checkpoint-every", "2"),
+    "grpo": GRPO,
+    "refill": (
+        *GRPO,
+        "--refill",
+        "1",
+        "--curriculum.high",
+        "0.9",
+    ),  # whose log of pass rates must keep step with the checkpoints
 }
 KILLS_PER_RUN = 4  # on average
 
@@ -35,12 +43,14 @@ class ResumeConfig:
     """SIGKILL at random moments of SFT and GRPO (nano), each resumed until it ends, against the undisturbed run.
 
     Attributes:
+        stages: sft, grpo, and refill, which is GRPO with refills and a curriculum.
         kills: kills of each stage, over as many runs as it takes.
         steps: steps of a run.
         seed: random seed of the moments.
         json: print JSON.
     """
 
+    stages: tuple[str, ...] = ("sft", "grpo")
     kills: int = 20
     steps: int = 40
     seed: int = 0
@@ -49,17 +59,19 @@ class ResumeConfig:
     def __post_init__(self):
         if self.kills < 1 or self.steps < 4:
             raise UserError("bench resume: kills must be positive, steps at least 4")
+        if not self.stages or set(self.stages) - set(STAGES):
+            raise UserError(f"bench resume: stages are some of {', '.join(STAGES)}")
 
 
 def bench_resume(config: ResumeConfig) -> list[dict]:
     """One row; for each stage whether the last parameters, optimizer states and logged metrics of all resumed runs are those of
     the undisturbed one bit for bit, the runs, the kills that hit a write, and median seconds from start to the first step."""
-    row: dict = {f"{stage}_equal": None for stage in STAGES} | {"kills": config.kills}
+    row: dict = {f"{stage}_equal": None for stage in config.stages} | {"kills": config.kills}
     with (
         tempfile.TemporaryDirectory() as folder,
-        Progress("kills", config.kills * len(STAGES)) as bar,
+        Progress("kills", config.kills * len(config.stages)) as bar,
     ):
-        for stage in STAGES:
+        for stage in config.stages:
             found = _stage(stage, config, Path(folder), bar)
             row |= {f"{stage}_{name}": value for name, value in found.items()}
     return [row]
@@ -93,7 +105,7 @@ class _Run:
 
     def __init__(self, stage: str, steps: int, folder: Path, name: str):
         self.out = folder / f"{stage}_{name}"
-        self._command = [sys.executable, "-m", "zoomearth_jax.cli", stage, *STAGES[stage], "--steps", str(steps)]
+        self._command = [sys.executable, "-m", "zoomearth_jax.cli", *STAGES[stage], "--steps", str(steps)]
         self._command += ["--out", str(self.out)]
         self._env = os.environ | {"ZOOMEARTH_CACHE": str(folder / "cache")}
         self.start_s = self.stepping_s = 0.0

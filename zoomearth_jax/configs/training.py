@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from zoomearth_jax.configs.compute import ComputeConfig
+from zoomearth_jax.configs.curriculum import CurriculumConfig
 from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.images import ImageConfig
 from zoomearth_jax.configs.judge import JudgeConfig
@@ -183,6 +184,9 @@ class GRPOConfig(TrainingConfig):
         compact: parts that the slots of a question and its episodes are cut into; the update computes only as many as the
             fullest question of the step fills. Each number of parts compiles once, when it comes up; 0 computes every slot.
         group: episodes per question (paper: 4).
+        refill: how often a step may play as many further questions, whose groups take the places of those that teach nothing
+            because their rewards are all the same (DAPO's dynamic sampling). What is still missing then is filled with such groups.
+        curriculum: which questions are left out because the policy answers them too often or too seldom.
         updates: passes over each rollout (mu).
         minibatches: optimizer steps per pass: a rollout's questions are cut into that many batches.
         temperature: that of sampling, in all turns, and of the log-probabilities. (Top-k, top-p and a repetition penalty would
@@ -206,6 +210,8 @@ class GRPOConfig(TrainingConfig):
     prompts: int = 16
     compact: int = 0
     group: int = 8
+    refill: int = 0
+    curriculum: CurriculumConfig = CurriculumConfig()
     updates: int = 1
     minibatches: int = 1
     temperature: float = 1.0
@@ -221,6 +227,8 @@ class GRPOConfig(TrainingConfig):
             self.refuse("group must be at least 2, advantages compare samples of one question")
         if self.temperature <= 0:
             self.refuse("temperature must be positive")
+        if self.refill < 0:
+            self.refuse("refill must be a number of rounds, or 0 for none")
         if self.updates < 1 or self.minibatches < 1:
             self.refuse("updates and minibatches must be positive")
         if self.rollout.turn_ids == "retokenised" and self.objective.mask != "reference":

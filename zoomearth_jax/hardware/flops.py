@@ -20,6 +20,7 @@ MFU = model FLOPs / (seconds x chips x peak FLOP/s of a chip).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,11 @@ def row_counts(prompts: Prompts, replies: Replies) -> RowCounts:
     """The counts of a batch."""
     reply_B, scored_B = replies.valid.sum(1), replies.target.sum(1)
     return RowCounts(prompts.valid.sum(1), reply_B, scored_B, prompts.views.grids, replies.grids)
+
+
+def joined_counts(parts: Sequence[RowCounts]) -> RowCounts:
+    """The counts of several batches together."""
+    return RowCounts(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 def full_counts(layout: RowLayout, prompts: int, group: int = 1) -> RowCounts:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.questions.question import Question
-from zoomearth_jax.data_pipeline.rows.builder import Prompts, RowBuilder
+from zoomearth_jax.data_pipeline.rows.builder import Prompts, Replies, RowBuilder
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.family import Sizes, VisionLanguageModel
 from zoomearth_jax.models.lora import add_lora, has_lora
@@ -34,18 +34,29 @@ from zoomearth_jax.rl.objective import disagreeing, group_advantages, kl_estimat
 from zoomearth_jax.rl.policy import group_places
 from zoomearth_jax.rl.rewards.episodes import episode_rewards
 from zoomearth_jax.rl.rewards.judge import Judge
-from zoomearth_jax.rl.rollout.engine import RolloutEngine, SentPrompts, Trajectories
+from zoomearth_jax.rl.rollout.engine import RolloutEngine, SentPrompts, Trajectories, anywhere
+from zoomearth_jax.rl.rollout.refill import picked_groups, refilled_places, replace_groups
 from zoomearth_jax.rl.rollout.scored import play_scored, send_parts
 from zoomearth_jax.rl.state import init_state, reference_policy
 from zoomearth_jax.rl.steps import make_grpo_step, make_scorer
 
 
 class Asked(NamedTuple):
-    """What a step plays: A questions, what they show first as `send` gives it, and the number of steps before it."""
+    """What a step plays: A questions, what they show first as `send` gives it, the number of steps before it; and which refill of
+    the step these are, 0 for its first questions."""
 
     questions: Sequence[Question]
     looks: Sequence[SentPrompts]
     step: int
+    refill: int = 0
+
+
+class Round(NamedTuple):
+    """Episodes of a step that were played together, whether they are trained on or not, and what their rewards wait for."""
+
+    prompts: Prompts
+    replies: Replies
+    scores: Future[dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +68,24 @@ class Played:
         episodes: A x G.
         scores: what `rewards` waits for.
         rows: what the learner trains on, on the devices.
+        rounds: all that the step played, its first questions and its refills.
     """
 
     questions: Sequence[Question]
     episodes: Trajectories
     scores: Future[dict[str, np.ndarray]]
     rows: RowBatch
+    rounds: Sequence[Round]
 
     @property
     def rewards(self) -> Mapping[str, np.ndarray]:
         """Rewards of each episode by name, [A x G]; waits until they are known."""
         return self.scores.result()
+
+    def correct(self, group: int) -> np.ndarray:
+        """Correct answers to each question of all rounds, of `group`, int [rounds x A]."""
+        answers = [one.scores.result()["answer"].reshape(-1, group) for one in self.rounds]
+        return (np.concatenate(answers) == 1).sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +163,7 @@ class GRPO:
         self._score = make_scorer(graph, rows.layout, **scoring)
         # in a first optimizer step the policy is the old one
         self._scores_old = objective.old_by_trainer and config.optimizer_steps > 1
+        self._refilled = False
 
     @property
     def scorings(self) -> int:
@@ -162,8 +181,14 @@ class GRPO:
         return played
 
     def _play(self, asked: Asked, params, meanwhile: Callable[[], None] | None = None) -> Played:
+        episodes, scores = self._scored(asked, params, meanwhile)
+        rounds = [Round(episodes.prompts, episodes.replies, scores)]
+        return Played(asked.questions, episodes, scores, self._rows(episodes), rounds)
+
+    def _scored(self, asked: Asked, params, meanwhile: Callable[[], None] | None = None):
+        """What `play_scored` gives for the questions."""
         config = self._config
-        episodes, scores = play_scored(
+        return play_scored(
             self.engine,
             params,
             asked.questions,
@@ -173,9 +198,43 @@ class GRPO:
             group=config.group,
             score=lambda asked, played: episode_rewards(config.reward, asked, played.episodes, self.rows, self._judge),
             meanwhile=meanwhile,
+            refill=asked.refill,
         )
-        rows = learner_rows(episodes, self._sizes, config.freeze_vision, self._mesh, config.compact)
-        return Played(asked.questions, episodes, scores, rows)
+
+    def _rows(self, episodes: Trajectories) -> RowBatch:
+        return learner_rows(episodes, self._sizes, self._config.freeze_vision, self._mesh, self._config.compact)
+
+    def refill(self, played: Played, draw: Callable[[int], Asked]) -> Played:
+        """Plays further questions, up to `refill` times, until no group's rewards agree in any process; groups that teach take
+        the places of those that don't, on the process that played them.
+
+        Args:
+            draw: the number of a refill, from 1, -> what to play; called for as many as are played.
+        """
+        if not self._refilled:  # so that it compiles with the other programs, whenever it comes to be needed
+            self._refilled = True
+            replace_groups(played.episodes, played.episodes, np.arange(len(played.questions)), self._mesh)
+        weights, first = None, played
+        for number in range(1, self._config.refill + 1):
+            teaches = self._teaches(played.rewards)
+            if not anywhere(not teaches.all()):
+                break
+            weights = self.engine.weights(self.state.params) if weights is None else weights
+            asked = draw(number)
+            episodes, scores = self._scored(asked, weights)
+            places = refilled_places(teaches, self._teaches(scores.result()))
+            played = dataclasses.replace(
+                played,
+                questions=[[*played.questions, *asked.questions][place] for place in places],
+                episodes=replace_groups(played.episodes, episodes, places, self._mesh),
+                scores=_known(picked_groups(played.rewards, scores.result(), places)),
+                rounds=[*played.rounds, Round(episodes.prompts, episodes.replies, scores)],
+            )
+        return played if played is first else dataclasses.replace(played, rows=self._rows(played.episodes))
+
+    def _teaches(self, rewards: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Whether the rewards of each group differ, bool [A]."""
+        return disagreeing(rewards["total"], self._config.group)[:: self._config.group]
 
     def update(self, played: Played, following: Asked | None = None) -> tuple[Updated, Played | None]:
         """Takes the optimizer steps on a rollout, without waiting for them; and plays `following`, if any, on the parameters
@@ -240,6 +299,13 @@ class GRPO:
         slots = distilled_slots(self.rows.layout, episodes, replies.target, chosen)
         rows, distilled = shard_batch((rows, slots), self._mesh)
         return {"teacher_logp": self._score(self.state.average, self.state.frozen, rows), "distilled": distilled}
+
+
+def _known(rewards: dict[str, np.ndarray]) -> Future[dict[str, np.ndarray]]:
+    """Rewards that nobody has to wait for."""
+    future: Future[dict[str, np.ndarray]] = Future()
+    future.set_result(rewards)
+    return future
 
 
 def learner_rows(

@@ -76,8 +76,8 @@ def rollout_metrics(table: Mapping[str, np.ndarray], group: int) -> dict[str, fl
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
         metrics = {name: float(np.nanmean(values)) for name, values in table.items() if name not in unknown}
         spread = {f"{name}_std": float(x[~np.isnan(x)].std()) for name, x in table.items() if name.startswith(SPREAD)}
-    flat = ~disagreeing(table["reward_total"], group)
-    extra = {"flat_groups": float(flat.mean()), "tokens_max": float(table["tokens"].max())}
+    teaching = float(disagreeing(table["reward_total"], group).mean())
+    extra = {"flat_groups": 1 - teaching, "teaching_groups": teaching, "tokens_max": float(table["tokens"].max())}
     return {name: value for name, value in (metrics | spread | extra).items() if not np.isnan(value)}
 
 

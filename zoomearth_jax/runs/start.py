@@ -24,6 +24,7 @@ from zoomearth_jax.configs.training import TrainingConfig
 from zoomearth_jax.data_pipeline.questions.mixture import ENDLESS, SceneQuestions, Source, open_sources
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.data_pipeline.rows.loader import Loader
+from zoomearth_jax.data_pipeline.rows.workers import Place
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import Lock, move_up, write_file, writing
 from zoomearth_jax.hardware.chips import chip
@@ -250,6 +251,8 @@ def open_loader(
     rollout_batches: int = 1,
     check: Callable[[Sequence[Question]], None] | None = None,
     looks: int = 2,
+    refills: int = 0,
+    passed_over: Callable[[Place, int], bool] | None = None,
 ) -> Loader:
     """The loader of a training run's settings `data`, `images`, `mix`, `global_share`, `seed`, `workers` and `strict`, for this
     process.
@@ -259,6 +262,7 @@ def open_loader(
         rollout_batches: parts that it is played in.
         check: refuses questions that can't be made into rows; of folders, whose questions are all looked at before the run.
         looks: see `open_sources`.
+        refills, passed_over: see `Loader`.
 
     Raises:
         UserError: a batch that doesn't divide over the mesh, the minibatches and their microbatches.
@@ -295,6 +299,8 @@ def open_loader(
         keep_bytes=KEPT_BYTES,
         process=process_share(mesh),
         strict=config.strict,
+        refills=refills,
+        passed_over=passed_over,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
-from zoomearth_jax.hardware.flops import grpo_flops, rollout_flops, row_counts
+from zoomearth_jax.hardware.flops import grpo_flops, joined_counts, rollout_flops, row_counts
 from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.reports.panel import write_panel
 from zoomearth_jax.rl.grpo import GRPO, Asked, Played
@@ -24,6 +25,7 @@ from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.runs.checkpoints import Checkpoints, about_run
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.monitor import open_monitor
+from zoomearth_jax.runs.pass_rates import PassRates
 from zoomearth_jax.runs.preemption import StopSignal
 from zoomearth_jax.runs.sinks import check_sinks
 from zoomearth_jax.runs.start import (
@@ -82,15 +84,17 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
     passes = {"kl": config.objective.kl_in_loss, "updates": config.updates, "scorings": training.scorings}
     passes["distills"] = config.objective.distill_weight > 0
 
-    def flops(counts):
+    def flops(played, updated):
         how: dict[str, Any] = {"freeze_vision": training.freezes_vision, "lora": training.adapted, **passes}
-        return rollout_flops(model.config, counts) + grpo_flops(model.config, counts, **how)
+        return rollout_flops(model.config, played) + grpo_flops(model.config, updated, **how)
 
-    parts = {
-        "minibatches": config.minibatches,
-        "rollout_batches": config.rollout.batches,
-        "looks": rows.layout.num_pictures,
-    }
+    def further(step, number):
+        looks = training.send(loader.refill(step, number))
+        return Asked(loader.questions(step, number), looks, step, number)
+
+    parts: dict[str, Any] = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
+    rates, leaves_out = PassRates(config), config.curriculum.active
+    parts |= {"looks": rows.layout.num_pictures, "refills": config.refill, "passed_over": rates.passed_over if leaves_out else None}
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, check=rows.check_prompts, **parts)
     validation = Validation(config, training.engine, mesh, config.prompts * config.group // config.rollout.batches)
     about = about_run(config, loader.digests, training.reference)
@@ -98,11 +102,13 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
         StopSignal() as stop,
         Run(config, model, rows, loader) as run,
         loader,
+        rates,
         Checkpoints(config.out, config.keep, config.keep_best, about, config.best_by) as checkpoints,
     ):
         if config.resume:
             training.state = checkpoints.restore(training.state)
         done = start = int(training.state.step) // per_rollout
+        rates.open(start, loader.digests)
         before = validation.before_training(training.state.params, start)
         with open_monitor(config, "grpo", start, mesh, SHOWN, config.compact > 0, before) as monitor:
             batches = Peekable(look_ahead(loader.batches(start, config.steps), training.send))
@@ -112,6 +118,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
                     break
                 with monitor.phase("rollout"):
                     played = upcoming or training.play(Asked(loader.questions(step), looks, step))
+                    played = training.refill(played, partial(further, step)) if config.refill else played
                 if stop.requested():  # the resumed run plays the same episodes again
                     break
                 done, following = step + 1, None
@@ -133,11 +140,20 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
                 monitor.stop_if_broken(done, metrics, updated.batch, training.state)
                 metrics |= {"lr": lr[done * per_rollout - 1]} | rollout_metrics(table, config.group)
                 metrics["broken_images"] = broken_images(loader, step, mesh)
+                places = [place for number in range(len(played.rounds)) for place in loader.taken(step, number)]
+                asked = rates.note(done, places, played.correct(config.group), config.group)
+                metrics |= {
+                    "pass_rate": asked.mean(),
+                    "played_groups": len(asked),
+                    "refill_rounds": len(played.rounds) - 1,
+                }
+                metrics |= {"left_out": loader.left_out(step)} if leaves_out else {}
                 if validation.due(done):
                     with monitor.phase("validation", may_compile=True):
                         metrics |= validation(training.state.params, done)
-                counts = row_counts(played.episodes.prompts, played.episodes.replies)
-                monitor.log(done, metrics, counts, flops(counts), {"zoom_rate": zoom_alarm(table)})
+                counts = joined_counts([row_counts(one.prompts, one.replies) for one in played.rounds])
+                cost = flops(counts, row_counts(played.episodes.prompts, played.episodes.replies))
+                monitor.log(done, metrics, counts, cost, {"zoom_rate": zoom_alarm(table)})
                 if config.panel_every and done % config.panel_every == 0 and jax.process_index() == 0:
                     scores = {**played.rewards, "advantage": updated.advantages}
                     picture = write_panel(config.out / "panels", done, played.questions, played.episodes, scores)

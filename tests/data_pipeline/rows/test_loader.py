@@ -296,3 +296,44 @@ def test_data_settings_survive_yaml():
     config = GRPOConfig(data=("scenes", "folder"), mix=(0.5, 1))
     assert from_dict(GRPOConfig, {**to_dict(config), "data": ["scenes", "folder"], "mix": [0.5, 1]}, "x") == config
     assert from_dict(GRPOConfig, {"data": "scenes"}, "x").data == ("scenes",)
+
+
+def test_refills_are_further_questions_that_follow_from_the_step():
+    """Of no stretch of another step or refill, the same on two hosts and for a loader that begins later; nothing else changes."""
+    loader, plain = open_loader((ENDLESS,), refills=2), open_loader((ENDLESS,))
+    batches = loader.batches(0, 4)
+    taken = []
+    for step in range(4):
+        assert next(batches) == texts(plain.questions(step))
+        taken += loader.taken(step)
+        for refill in (1, 2):
+            assert loader.refill(step, refill) == texts(loader.questions(step, refill))
+            taken += loader.taken(step, refill)
+    assert len(set(taken)) == 4 * 3 * 4
+    halves = [open_loader((ENDLESS,), refills=2, process=(index, 2)) for index in (0, 1)]
+    assert [place for half in halves for place in half.places(3, 2)] == taken[-4:] == loader.places(3, 2)
+    mixed = open_loader((FINITE, ENDLESS), mix=(1, 3), refills=1)
+    assert sum(place.source for place in mixed.places(5, 1)) == 3
+
+
+def test_questions_that_are_passed_over_make_room_for_others():
+    """A step's questions are distinct, on however many hosts; where too few are left, those left out fill its batch."""
+    easy = set(range(12))
+
+    def passed_over(place, step):
+        return step >= 5 and place.index in easy
+
+    loader, plain = open_loader(passed_over=passed_over, refills=1), open_loader()
+    halves = [open_loader(passed_over=passed_over, refills=1, process=(index, 2)) for index in (0, 1)]
+    for step in range(15):
+        places, first = loader.places(step), plain.places(step)
+        assert places == [place for half in halves for place in half.places(step)]
+        assert loader.left_out(step) == sum(passed_over(place, step) for place in first)
+        assert [p for p in first if not passed_over(p, step)] == places[: 4 - loader.left_out(step)]
+        assert not any(passed_over(place, step) for place in places)
+        both = places + loader.places(step, 1)
+        assert len(set(both)) == 8  # of 8 left or 20 in all
+        assert step < 5 or {place.index for place in both} == set(range(12, 20))
+    easy |= set(range(12, 18))
+    assert len(set(loader.places(7))) == 4
+    assert {18, 19} <= {place.index for place in loader.places(7)}

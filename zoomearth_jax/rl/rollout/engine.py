@@ -241,7 +241,7 @@ class RolloutEngine:
             read, own = self._read_on(_written(ids_BT, written_BT), turns, length)
             for row, one in zip(ids, read, strict=True):
                 row.append(one)
-            if not _anywhere(bool(turns.active.any())):
+            if not anywhere(bool(turns.active.any())):
                 break
             views.append(rows.views(pictures, layout.picture_side))
             picture = *rows.picture_slots(views[k].grids, turns.active, turns.notes[k]), self._sizes.prepare(*views[k])
@@ -389,7 +389,7 @@ def _stack_features(*features_BMD):
     return constrain(stacked.reshape(-1, *stacked.shape[2:]), "batch", None, None)
 
 
-def _anywhere(here: bool) -> bool:
+def anywhere(here: bool) -> bool:
     """Whether a condition holds in any process."""
     return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(here)).any())
 

@@ -34,6 +34,7 @@ def play_scored(
     group: int,
     score: Score,
     meanwhile: Callable[[], None] | None = None,
+    refill: int = 0,
 ) -> tuple[Trajectories, Future[dict[str, np.ndarray]]]:
     """Plays a step's questions, and scores them in a thread.
 
@@ -42,12 +43,14 @@ def play_scored(
         looks: what `send_parts` gives. Samples don't depend on their number.
         score: (questions, their episodes) -> rewards [rows] by name; called once per part, in their order.
         meanwhile: see `RolloutEngine`; called in the first part.
+        refill: how many times as many questions the step has played before; what is drawn differs from theirs.
 
     Returns:
         all episodes, and all rewards once they are known.
     """
     weights, count = engine.weights(params), len(questions) // len(looks)
-    first, played, scores = process_share(engine.mesh)[0] * len(questions), [], []
+    index, shares = process_share(engine.mesh)
+    first, played, scores = (refill * shares + index) * len(questions), [], []
     scorer = ThreadPoolExecutor(1, thread_name_prefix="score")
     try:
         for part, look in enumerate(looks):
