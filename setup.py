@@ -80,8 +80,8 @@ setup(
             "rl/rewards/wordnet.npz",
             "rl/rewards/LICENSE.wordnet",
             "reports/*.j2",
-            "reports/episodes.css",
-            "reports/episodes.js",
+            "reports/*.css",
+            "reports/*.js",
             "serving/page/*",
             "serving/page/openseadragon/*",
         ]

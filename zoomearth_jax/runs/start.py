@@ -45,6 +45,8 @@ FREE_SETTINGS = (
     "mesh",
     "log",
     "panel_every",
+    "dump",
+    "dump_thumbnails",
     "profile",
     "checkpoint_every",
     "keep",
@@ -52,7 +54,7 @@ FREE_SETTINGS = (
     "validate_every",
     "validate",
 )  # may change on resuming
-OLD = ("checkpoints", "panels", "profile", "replay")  # of a run that is started anew
+OLD = ("checkpoints", "panels", "profile", "replay", "rollouts")  # of a run that is started anew
 CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
 
