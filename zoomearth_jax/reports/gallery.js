@@ -145,7 +145,7 @@ function crop(turn, small, text) {
 
 function written(turns) {
   return element("div", { class: "turns" }, ...turns.flatMap((turn, t) => [
-    element("p", { class: "meta", text: `turn ${t + 1}` + (turn.box ? `: box ${turn.box.join(", ")}` : "") + (turn.window ? `, shown ${turn.window.join(", ")}` : "") }),
+    element("p", { class: "meta", text: `turn ${t + 1}` + (turn.source ? ` (${turn.source})` : "") + (turn.box ? `: box ${turn.box.join(", ")}` : "") + (turn.window ? `, shown ${turn.window.join(", ")}` : "") }),
     said(turn)]));
 }
 
