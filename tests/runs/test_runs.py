@@ -21,7 +21,7 @@ from zoomearth_jax.rl.rewards.boxes import box_iou
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import SHIPPED, load_model, resolve
 from zoomearth_jax.runs.start import open_loader
 from zoomearth_jax.verbs.ask import AskConfig, ask

@@ -190,8 +190,8 @@ class GRPOConfig(TrainingConfig):
         reward: weights and shapes of the rewards; `--reward paper` and `--reward reference` take a named spec, which further
             settings change.
         panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
-        dump: steps between dumps of all episodes into OUT/rollouts, as JSON lines with thumbnails; 0 for none. `zoomearth report OUT`
-            makes a page of them.
+        dump: steps between dumps of all episodes into OUT/rollouts, as JSON lines with thumbnails; 0 for none. The page that
+            `zoomearth report OUT` makes shows them.
         dump_thumbnails: longest side in px of the thumbnails in a dump; 0 for none.
     """
 

@@ -46,8 +46,8 @@ class _Step(NamedTuple):
 
 
 class RolloutDump:
-    """Writes every so many steps all episodes into `directory`/rollouts, in a thread. Use as a context manager: leaving it waits for
-    what is still to be written.
+    """Writes every so many steps all episodes into `directory`/rollouts, in a thread. Use as a context manager: leaving it waits
+    for what is still to be written.
 
     No run ends because of a dump: the first step that can't be written is named, and the number of all such steps is told at the
     end. Of several processes each writes its own episodes.
