@@ -62,13 +62,13 @@ def _drawn(metrics: _Series, form: str) -> bytes:
     rows = -(-len(metrics) // columns)
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "plot"}):
         figure = Figure(figsize=(7 * columns, 4 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for plot, (name, runs) in zip(axes, metrics.items(), strict=False):
             lines = [_line(plot, f"C{number % 10}", values) for number, values in enumerate(runs.values())]
             plot.legend(lines, list(runs), fontsize="small")
             plot.set(title=name, xlabel="step")
             plot.grid(alpha=0.3)
-        for plot in list(axes):  # the place that is left over
+        for plot in axes[len(metrics) :]:  # the place that is left over
             plot.set_axis_off()
         file = io.BytesIO()
         figure.savefig(file, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)
