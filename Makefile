@@ -18,9 +18,9 @@ parity: .venv/parity    ## live comparison with HF transformers in torch
 slow: .venv/installed   ## proofs that take minutes: training on meshes and in several processes, killed and resumed
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow -rP tests
 
-browser: .venv/browser  ## the page of an evaluation, how fast it answers, and the server's page, in an installed Chromium
-	$(BIN)/python -m pytest -m 'slow or not slow' -rPs tests/reports/test_episodes_browser.py tests/serving/test_page_browser.py \
-		tests/serving/test_page_model.py
+browser: .venv/browser  ## the pages of evaluations and rollouts, how fast they answer, and the server's page, in an installed Chromium
+	$(BIN)/python -m pytest -m 'slow or not slow' -rPs tests/reports/test_episodes_browser.py \
+		tests/reports/test_rollouts_browser.py tests/serving/test_page_browser.py tests/serving/test_page_model.py
 
 fuzz: .venv/fuzz        ## 10,000 ill-meant requests to a server; ZOOMEARTH_FUZZ=N for another number
 	$(BIN)/python -m pytest -m slow -s tests/serving/test_fuzz.py

@@ -30,6 +30,7 @@ CORE = [
 TENSORBOARD = ["tensorboardX>=2.6", "tensorboard>=2.18"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "python-multipart>=0.0.20", "pydantic>=2.10", "prometheus-client>=0.20"]
 TOOLS = ["opencv-python-headless>=4.10", "scikit-image>=0.25", "onnxruntime>=1.20", "jsonschema>=4.20"]
+PLOT = ["matplotlib>=3.9"]  # runs plot
 MAP = ["geopandas>=1.1", "pyproj>=3.7"]  # read boxes back from the map
 TEST = [
     "pytest>=8",
@@ -40,6 +41,7 @@ TEST = [
     "onnx>=1.17",
     "openai>=2",  # a client of the server
     *MAP,
+    *PLOT,
     *SERVE,
     *TENSORBOARD,
     *TOOLS,
@@ -54,6 +56,7 @@ EXTRAS = {
     "beam": ["apache-beam>=2.60"],
     "bench": ["torch>=2.9"],
     "lmms-eval": ["lmms-eval>=0.7.3"],  # brings torch
+    "plot": PLOT,
     "plan": ["libtpu>=0.0.40"],  # the compiler alone; no TPU is needed
     "browser": [
         "playwright>=1.50",
@@ -80,8 +83,8 @@ setup(
             "rl/rewards/wordnet.npz",
             "rl/rewards/LICENSE.wordnet",
             "reports/*.j2",
-            "reports/episodes.css",
-            "reports/episodes.js",
+            "reports/*.css",
+            "reports/*.js",
             "serving/page/*",
             "serving/page/openseadragon/*",
         ]

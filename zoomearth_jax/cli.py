@@ -20,11 +20,13 @@ def _light_verbs() -> dict:
     """Maps the verbs that run without jax and the models to (config class, function)."""
     from zoomearth_jax.verbs.data import DataConfig, data
     from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
+    from zoomearth_jax.verbs.runs import RunsConfig, runs
     from zoomearth_jax.verbs.tile import TileConfig, tile
     from zoomearth_jax.verbs.tool import ToolConfig, tool
 
     return {
         "data": (DataConfig, data),
+        "runs": (RunsConfig, runs),
         "scenes": (ScenesConfig, write_scenes),
         "tile": (TileConfig, tile),
         "tool": (ToolConfig, tool),
@@ -127,6 +129,10 @@ def _parse(args: list[str], verbs: dict):
         _check_name("benchmark", args[1:2], BENCHMARKS)
     if args[:1] == ["data"]:
         from zoomearth_jax.verbs.data import COMMANDS
+
+        _check_name("command", args[1:2], COMMANDS)
+    if args[:1] == ["runs"]:
+        from zoomearth_jax.verbs.runs import COMMANDS
 
         _check_name("command", args[1:2], COMMANDS)
     args = [part for arg in args for part in _parts(arg)]

@@ -228,6 +228,22 @@ class Lock:
         self.release()
 
 
+def is_locked(directory) -> bool:
+    """Whether a process holds the `Lock` of a directory, as far as the file system tells."""
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError),
+        open(Path(directory) / ".lock") as file,
+    ):
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+    return False
+
+
 @contextlib.contextmanager
 def staged_model(directory, owner: bool = True) -> Iterator[Path]:
     """Writes a model directory so that an interruption leaves nothing that looks complete.

@@ -24,7 +24,7 @@ from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs import saved_steps
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft

@@ -53,7 +53,7 @@ def many(count: int, path, seed: int = 0) -> Evaluated:
     """Many records with distinct thumbnails of noisy pictures, which are written to `path`."""
     random, file, records = np.random.default_rng(seed), Thumbnails(path), []
     words = ["road", "crosses", "field", "north", "river", "beside", "two", "white", "roofs", "and", "a", "pond"]
-    textures = [_texture(random, 504) for _ in range(40)]
+    textures = [texture(random, 504) for _ in range(40)]
     for number in range(count):
         answer, shift = ("yes", "no", "Yes", None)[random.integers(4)], random.choice([0.0, 100.0, 390.0, 4000.0, None])
         records.append(record(number, answer, shift, " ".join(random.choice(words, 40))))
@@ -63,7 +63,7 @@ def many(count: int, path, seed: int = 0) -> Evaluated:
     return evaluated({"shown": records, "masked": masked}, [path])
 
 
-def _texture(random, side: int) -> np.ndarray:
+def texture(random, side: int) -> np.ndarray:
     """A noisy picture, coarse and fine, that compresses about as a photograph does."""
     coarse = random.integers(40, 200, (side // 28, side // 28, 3)).repeat(28, 0).repeat(28, 1)
     fine = random.integers(-30, 30, (side // 7, side // 7, 3)).repeat(7, 0).repeat(7, 1)

@@ -19,7 +19,7 @@ from zoomearth_jax.models.sharding import make_mesh
 from zoomearth_jax.rl import grpo as grpo_module
 from zoomearth_jax.rl.grpo import GRPO, Asked
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.saved_steps import numbers, read_record
 from zoomearth_jax.verbs.grpo import grpo

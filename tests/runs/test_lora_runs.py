@@ -18,7 +18,7 @@ from zoomearth_jax.rl.batches import row_batch
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.start import open_loader
 from zoomearth_jax.verbs.evaluate import EvaluateConfig, evaluate

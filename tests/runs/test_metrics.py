@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.runs import sinks
-from zoomearth_jax.runs.metrics import SCHEMA, MetricsLog, read_metrics
+from zoomearth_jax.runs.metric_rows import SCHEMA, read_metrics
+from zoomearth_jax.runs.metrics import MetricsLog
 from zoomearth_jax.runs.sinks import check_sinks, open_sinks
 
 

@@ -17,7 +17,8 @@ from zoomearth_jax.rl.batches import row_batch
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import MetricsLog, read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
+from zoomearth_jax.runs.metrics import MetricsLog
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.monitor import Alarms, Compilations, Monitor, throughput
 from zoomearth_jax.runs.replay import load_replay, save_replay

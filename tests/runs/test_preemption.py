@@ -16,7 +16,7 @@ from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.rows.workers import Pool
 from zoomearth_jax.rl import grpo as grpo_module
 from zoomearth_jax.runs import saved_steps
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.preemption import StopSignal
 from zoomearth_jax.verbs.grpo import grpo
 

@@ -21,7 +21,7 @@ from zoomearth_jax.rl.rewards.boxes import box_iou
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import SHIPPED, load_model, resolve
 from zoomearth_jax.runs.start import open_loader
 from zoomearth_jax.verbs.ask import AskConfig, ask
@@ -58,6 +58,7 @@ def grpo_run(folder, sft_run):
         updates=2,
         minibatches=2,
         objective=objective,
+        dump=1,
     )
     grpo(config)
     return config
@@ -74,6 +75,11 @@ def assert_same(a, b):
 def losses(config):
     rows = read_metrics(config.out / "metrics.jsonl")
     return [{name: x for name, x in row.items() if not name.startswith("perf/")} for row in rows]
+
+
+def dumps(out):
+    """The files of a run's rollouts."""
+    return {path.name: path.read_bytes() for path in (out / "rollouts").glob("*")}
 
 
 @pytest.mark.slow
@@ -100,6 +106,7 @@ def test_resume_is_bit_exact(stage, workers, request, folder):
     run(dataclasses.replace(config, out=out, resume=True, workers=workers))
     assert losses(dataclasses.replace(config, out=out)) == losses(config)
     assert_same(params(out), params(config.out))
+    assert dumps(out) == dumps(config.out)
 
 
 @pytest.mark.slow
@@ -121,6 +128,19 @@ def test_every_metric_is_documented(sft_run, grpo_run):
         names = {name for row in read_metrics(run.out / "metrics.jsonl") for name in row}
         assert {"schema", "step", "loss", "update_ratio", "lr", "perf/tokens_per_s", "perf/compile_s"} <= names
         assert names - {"alarms"} <= known
+
+
+def test_a_dump_has_every_episode_of_a_step(grpo_run):
+    """As it is rewarded: the means of its lines are the step's metrics."""
+    assert len(dumps(grpo_run.out)) == 2 * grpo_run.steps
+    for row in read_metrics(grpo_run.out / "metrics.jsonl"):
+        text = (grpo_run.out / "rollouts" / f"step_{row['step']:06d}_0.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [(line["group"], line["sample"]) for line in lines] == [(i // 4, i % 4) for i in range(16)]
+        for name in ("total", "answer", "iou"):
+            assert np.mean([line["rewards"][name] for line in lines]) == pytest.approx(row[f"reward_{name}"], abs=1e-3)
+        assert np.mean([line["tokens"] for line in lines]) == pytest.approx(row["tokens"], rel=1e-4)
+        assert np.mean([line["kl"] for line in lines]) == pytest.approx(row["kl"], abs=1e-3)
 
 
 def test_training_moves_text_and_leaves_frozen_vision(sft_run, nano_params):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.processes import address, environment
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 
 PIPES = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}  # Gloo greets on stdout
 VERBS = {

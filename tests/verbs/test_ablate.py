@@ -15,7 +15,7 @@ from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.reports.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.verbs.ablate import VARIANTS, AblateConfig, _runs, ablate
 from zoomearth_jax.verbs.grpo import grpo
 

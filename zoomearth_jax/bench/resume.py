@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.saved_steps import half_written, newest, numbers, read_record
 from zoomearth_jax.terminal.progress import Progress
 

@@ -197,6 +197,9 @@ class GRPOConfig(TrainingConfig):
             settings change.
         judge: how the judge of `reward.judge` is asked.
         panel_every: steps between panels of episodes in OUT/panels, as pictures and JSON; 0 for none.
+        dump: steps between dumps of all episodes into OUT/rollouts, as JSON lines with thumbnails; 0 for none. The page that
+            `zoomearth report OUT` makes shows them.
+        dump_thumbnails: longest side in px of the thumbnails in a dump; 0 for none.
     """
 
     verb: ClassVar[str] = "grpo"
@@ -220,6 +223,8 @@ class GRPOConfig(TrainingConfig):
     reward: RewardSpec = RewardSpec(region_alpha=0.5, region_unit="side")
     judge: JudgeConfig = JudgeConfig()
     panel_every: int = 50
+    dump: int = 0
+    dump_thumbnails: int = 128
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,6 +258,10 @@ class GRPOConfig(TrainingConfig):
             self.refuse("compact must be a number of parts, or 0 to compute every slot")
         if self.panel_every < 0:
             self.refuse("panel_every must be a number of steps, or 0 for no panels")
+        if self.dump < 0:
+            self.refuse("dump must be a number of steps, or 0 for no dumps")
+        if not 0 <= self.dump_thumbnails <= 1024:
+            self.refuse("dump_thumbnails must be a side between 1 and 1024 px, or 0 for no thumbnails")
 
     @property
     def optimizer_steps(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 RIGHT_BOX = 0.5  # IoU from which on a box is right
 _SHARED = ("id", "image", "width", "height", "question", "reference", "level", "category", "reference_box", "fault")
 _OWN = ("answer", "box", "window", "box_reason", "truncated", "tokens", "visual_tokens")
-_TURN = ("text", "box", "window")
+_TURN = ("text", "box", "window", "source")
 
 
 class Recorded(Protocol):
@@ -119,9 +119,14 @@ def episodes(runs: Sequence[Mapping[str, dict[str, Any]]], whole: bool) -> list[
     return found
 
 
+def shown_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each turn what a page can show: its text, and the box and window that can be drawn."""
+    return [{key: turn[key] for key in _TURN if _shows(turn, key)} for turn in turns]
+
+
 def _shows(turn: Mapping[str, Any], key: str) -> bool:
     """Whether a turn has a text, or a box or window that can be drawn."""
-    return key in turn and (key == "text" or (isinstance(turn[key], list | tuple) and len(turn[key]) == 4))
+    return key in turn and (isinstance(turn[key], str) or (isinstance(turn[key], list | tuple) and len(turn[key]) == 4))
 
 
 def _natural(id: Any) -> str:
@@ -134,7 +139,7 @@ def _own(row: dict[str, Any] | None, whole: bool) -> dict[str, Any] | None:
         return None
     kept = {key: row[key] for key in _OWN if row[key] not in ("", None, False)}
     turns = row["turns"] or ({"text": row["output"]},)
-    kept["turns"] = [{key: turn[key] for key in _TURN if _shows(turn, key)} for turn in turns] if whole else []
+    kept["turns"] = shown_turns(turns) if whole else []
     return kept | {key: row[key] for key in ("official", "strict", "parsed", "iou", "zoomed")}
 
 
@@ -145,7 +150,7 @@ def place_thumbnails(
 
     Args:
         found: of `episodes`; changed in place.
-        thumbnails: of each run, as `read_thumbnails` gives them.
+        thumbnails: of each run, as `read_thumbnails` gives them; by the run's own id, where it has one, else by the episode's.
         room: bytes that all pictures may take.
 
     Returns:
@@ -177,7 +182,7 @@ def _targets(
     found: list[tuple] = []
     data: dict[str, str] = {}
     for run, (thumbs, pictures) in zip(episode["runs"], thumbnails, strict=False):
-        if thumbnail := thumbs.get(episode["id"]):
+        if thumbnail := thumbs.get((run or {}).get("id", episode["id"])):
             shown = [turn for turn in (run["turns"] if run else ()) if "window" in turn]
             own = [(episode, "overview", thumbnail.overview)]
             own += [(turn, "picture", digest) for turn, digest in zip(shown, thumbnail.pictures, strict=False)]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from zoomearth_jax.files import write_file
 from zoomearth_jax.reports.charts import Bar, bars, histogram
 from zoomearth_jax.reports.episode_rows import (
     RIGHT_BOX,
@@ -17,16 +16,12 @@ from zoomearth_jax.reports.episode_rows import (
     Recorded,
     Scored,
     episodes,
-    place_thumbnails,
     scored_rows,
 )
-from zoomearth_jax.reports.page import json_block, part, policy, render
+from zoomearth_jax.reports.gallery import MAX_BYTES, write_gallery
 from zoomearth_jax.reports.summary_tables import Table, joined, summary_tables
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 
-MAX_BYTES = 64_000_000  # of a page
-_BLOCK = 32  # pictures of a script element, which the page reads when one of them is looked at
-_ROOM_FOR_THE_REST = 200_000  # bytes: tables, plots, style, script
 _FACTS = ("benchmark", "date", "seed", "commit", "hardware", "config_hash", "config", "versions", "counts")
 
 
@@ -102,27 +97,20 @@ def write_comparison(path, a: Evaluated, b: Evaluated, names=("A", "B"), max_byt
 
 
 def _write(path, found: list[dict], thumbnails: Sequence, max_bytes: int, **values: Any) -> None:
-    script, style = part("episodes.js"), part("episodes.css")
-    room = max_bytes - len(json_block(found)) - _ROOM_FOR_THE_REST
-    pictures, left_out = place_thumbnails(found, thumbnails, room)
-    blocks = [pictures[start : start + _BLOCK] for start in range(0, len(pictures), _BLOCK)]
-    page = render(
-        "episodes.html.j2",
-        policy=policy(script, style),
-        script=script,
-        style=style,
-        data=json_block(
-            {"names": values["names"], "compared": values["compared"], "right_box": RIGHT_BOX, "block": _BLOCK}
-        ),
-        rows=json_block(found),
-        blocks=[json_block(block) for block in blocks],
-        left_out=left_out,
+    settings = {"names": values["names"], "compared": values["compared"], "right_box": RIGHT_BOX}
+    write_gallery(
+        path,
+        "episodes",
+        found,
+        thumbnails,
+        max_bytes,
+        settings=settings,
+        counted="episodes",
+        placeholder="question, answer, id …",
         levels=sorted({e["level"] for e in found if "level" in e}),
         categories=sorted({e["category"] for e in found if "category" in e}),
-        total=len(found),
         **values,
     )
-    write_file(path, page)
 
 
 def _agrees(episode: dict) -> bool:

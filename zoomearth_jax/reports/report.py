@@ -13,7 +13,8 @@ from PIL import Image
 from zoomearth_jax.files import write_file
 from zoomearth_jax.reports.page import render
 from zoomearth_jax.reports.pictures import COLORS, enlarged, with_boxes
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.reports.run_plots import running_mean
+from zoomearth_jax.runs.metric_rows import read_metrics
 
 CURVES = {
     "sft": ("loss", "entropy"),
@@ -37,15 +38,11 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def curve(name: str, steps: list[int], values: list[float], smoothing: float = 0.9) -> dict:
+def curve(name: str, steps: list[int], values: list[float]) -> dict:
     """A line chart's labels and points (in the template's 260 x 110 view box): the values and their running mean."""
     low, high = min(values), max(values)
     spread = (high - low) or 1.0
     across = max(steps[-1] - steps[0], 1)
-    mean, means = 0.0, []
-    for count, value in enumerate(values, 1):  # an exponential mean without the pull of its start
-        mean = smoothing * mean + (1 - smoothing) * value
-        means.append(mean / (1 - smoothing**count))
 
     def points(ys):
         pairs = zip(steps, ys, strict=True)
@@ -54,7 +51,7 @@ def curve(name: str, steps: list[int], values: list[float], smoothing: float = 0
         )
 
     labels = {"low": f"{low:.3g}", "high": f"{high:.3g}", "last_step": steps[-1]}
-    return {"name": name, **labels, "points": points(values), "mean_points": points(means)}
+    return {"name": name, **labels, "points": points(values), "mean_points": points(running_mean(values))}
 
 
 def run_curves(runs: dict[str, Path]) -> list[dict]:

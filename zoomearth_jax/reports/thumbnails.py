@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,17 +60,24 @@ class Thumbnails:
             UserError: it can't be written.
         """
         shrunk = [encoded(overview, OVERVIEW_PX), *(encoded(picture, PICTURE_PX) for picture in pictures)]
-        digests = [hashlib.sha256(data).hexdigest()[:20] for data in shrunk]
-        new = {d: base64.b64encode(data).decode() for d, data in zip(digests, shrunk, strict=True)}
-        line = {
-            "id": id,
-            "overview": digests[0],
-            "pictures": digests[1:],
-            "new": {digest: data for digest, data in new.items() if digest not in self._stored},
-        }
+        line, new = thumbnail_line(id, shrunk, self._stored)
         with writing(self.path), open(self.path, "ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-        self._stored |= new.keys()
+            file.write(line.encode())
+        self._stored |= new
+
+
+def thumbnail_line(id: str, shrunk: Sequence[bytes], stored: Collection[str]) -> tuple[str, set[str]]:
+    """The line of an episode, and the digests of the pictures that are new in it.
+
+    Args:
+        shrunk: the overview as JPEG, then what was shown.
+        stored: digests of the pictures that earlier lines of the file hold.
+    """
+    digests = [hashlib.sha256(data).hexdigest()[:20] for data in shrunk]
+    pictures = dict(zip(digests, shrunk, strict=True))
+    new = {digest: base64.b64encode(data).decode() for digest, data in pictures.items() if digest not in stored}
+    line = {"id": id, "overview": digests[0], "pictures": digests[1:], "new": new}
+    return json.dumps(line) + "\n", set(new)
 
 
 def encoded(picture: np.ndarray, side: int) -> bytes:

@@ -55,10 +55,11 @@ def _reason(name: str, error: Exception) -> str:
         if constants.HF_HUB_OFFLINE:
             return f"HF_HUB_OFFLINE forbids asking the Hugging Face hub, and {cache}; unset it, or {download}"
         return (
-            f"the Hugging Face hub can't be reached ({_first_line(error.__cause__ or error)}), and {cache}; {download}"
+            f"the Hugging Face hub can't be reached ({first_line(error.__cause__ or error)}), and {cache}; {download}"
         )
-    return f"and the Hugging Face hub can't give it ({_first_line(error)}); {download}"
+    return f"and the Hugging Face hub can't give it ({first_line(error)}); {download}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,12 +12,10 @@ from typing import TextIO
 
 import jax
 
-from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import write_file, writing
+from zoomearth_jax.runs.metric_rows import SCHEMA, read_metrics
 from zoomearth_jax.runs.sinks import Sink
 from zoomearth_jax.terminal.progress import Progress
-
-SCHEMA = 1  # raised when a metric changes its meaning
 
 
 class MetricsLog:
@@ -111,20 +109,3 @@ def _keep(path: Path, start: int) -> None:
     """Leaves the rows up to step `start` in the file, which an interruption can't lose."""
     kept = [row for row in read_metrics(path) if row["step"] <= start] if start else []
     write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line cut short by a crash is left out.
-
-    Raises:
-        UserError: rows of a later schema than this version knows.
-    """
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-        if rows[-1].get("schema", SCHEMA) > SCHEMA:
-            raise UserError(f"{path}: schema {rows[-1]['schema']}, this version reads {SCHEMA}; update zoomearth_jax")
-    return rows

@@ -46,6 +46,8 @@ FREE_SETTINGS = (
     "mesh",
     "log",
     "panel_every",
+    "dump",
+    "dump_thumbnails",
     "profile",
     "checkpoint_every",
     "keep",
@@ -54,7 +56,7 @@ FREE_SETTINGS = (
     "validate",
     "judge",
 )  # may change on resuming
-OLD = ("checkpoints", "panels", "profile", "replay", "judge")  # of a run that is started anew
+OLD = ("checkpoints", "panels", "profile", "replay", "judge", "rollouts")  # of a run that is started anew
 CLUSTER = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # environment variables with the number of processes
 KEPT_BYTES = 2**28  # of rows in memory: 3,500 of the nano model, 170 with 512 px views
 

@@ -17,9 +17,11 @@ from zoomearth_jax.configs.compute import ComputeConfig
 from zoomearth_jax.configs.episode import EPISODE
 from zoomearth_jax.data_pipeline.text.words import read_words
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.files import staged_model
+from zoomearth_jax.files import staged_model, write_file
 from zoomearth_jax.models.families import abstract_model, hf_config, read_config, write_checkpoint
 from zoomearth_jax.runs.checkpoints import Checkpoints
+from zoomearth_jax.runs.hub_upload import check_upload, upload
+from zoomearth_jax.runs.model_card import model_card
 from zoomearth_jax.runs.models import (
     check_words,
     copy_side_files,
@@ -45,7 +47,11 @@ class ConvertConfig:
         words: a file of the user's copy of the authors' release that holds the instruction which a ZoomEarth checkpoint was trained
             with: a text, or the Python file with the string (FILE.py:NAME where it has several). It goes into episode.json, with
             the release's views, boxes, gate and temperature.
-        overwrite: replace a model that `out` holds.
+        push_to_hub: OWNER/NAME of the Hugging Face hub, to which the files of the export are uploaded, with the token of
+            `hf auth login` or HF_TOKEN. README.md, a model card with what the run says of itself, is made where there is none.
+        public: let everybody see the hub's repository; without it a new one is private, and one that is there stays as it is.
+        commit_message: of the upload.
+        overwrite: replace a model that `out` holds, and add a commit to a repository that is there.
         json: print the summary as JSON.
     """
 
@@ -55,8 +61,17 @@ class ConvertConfig:
     to: Literal["hf", "orbax"] = "hf"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     words: str | None = None
+    push_to_hub: str = ""
+    public: bool = False
+    commit_message: str = ""
     overwrite: bool = False
     json: bool = False
+
+    def __post_init__(self):
+        if self.push_to_hub and self.to != "hf":
+            raise UserError("--push-to-hub uploads safetensors; leave --to orbax out")
+        if (self.public or self.commit_message) and not self.push_to_hub:
+            raise UserError("--public and --commit-message are about an upload; give --push-to-hub OWNER/NAME too")
 
 
 def convert(config: ConvertConfig) -> dict:
@@ -64,6 +79,8 @@ def convert(config: ConvertConfig) -> dict:
     source, out, began = existing(config.source), config.out.expanduser(), time.monotonic()
     _check_target(config, source, out)
     _check_step(config, source)
+    if config.push_to_hub:
+        check_upload(config.push_to_hub)
     words = None if config.words is None else read_words(config.words)
     if words is None and not (source / EPISODE).exists():
         check_words(source)
@@ -83,6 +100,9 @@ def convert(config: ConvertConfig) -> dict:
             text = json.dumps(dataclasses.asdict(released_episode(words, source)), indent=2, ensure_ascii=False)
             (staging / EPISODE).write_text(text + "\n", encoding="utf-8")
         copy_side_files(source, staging, keep=(EPISODE,) if words is not None else ())
+        if config.push_to_hub and not (staging / "README.md").exists():
+            write_file(staging / "README.md", model_card(config.push_to_hub, source, config.step))
+        files = sorted(file.name for file in staging.iterdir())
     summary = {
         "out": str(out),
         "to": config.to,
@@ -92,7 +112,11 @@ def convert(config: ConvertConfig) -> dict:
         "bytes": size,
         "seconds": round(time.monotonic() - began, 1),
     }
+    if config.push_to_hub:
+        message = config.commit_message or f"{source.resolve().name} as {dtype}, by zoomearth convert"
+        summary["url"] = upload(out, files, config.push_to_hub, config.public, message, config.overwrite)
     text = "{out}: {parameters:,} parameters as {dtype}, {bytes:,} bytes, {seconds} s".format(**summary)
+    text += f", uploaded to {summary['url']}" if config.push_to_hub else ""
     print(json.dumps(summary) if config.json else text)
     return summary
 

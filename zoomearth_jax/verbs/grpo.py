@@ -18,6 +18,7 @@ from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import grpo_flops, joined_counts, rollout_flops, row_counts
 from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.reports.panel import write_panel
+from zoomearth_jax.reports.rollouts import RolloutDump
 from zoomearth_jax.rl.grpo import GRPO, Asked, Played
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
 from zoomearth_jax.rl.rewards.custom_rewards import load_custom
@@ -110,7 +111,10 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
         done = start = int(training.state.step) // per_rollout
         rates.open(start, loader.digests)
         before = validation.before_training(training.state.params, start)
-        with open_monitor(config, "grpo", start, mesh, SHOWN, config.compact > 0, before) as monitor:
+        with (
+            RolloutDump(config.out, config.dump, config.dump_thumbnails, start, mesh) as dump,
+            open_monitor(config, "grpo", start, mesh, SHOWN, config.compact > 0, before) as monitor,
+        ):
             batches = Peekable(look_ahead(loader.batches(start, config.steps), training.send))
             upcoming: Played | None = None  # the episodes of this step, where they were played ahead
             for step, looks in monitor.steps(batches):
@@ -128,10 +132,9 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
                     following = Asked(loader.questions(done), next_looks, done)
                 with monitor.phase("rollout" if following else "update"):
                     updated, upcoming = training.update(played, following)
-                table = episode_table(
-                    played.questions, played.episodes, played.rewards, updated.advantages, rows.layout
-                )
-                table = of_all_processes({**table, **updated.kl})
+                own = episode_table(played.questions, played.episodes, played.rewards, updated.advantages, rows.layout)
+                own |= updated.kl
+                table = of_all_processes(own)
                 with monitor.phase("update"):
                     metrics = updated.metrics()
                 run.begin()
@@ -158,6 +161,8 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
                     scores = {**played.rewards, "advantage": updated.advantages}
                     picture = write_panel(config.out / "panels", done, played.questions, played.episodes, scores)
                     monitor.picture(done, picture)
+                if dump.due(done):
+                    dump.add(done, played.questions, played.episodes, own)
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     checkpoints.save(done, training.state, score=config.score(metrics))
         if done < config.steps:

@@ -1,4 +1,4 @@
-"""`zoomearth report`: the page of a finished evaluation made anew, or the page that compares two."""
+"""`zoomearth report`: the page of a finished evaluation made anew, the page that compares two, or that of a run's rollouts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from zoomearth_jax.evaluation.predictions import read_predictions
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.reports.episode_rows import Evaluated
 from zoomearth_jax.reports.episodes import write_comparison, write_report
+from zoomearth_jax.reports.rollout_page import write_rollout_page
+from zoomearth_jax.reports.rollouts import FOLDER
 from zoomearth_jax.terminal.progress import say
 
 MAIN = "shown"  # the way of showing crops whose records lie in the folder itself
@@ -22,18 +24,21 @@ MAIN = "shown"  # the way of showing crops whose records lie in the folder itsel
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Makes the page of a finished evaluation anew from its records, without the model, or compares two evaluations.
+    """Makes the page of a finished evaluation anew from its records, without the model, compares two, or shows a run's rollouts.
 
     Attributes:
-        run: folder that `zoomearth evaluate --out` wrote.
+        run: folder that `zoomearth evaluate --out` wrote, or a run of `zoomearth grpo --dump N`.
         other: a second one of the same benchmark, which is compared with the first question by question.
-        out: the page; left out, report.html, or for a comparison comparison.html, in the folder of the first.
+        out: the page; left out, report.html, or for a comparison comparison.html, or for a run's rollouts rollouts.html, in the
+            folder of the first.
+        steps: the first and the last step of a run whose rollouts are shown; all by default.
         max_mb: about how large the page may be; questions beyond that go without thumbnails.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     other: Annotated[Path | None, tyro.conf.Positional] = None
     out: Path | None = None
+    steps: tuple[int, int] | None = None
     max_mb: float = 64.0
 
     def __post_init__(self):
@@ -48,6 +53,10 @@ def report(config: ReportConfig) -> Path:
         UserError: a folder holds no evaluation, the two are of different benchmarks or share no question, or the page can't
             be written.
     """
+    if (config.run / FOLDER).is_dir():
+        return _rollouts(config)
+    if config.steps:
+        raise UserError(f"{config.run}: --steps is for runs with rollouts of `grpo --dump N`; there are none")
     out = config.out or config.run / ("comparison.html" if config.other else "report.html")
     check_writable(out)
     first = read_evaluation(config.run)
@@ -58,6 +67,16 @@ def report(config: ReportConfig) -> Path:
         second = read_evaluation(config.other)
         _check_comparable(config, first, second)
         write_comparison(out, first, second, _names(config.run, config.other), size)
+    print(out)
+    return out
+
+
+def _rollouts(config: ReportConfig) -> Path:
+    if config.other:
+        raise UserError(f"{config.run}: a run; only evaluations are compared, give one folder")
+    out = config.out or config.run / "rollouts.html"
+    check_writable(out)
+    write_rollout_page(out, config.run, config.steps, int(config.max_mb * 1e6))
     print(out)
     return out
 

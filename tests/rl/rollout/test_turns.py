@@ -27,7 +27,7 @@ from zoomearth_jax.rl.policy import row_features
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.rl.state import init_state
 from zoomearth_jax.rl.steps import make_sft_step, row_logprobs
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.tools import TOOLS
 from zoomearth_jax.tools.tool import Shown
