@@ -76,15 +76,14 @@ def test_the_parts_of_a_photograph_are_a_tile_apart():
         assert max(test[2:]) == max(height, width)
 
 
-def test_the_other_tiles_have_colours_near_the_crowns(folder):
-    photos = read_photos(folder)
+def test_alike_tiles_have_colours_near_the_crowns(folder):
+    photos, alike, corner = read_photos(folder), 30, 2
     places, rng = find_places(photos, "train"), np.random.default_rng(0)
-    corner = 2
     for crown in range(0, len(places.crowns), 7):
-        tiles = crowns._four_tiles(rng, photos, places, crown, corner)
+        tiles = crowns._four_tiles(rng, photos, places, crown, corner, alike)
         own = places.ground[:, 0] == places.crowns[crown, 0]
         distances = np.abs(places.colors[own] - tiles[corner].mean((0, 1))).sum(-1)
-        limit = np.sort(distances)[crowns.NEAREST - 1]
+        limit = np.sort(distances)[alike - 1]
         others = [tile for place, tile in enumerate(tiles) if place != corner]
         assert max(np.abs(t.mean((0, 1)) - tiles[corner].mean((0, 1))).sum() for t in others) <= limit + 1e-9
         assert limit < np.median(distances)
@@ -124,14 +123,15 @@ def test_bad_photographs_and_settings_are_one_line(folder, tmp_path, capsys):
     half = tmp_path / "half"
     (half / "train").mkdir(parents=True)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "questions.json").write_text(json.dumps({"mosaics": 3, "held_out": 40}))
+    (tmp_path / "other" / "questions.json").write_text(json.dumps({"mosaics": 3, "held_out": 40, "alike": 0}))
     for args, message in (
-        (["--photos", str(tmp_path), *out], "no such file"),
+        (["--photos", str(tmp_path), *out], "no such image file"),
         (["--photos", str(broken), *out], "not Pascal VOC's boxes"),
         (["--out", str(tmp_path / "other")], "holds questions of other settings"),
         (["--out", str(half)], "not written to the end"),
         (["--seeds", "-1"], "no negative ones"),
         (["--mosaics", "0"], "must be positive"),
+        (["--alike", "2"], "at least 3"),
     ):
         assert main(["bench", "pixels", *args]) == 2
         error = capsys.readouterr().err

@@ -5,8 +5,8 @@ github.com/weecology/DeepForest). It is found, not imported, and nothing of it i
 
 A mosaic is a drawn ground of SIDE x SIDE px with a plate of each of the nano model's colours at a random place. In the middle of
 each plate are four tiles of real pixels, one of which is of a crown. The other three are of the same part of the same
-photograph, touch no box, and are among those whose mean colours are nearest to the crown's, so that a view in which a tile is a
-pixel or two tells little. Each answer is right for a quarter of a mosaic's questions.
+photograph and touch no box; `alike` ones have nearly the crown's mean colour, so that a view in which a tile is a pixel or two
+tells little. Each answer is right for a quarter of a mosaic's questions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ PACKAGE, INSTALL = "deepforest", "pip install --no-deps deepforest==2.1.0"
 PHOTOS = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")  # each a .png and a .xml
 MAX_XML = 5_000_000  # bytes
 
-SIDE = 4096  # px of a mosaic: 36.6 px to a pixel of a 112 px overview
+SIDE = 4096  # px of a mosaic
+VIEW = 112  # px of its overview, of 36.6 px each
 TILE = 64  # px
 MARGIN = 45  # px of the reference box around the four tiles
 PLATE = 329  # px, 9 pixels of a 112 px overview
@@ -45,7 +46,7 @@ APART = 110  # px between plates
 JITTER = 8  # px that a crown may be off the middle of its tile
 SMALLEST = 24  # px of a crown's shorter side
 STRIDE = 16  # px between candidates for tiles of ground
-NEAREST = 30  # tiles of ground that may go with a crown
+LEAST = 3  # tiles of ground that each part of each photograph must have
 TRAIN_SHARE = 0.62  # of a photograph's longer side; the strip of one tile beyond it is in neither part
 PARTS = ("train", "test")
 ANSWERS = ("top left", "top right", "bottom left", "bottom right")
@@ -137,15 +138,21 @@ def find_places(photos: list[Photo], part: str) -> Places:
                 if not covered[y : y + TILE, x : x + TILE].any():
                     ground.append((number, x, y))
                     colors.append(pixels[y : y + TILE, x : x + TILE].mean((0, 1)))
-    if not crowns or min(np.bincount([number for number, *_ in ground], minlength=len(photos))) < NEAREST:
+    if not crowns or min(np.bincount([number for number, *_ in ground], minlength=len(photos))) < LEAST:
         raise UserError(
             f"bench pixels: {len(crowns)} crowns and {len(ground)} tiles of ground for the {part} part are too few"
         )
     return Places(np.array(crowns), np.array(ground), np.array(colors))
 
 
-def draw_questions(photos: list[Photo], part: str, count: int) -> Iterator[tuple[Image.Image, list[Question]]]:
-    """Mosaics with their questions, one of each colour; the same for the same photographs, part and count."""
+def draw_questions(
+    photos: list[Photo], part: str, count: int, alike: int = 0
+) -> Iterator[tuple[Image.Image, list[Question]]]:
+    """Mosaics with their questions, one of each colour; the same for the same arguments.
+
+    Args:
+        alike: tiles of ground that may go with a crown, those whose mean colours are nearest to its; 0 for all.
+    """
     rng, places = np.random.default_rng(PARTS.index(part)), find_places(photos, part)
     turns = _in_turns(rng, len(places.crowns))
     for _ in range(count):
@@ -156,7 +163,7 @@ def draw_questions(photos: list[Photo], part: str, count: int) -> Iterator[tuple
         for (color, rgb), (x, y), corner in plates:
             picture.paste(rgb, (x, y, x + PLATE, y + PLATE))
             left, top = (edge + (PLATE - 2 * TILE) // 2 for edge in (x, y))
-            for place, tile in enumerate(_four_tiles(rng, photos, places, next(turns), corner)):
+            for place, tile in enumerate(_four_tiles(rng, photos, places, next(turns), corner, alike)):
                 picture.paste(Image.fromarray(tile), (left + place % 2 * TILE, top + place // 2 * TILE))
             box = Box(left - MARGIN, top - MARGIN, left + 2 * TILE + MARGIN, top + 2 * TILE + MARGIN, scene.frame)
             questions.append(_question(scene, color, box, ANSWERS[corner]))
@@ -174,14 +181,16 @@ def _in_turns(rng: np.random.Generator, count: int) -> Iterator[int]:
         yield from map(int, rng.permutation(count))
 
 
-def _four_tiles(rng, photos: list[Photo], places: Places, crown: int, corner: int) -> list[np.ndarray]:
+def _four_tiles(rng, photos: list[Photo], places: Places, crown: int, corner: int, alike: int) -> list[np.ndarray]:
     """The tiles of a plate from left to right, upper ones first, the crown's at `corner`."""
     number, x, y = places.crowns[crown]
     x, y = np.array([x, y]) + rng.integers(-JITTER, JITTER + 1, 2)
     tile = _cut(photos, number, x, y)
-    distances = np.abs(places.colors - tile.mean((0, 1))).sum(-1)
-    distances[places.ground[:, 0] != number] = np.inf  # photographs differ in sharpness
-    others = rng.choice(np.argsort(distances, kind="stable")[:NEAREST], 3, replace=False)
+    same = np.flatnonzero(places.ground[:, 0] == number)  # photographs differ in sharpness
+    if alike:
+        distances = np.abs(places.colors[same] - tile.mean((0, 1))).sum(-1)
+        same = same[np.argsort(distances, kind="stable")[:alike]]
+    others = rng.choice(same, 3, replace=False)
     tiles = [_cut(photos, *places.ground[other]) for other in others]
     return [*tiles[:corner], tile, *tiles[corner:]]
 
@@ -208,17 +217,17 @@ def _ground(season: str) -> np.ndarray:
     return np.concatenate([scene.window(strip, Frame(SIDE, height)) for strip in strips])
 
 
-def write_folder(folder: Path, photos: list[Photo], part: str, count: int) -> None:
+def write_folder(folder: Path, photos: list[Photo], part: str, count: int, alike: int = 0) -> None:
     """Writes a part's mosaics as TIFF files in images/, a tile store of them, and last of all questions.jsonl."""
     rows: list[tuple[str, Question]] = []
     for number, (picture, questions) in enumerate(
-        tracked(draw_questions(photos, part, count), f"{part} mosaics", count)
+        tracked(draw_questions(photos, part, count, alike), f"{part} mosaics", count)
     ):
         name = f"{part}_{number:04d}.tif"
         save = functools.partial(picture.save, format="TIFF", compression="tiff_adobe_deflate")
         write_file(folder / "images" / name, save)
         rows += [(name, question) for question in questions]
-    build_store(sorted((folder / "images").iterdir()), folder / "tiles", StoreSettings(), workers=2)
+    build_store(sorted((folder / "images").iterdir()), folder / "tiles", StoreSettings(views=(VIEW,)), workers=2)
     write_questions(folder / NAME, rows)
 
 
