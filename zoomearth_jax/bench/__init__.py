@@ -21,6 +21,7 @@ from zoomearth_jax.bench.memory import MemoryConfig, bench_memory
 from zoomearth_jax.bench.packing import PackingConfig, bench_packing
 from zoomearth_jax.bench.peers import PeersConfig, bench_peers
 from zoomearth_jax.bench.perception import PerceptionConfig, bench_perception
+from zoomearth_jax.bench.pixels import PixelsConfig, bench_pixels
 from zoomearth_jax.bench.plan import PlanBenchConfig, bench_plan
 from zoomearth_jax.bench.refill import RefillConfig, bench_refill
 from zoomearth_jax.bench.resume import ResumeConfig, bench_resume
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, tuple[type, Callable]] = {
     "packing": (PackingConfig, bench_packing),
     "peers": (PeersConfig, bench_peers),
     "perception": (PerceptionConfig, bench_perception),
+    "pixels": (PixelsConfig, bench_pixels),
     "plan": (PlanBenchConfig, bench_plan),
     "refill": (RefillConfig, bench_refill),
     "resume": (ResumeConfig, bench_resume),
