@@ -139,7 +139,9 @@ class GRPO:
         objective = config.objective
         rows = rows.playing(config.rollout.of(rows.episode))
         if objective.distill_weight and not rows.layout.num_pictures:
-            raise UserError("objective.distill_weight: rows of one turn show no picture; give two or more --layout.turn-lens")
+            raise UserError(
+                "objective.distill_weight: rows of one turn show no picture; give two or more --layout.turn-lens"
+            )
         add_lora(model, config.lora, nnx.Rngs(config.seed))
         if rows.episode.gate == "box" and config.rollout.turn_ids == "sampled":
             rows = rows.replaced(

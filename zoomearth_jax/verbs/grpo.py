@@ -95,7 +95,11 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
 
     parts: dict[str, Any] = {"minibatches": config.minibatches, "rollout_batches": config.rollout.batches}
     rates, leaves_out = PassRates(config), config.curriculum.active
-    parts |= {"looks": rows.layout.num_pictures, "refills": config.refill, "passed_over": rates.passed_over if leaves_out else None}
+    parts |= {
+        "looks": rows.layout.num_pictures,
+        "refills": config.refill,
+        "passed_over": rates.passed_over if leaves_out else None,
+    }
     loader = open_loader(config, "grpo", rows.prompts, config.prompts, mesh=mesh, check=rows.check_prompts, **parts)
     validation = Validation(config, training.engine, mesh, config.prompts * config.group // config.rollout.batches)
     about = about_run(config, loader.digests, training.reference)

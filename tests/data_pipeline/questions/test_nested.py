@@ -109,11 +109,15 @@ def test_the_chain_that_is_taught_leads_to_the_badge(rows):
     assert (replies.grids.prod(-1) == 16).all()
     for question in asked:
         (first, site_window), (second, badge_window), (answer, _) = rows.looks.references(question)
-        assert '"source": "picture"' in second and '"source"' not in first
+        assert '"source": "picture"' in second
+        assert '"source"' not in first
         assert answer.endswith(f"<answer>{question.answer}</answer>")
-        assert 1024 <= site_window.x2 - site_window.x1 <= 1026  # corners are taught in px of the overview, 73 of the scene
+        assert (
+            1024 <= site_window.x2 - site_window.x1 <= 1026
+        )  # corners are taught in px of the overview, 73 of the scene
         place = question.box
-        assert badge_window.x1 - 10 <= place.x1 and place.x2 <= badge_window.x2 + 10
+        assert badge_window.x1 - 10 <= place.x1
+        assert place.x2 <= badge_window.x2 + 10
     assert max(len(rows.question_ids(q.asked, 16)) for q in asked) <= rows.layout.prompt_len
 
 
