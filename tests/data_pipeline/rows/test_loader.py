@@ -17,10 +17,11 @@ import pytest
 from tests.data_pipeline.rows.in_worker import RowsThenModules, nap
 from zoomearth_jax.configs.io import from_dict, to_dict
 from zoomearth_jax.configs.training import GRPOConfig
-from zoomearth_jax.data_pipeline.images.boxes import Frame
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.sources import whole
 from zoomearth_jax.data_pipeline.questions.mixture import SceneQuestions, Source, open_sources
 from zoomearth_jax.data_pipeline.questions.procedural import scene_questions
+from zoomearth_jax.data_pipeline.questions.question import Look
 from zoomearth_jax.data_pipeline.rows.loader import Loader, order
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.runs.start import look_ahead
@@ -120,6 +121,22 @@ def test_kept_rows_are_made_once_and_change_nothing(budget, least, most, nano):
         for batch, expected in zip(loader.batches(0, 20), plain.batches(0, 20), strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(leaves(batch), leaves(expected), strict=True))
     assert least <= len(made) <= most  # of 80 rows in four epochs
+
+
+def test_rows_of_several_pictures_are_kept_whole(nano):
+    """Arrays of pictures have as many entries a row as the layout has pictures."""
+    rows = nano.rows.replaced(turn_lens=(20, 20, 12))
+    half = Box(0, 0, 1024, 1024, Frame(2048, 2048))
+    chains = [
+        dataclasses.replace(q, looks=(Look(half, "half"), *q.looks)[i % 2 :]) for i, q in enumerate(FINITE.questions)
+    ]
+    source = Source("chains", chains)
+    with (
+        open_loader((source,), rows.supervised, keep_bytes=1e9) as kept,
+        open_loader((source,), rows.supervised) as plain,
+    ):
+        for batch, expected in zip(kept.batches(0, 8), plain.batches(0, 8), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(leaves(batch), leaves(expected), strict=True))
 
 
 def test_look_ahead_prepares_the_next_batch_while_the_last_is_in_use():

@@ -96,7 +96,7 @@ class KeptRows:
     """Makes batches of rows, and keeps rows up to `budget` bytes: those of a small set are made once, not every epoch."""
 
     def __init__(self, maker: BatchMaker, budget: int):
-        """`maker` makes (nested) NamedTuples of arrays with one row a question."""
+        """`maker` makes (nested) NamedTuples of arrays with as many entries for each question, one after the other."""
         self._maker, self._budget = maker, budget
         self._kept: dict[Place, Any] = {}
 
@@ -106,12 +106,18 @@ class KeptRows:
         made = self._maker(missing) if missing else ()
         if len(missing) == len(places) and self._budget <= 0:
             return made
-        rows = {place: _map(lambda x, i=i: x[i : i + 1], made) for i, place in enumerate(missing)}
+        rows = {place: _map(lambda x, i=i: _part(x, i, len(missing)), made) for i, place in enumerate(missing)}
         batch = _map(lambda *x: np.concatenate(x), *(rows.get(p) or self._kept[p] for p in places))
         if self._budget > 0:
             self._kept |= rows
             self._budget -= sum(x.nbytes for x in _leaves(made))
         return batch
+
+
+def _part(x: np.ndarray, i: int, count: int) -> np.ndarray:
+    """Part i of so many equal ones along the first axis."""
+    size = len(x) // count
+    return x[i * size : (i + 1) * size]
 
 
 def _map(function: Callable, *trees: Any) -> Any:
