@@ -25,7 +25,7 @@ from zoomearth_jax.rl.grpo import GRPO, Asked
 from zoomearth_jax.rl.state import TrainState
 from zoomearth_jax.rl.steps import _update
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.saved_steps import numbers, read_record
 from zoomearth_jax.tools.tool import Request

@@ -12,7 +12,7 @@ from zoomearth_jax.data_pipeline.questions.mixture import Source
 from zoomearth_jax.data_pipeline.rows.loader import LAG, Loader
 from zoomearth_jax.data_pipeline.rows.workers import Place
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.runs.pass_rates import PassRates
 
 GROUP, STEPS = 4, 48

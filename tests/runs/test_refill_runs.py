@@ -13,7 +13,7 @@ from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.data_pipeline.rows.loader import LAG
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
 

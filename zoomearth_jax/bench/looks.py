@@ -98,9 +98,9 @@ def _measured(config: LooksConfig, looks: int, mesh) -> dict:
     times: dict[str, list[float]] = {"rollout_s": [], "update_s": []}
     compiled: list[str] = []
 
-    def listen(name: str, *_, **__):
-        if "backend_compile" in name:
-            compiled.append(name)
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

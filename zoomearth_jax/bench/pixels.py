@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -140,10 +141,10 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
 def _train(config: PixelsConfig, seed: int, name: str, folder: Path, layout: LayoutConfig) -> tuple[Path, Path]:
     """The runs of fine-tuning, with the vision encoder, and of GRPO after it."""
     out = config.out / f"seed{seed}"
-    shared = {"data": (str(folder),), "seed": seed, "layout": layout, "overwrite": True}
+    shared: dict[str, Any] = {"data": (str(folder),), "seed": seed, "layout": layout, "overwrite": True}
     tuned = sft(SFTConfig(out=out / f"{name}-sft", steps=config.sft_steps, freeze_vision=False, **shared))
     no_kl = ObjectiveConfig(kl_weight=0.0)
-    how = {
+    how: dict[str, Any] = {
         "model": str(tuned),
         "out": out / f"{name}-grpo",
         "steps": config.steps,

@@ -10,7 +10,7 @@ from pathlib import Path
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig, ValidateConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft
 

@@ -39,8 +39,9 @@ def nano_nested() -> tuple[ModelConfig, EpisodeConfig]:
     eighth of a scene's side, and inside a picture of a 64th (`scenes.py` has the stripes that go with them)."""
     model, episode = nano()
     model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=600))
-    windows = {"min_window_px": 1024, "inner_window_px": 128}
-    return model, dataclasses.replace(episode, **windows, prompt_len=52, turn_lens=(20, 20, 12))
+    return model, dataclasses.replace(
+        episode, min_window_px=1024, inner_window_px=128, prompt_len=52, turn_lens=(20, 20, 12)
+    )
 
 
 def _published(text: TextConfig, vision_mlp_dim: int) -> tuple[ModelConfig, EpisodeConfig]:

@@ -17,7 +17,7 @@ from zoomearth_jax.data_pipeline.rows.loader import LAG
 from zoomearth_jax.data_pipeline.rows.workers import Place
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import write_file, writing
-from zoomearth_jax.runs.metrics import SCHEMA, read_metrics
+from zoomearth_jax.runs.metric_rows import SCHEMA, read_metrics
 from zoomearth_jax.runs.start import of_all_processes
 
 FILE = "pass_rates.jsonl"

@@ -395,13 +395,15 @@ def _start_from_nano(model: Qwen2_5_VL, rows: RowBuilder) -> None:
     """Gives a model the shipped base's parameters, and its new tokens the mean of all embeddings."""
     nano = load_model("nano")
     before, after = nano.rows.tokenizer.get_vocab(), rows.tokenizer.get_vocab()
-    table = nano.model.decoder.embed.embedding[...]
+    state = nnx.to_pure_dict(nnx.state(nano.model, nnx.Param))
+    table = state["decoder"]["embed"]["embedding"]
     places = np.full(len(rows.tokenizer), -1)  # some ids stand for no token: their text is another one's too
     for token, place in after.items():
         places[place] = before.get(token, -1)
-    state = nnx.state(nano.model, nnx.Param)
-    state["decoder"]["embed"]["embedding"].set_value(jnp.where((places >= 0)[:, None], table[places], table.mean(0)))
-    nnx.update(model, state)
+    state["decoder"]["embed"]["embedding"] = jnp.where((places >= 0)[:, None], table[places], table.mean(0))
+    own = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(own, state)
+    nnx.update(model, own)
 
 
 def pretrain_nano(config: PretrainNanoConfig) -> Path:

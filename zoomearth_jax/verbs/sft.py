@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -60,7 +61,7 @@ def _sft(config: SFTConfig, mesh: Mesh) -> Path:
         return shard_batch(as_the_fullest(batch) if config.pack_len else batch, mesh)
 
     looks = rows.layout.num_pictures
-    how = {"mesh": mesh, "check": rows.check_supervised, "looks": looks}
+    how: dict[str, Any] = {"mesh": mesh, "check": rows.check_supervised, "looks": looks}
     loader = open_loader(config, "sft", rows.supervised, config.batch_size, config.questions, **how)
     validation = Validation(config, engine, mesh, config.batch_size)
     about = about_run(config, loader.digests)

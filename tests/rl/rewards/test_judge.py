@@ -29,7 +29,7 @@ from zoomearth_jax.errors import UserError
 from zoomearth_jax.rl.metrics import rollout_metrics
 from zoomearth_jax.rl.rewards.judge import Judge
 from zoomearth_jax.runs.checkpoints import Checkpoints
-from zoomearth_jax.runs.metrics import read_metrics
+from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.verbs.grpo import _open_judge, grpo
 
 ONE = Question(types.SimpleNamespace(), "How many?", "three", "global", choices=("two", "three"), category="Counting")
