@@ -131,7 +131,7 @@ TASKS: dict[int, Task] = {
     2: Task(
         base="nano-nested",
         questions=nested_questions,
-        sft={"data": (NESTED,)},
+        sft={"data": (NESTED,), "questions": 1024, "steps": 200},
         grpo={"data": (NESTED,)},
         scores=nested_scores,
         rows={
