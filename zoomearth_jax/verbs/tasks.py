@@ -132,7 +132,7 @@ TASKS: dict[int, Task] = {
         base="nano-nested",
         questions=nested_questions,
         sft={"data": (NESTED,), "questions": 1024, "steps": 200},
-        grpo={"data": (NESTED,)},
+        grpo={"data": (NESTED,), "steps": 200},
         scores=nested_scores,
         rows={
             "accuracy_badge": "two looks needed: accuracy",
