@@ -33,7 +33,8 @@ class RewardSpec:
         region_unit: unit of the distance: px of the original, or the image's longer side (`side`).
         looks: which look of an episode the rewards iou, region and containment are paid for: the `last`, or the `best`, each
             reward by itself.
-        spare_cost, missing_cost: what each look beyond the necessary ones costs, and each that is missing.
+        spare_cost: what each look costs that is more than the reference takes.
+        missing_cost: what each look costs that is less than the reference takes.
         answer_match: `exact` (1 or 0), `wordnet`, the paper's: graded by path similarity, `typed`: numbers and yes or no
             exactly, a synonym for the rest, or `count`: numbers by how far they are off, the rest exactly.
         pattern: `protocol`, the whole text is of the paper's form, or `reference`, as the released code looks for its parts.

@@ -62,7 +62,6 @@ def by_length(items):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr("zoomearth_jax.rl.rewards.judge._WAIT_S", 0.01)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which a judge isn't asked through
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
         made.asked, made.reply = [], by_length
         made.address = f"http://127.0.0.1:{made.server_port}/judge"
@@ -74,8 +73,9 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def judged(server, tmp_path):
+def judged(server, tmp_path, monkeypatch):
     """Scores of answers by a fresh judge, its scores saved; `server` answers."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which a judge isn't asked through
 
     def scores(*answers, resume=False, process=0, reads="answer", **how):
         spec = RewardSpec(judge=server.address, judge_reads=reads)

@@ -24,16 +24,14 @@ _USER, _POLICY, _TOOL = (
     ("assistant", "gpt", "function_call"),
     ("tool", "observation", "function_response"),
 )
-_TOLD = re.compile(
-    r"\n[ \t]*Think first\b"
-)  # begins what is said of how to answer, which the episode has its own words for
+_TOLD = re.compile(r"\n[ \t]*Think first\b")  # how to answer, for which the episode has words of its own
 _NO_THOUGHT = re.compile(r"</?(?:think|answer|tool_call)>")
 
 
 def find_chains(path: Path) -> Path | None:
     """The file of a folder, or the path itself, that holds such chains; None if there is none. Case doesn't count."""
     if path.is_dir():
-        return next((file for file in sorted(path.iterdir()) if file.name.lower() in NAMES), None)
+        return min((file for file in path.iterdir() if file.name.lower() in NAMES), default=None)
     return path if path.name.lower() in NAMES else None
 
 

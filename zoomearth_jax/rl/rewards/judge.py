@@ -116,9 +116,8 @@ class Judge:
             with writing(self._file):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._file, "a", encoding="ascii") as file:
-                    file.write(
-                        "".join(f"\n{line}" for line in lines)
-                    )  # a line that a crash cut short stays one of its own
+                    # a line that a crash cut short stays one of its own
+                    file.write("".join(f"\n{line}" for line in lines))
 
     def _item(self, question: Question, episode: Episode) -> dict[str, Any]:
         item: dict[str, Any] = {
