@@ -13,6 +13,7 @@ from zoomearth_jax.configs.training import GRPOConfig
 from zoomearth_jax.evaluation.validation import Validation
 from zoomearth_jax.files import check_writable
 from zoomearth_jax.hardware.flops import grpo_flops, joined_counts, rollout_flops, row_counts
+from zoomearth_jax.models.sharding import process_share
 from zoomearth_jax.reports.panel import write_panel
 from zoomearth_jax.rl.grpo import GRPO, Asked, Played
 from zoomearth_jax.rl.metrics import episode_table, rollout_metrics, zoom_alarm
@@ -118,7 +119,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh) -> Path:
                 asked = rates.note(done, places, played.correct(config.group), config.group)
                 metrics |= {
                     "pass_rate": asked.mean(),
-                    "played_groups": len(asked),
+                    "played_groups": len(asked) * process_share(mesh)[1] // jax.process_count(),
                     "refill_rounds": len(played.rounds) - 1,
                 }
                 metrics |= {"left_out": loader.left_out(step)} if leaves_out else {}
