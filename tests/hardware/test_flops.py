@@ -12,6 +12,7 @@ from zoomearth_jax.hardware.flops import (
     forward_flops,
     full_counts,
     grpo_flops,
+    joined_counts,
     mfu,
     row_counts,
     segment_pairs,
@@ -79,6 +80,14 @@ def test_steps_count_what_trains():
     assert grpo_flops(config, COUNTS, freeze_vision=True, kl=False, distills=True) == 4 * text + pictures
     assert grpo_flops(config, COUNTS, freeze_vision=False, kl=False, distills=True) == 4 * (text + forward.vision)
     assert mfu(2e12, 0.5, 4, 10e12) == pytest.approx(0.1)
+
+
+def test_what_several_batches_cost_adds_up():
+    text = TextConfig(num_layers=3)
+    config = ModelConfig(VisionConfig(out_dim=text.width), text)
+    both = joined_counts([COUNTS, COUNTS])
+    assert (both.tokens, both.images, both.samples) == (2 * COUNTS.tokens, 2 * COUNTS.images, 2 * COUNTS.samples)
+    np.testing.assert_allclose(forward_flops(config, both), 2 * np.array(forward_flops(config, COUNTS)))
 
 
 def test_padding_is_not_counted(nano):

@@ -216,12 +216,12 @@ class GRPO:
         if not self._refilled:  # so that it compiles with the other programs, whenever it comes to be needed
             self._refilled = True
             replace_groups(played.episodes, played.episodes, np.arange(len(played.questions)), self._mesh)
-        weights, first = None, played
+        weights = None
         for number in range(1, self._config.refill + 1):
             teaches = self._teaches(played.rewards)
             if not anywhere(not teaches.all()):
                 break
-            weights = self.engine.weights(self.state.params) if weights is None else weights
+            weights = weights or self.engine.weights(self.state.params)
             asked = draw(number)
             episodes, scores = self._scored(asked, weights)
             places = refilled_places(teaches, self._teaches(scores.result()))
@@ -232,7 +232,7 @@ class GRPO:
                 scores=_known(picked_groups(played.rewards, scores.result(), places)),
                 rounds=[*played.rounds, Round(episodes.prompts, episodes.replies, scores)],
             )
-        return played if played is first else dataclasses.replace(played, rows=self._rows(played.episodes))
+        return dataclasses.replace(played, rows=self._rows(played.episodes)) if weights else played
 
     def _teaches(self, rewards: Mapping[str, np.ndarray]) -> np.ndarray:
         """Whether the rewards of each group differ, bool [A]."""

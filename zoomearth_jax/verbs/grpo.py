@@ -151,7 +151,7 @@ def _grpo(config: GRPOConfig, mesh: Mesh, judge: Judge | None) -> Path:
                 asked = rates.note(done, places, played.correct(config.group), config.group)
                 metrics |= {
                     "pass_rate": asked.mean(),
-                    "played_groups": len(asked),
+                    "played_groups": len(asked) * process_share(mesh)[1] // jax.process_count(),
                     "refill_rounds": len(played.rounds) - 1,
                 }
                 metrics |= {"left_out": loader.left_out(step)} if leaves_out else {}

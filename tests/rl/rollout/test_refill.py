@@ -113,7 +113,7 @@ def test_a_step_is_refilled_until_all_groups_teach_or_the_bound_is_reached(round
     training = object.__new__(GRPO)
     training._config, training._mesh, training._refilled = GRPOConfig(group=GROUP, refill=2), None, False
     training.state = types.SimpleNamespace(params=None)
-    training.engine = types.SimpleNamespace(weights=lambda params: params)
+    training.engine = types.SimpleNamespace(weights=lambda params: "weights")
     batches = [(trajectories(i), scores(flat)) for i, flat in enumerate(rounds)]
     training._scored = lambda asked, weights: batches[asked.refill]
     training._rows = lambda episodes: episodes.prompts.ids[:, 0].tolist()

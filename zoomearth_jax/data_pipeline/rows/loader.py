@@ -106,9 +106,8 @@ class Loader:
             raise UserError("loader: batches must have at least one question, workers can't be negative")
         if batch_size % count:
             raise UserError(f"a batch of {batch_size} questions doesn't divide over {count} hosts; take a multiple")
-        self._place = functools.lru_cache(4096)(
-            order(sources, seed, mix).__getitem__
-        )  # shuffles of small sets take a millisecond
+        # of a small set a place takes a millisecond
+        self._place = functools.lru_cache(4096)(order(sources, seed, mix).__getitem__)
         self._batch_size, self._own = batch_size, batch_size // count
         self._offset = index * self._own
         self._maker = BatchMaker(sources, make)
