@@ -38,9 +38,10 @@ def upload(folder: Path, files: Sequence[str], name: str, public: bool, message:
         UserError: the hub can't be reached, or refuses. The folder stays as it is.
     """
     import huggingface_hub as hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not terminal():
-        hub.utils.disable_progress_bars()
+        disable_progress_bars()
     api = hub.HfApi()
     try:
         address = api.create_repo(name, private=not public, exist_ok=replace)

@@ -78,7 +78,9 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 def describe(run: Path) -> RunInfo:
     """What a run's directory tells; whatever can't be read becomes the note."""
-    notes, settings, rows = [], {}, []
+    notes: list[str] = []
+    settings: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     try:
         settings = _settings(run / SETTINGS)
     except UserError as error:
