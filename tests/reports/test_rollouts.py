@@ -11,6 +11,8 @@ from tests.reports.dumps import dumped, lines, played, questions
 from tests.reports.test_episodes import HOSTILE, Elements, embedded, pictures
 from zoomearth_jax import files
 from zoomearth_jax.cli import main
+from zoomearth_jax.reports import rollouts
+from zoomearth_jax.reports.rollout_page import write_rollout_page
 from zoomearth_jax.reports.rollouts import RolloutDump
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 
@@ -157,3 +159,13 @@ def test_only_some_steps_and_what_there_is_not(run, tmp_path, capsys):
         said = capsys.readouterr().err.strip().splitlines()
         assert told in said[-1]
         assert not (tmp_path / "none.html").exists()
+
+
+def test_each_process_writes_its_own_groups_and_the_page_joins_them(tmp_path, monkeypatch):
+    for process, share in ((0, 0), (1, 1), (2, 1)):  # the last two play the same ones, as those of a tensor group do
+        monkeypatch.setattr(rollouts, "_process", lambda process=process: process)
+        monkeypatch.setattr(rollouts, "process_share", lambda mesh, share=share: (share, 2))
+        dumped(tmp_path, (4,), start=3 if process == 0 else 4)
+    assert names(tmp_path)[:3] == [f"step_000004_{process}.jsonl" for process in range(3)]
+    assert write_rollout_page(tmp_path / "r.html", tmp_path) == (4, 12)
+    assert [row["group"] for row in embedded((tmp_path / "r.html").read_text())] == [3, 2, 1, 0]
