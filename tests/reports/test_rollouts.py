@@ -11,6 +11,8 @@ from tests.reports.dumps import dumped, lines, played, questions
 from tests.reports.test_episodes import HOSTILE, Elements, embedded, pictures
 from zoomearth_jax import files
 from zoomearth_jax.cli import main
+from zoomearth_jax.reports import rollouts
+from zoomearth_jax.reports.rollout_page import write_rollout_page
 from zoomearth_jax.reports.rollouts import RolloutDump
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 
@@ -35,7 +37,7 @@ def test_a_line_has_what_an_episode_did_and_earned(run):
     ]
     first, second, third = found[:3]
     assert first["turns"][0] == {"text": "<think>look</think>", "box": [200, 0, 400, 200], "window": [200, 0, 400, 200]}
-    assert (first["reference_box"], first["width"], first["height"]) == ([200, 0, 400, 200], 400, 200)
+    assert (first["reference_looks"], first["width"], first["height"]) == ([[200, 0, 400, 200]], 400, 200)
     assert (first["answer"], first["correct"], first["advantage"], first["iou"]) == ("yes", True, 1, 1)
     assert (first["rewards"], first["turn_tokens"]) == ({"total": 2, "iou": 0, "own": 0.5}, [20, 10])
     assert (second["correct"], second["turns"][0]["window"]) == (False, [100, 0, 300, 200])
@@ -112,7 +114,7 @@ def test_the_page_has_groups_with_their_episodes_the_newest_first(run, capsys):
     assert figures == ["total", "iou", "own", "advantage"]
     assert [run["figures"] for run in rows[1]["runs"]] == [[2, 0, 0.5, 1], [1, 0, 0.25, 0], [0, 0, None, -1]]
     assert [run["sample"] for run in rows[1]["runs"]] == [0, 1, 2]
-    assert "reference_box" not in rows[0]
+    assert (rows[1]["reference_looks"], "reference_looks" in rows[0]) == ([[200, 0, 400, 200]], False)
     shown = pictures(page)
     means = [int(np.asarray(shown[run["turns"][0]["picture"]].convert("RGB")).mean()) for run in rows[1]["runs"][:2]]
     assert means == pytest.approx([40, 100], abs=4)
@@ -124,7 +126,7 @@ def test_texts_of_a_rollout_stay_texts(tmp_path, capsys):
     dumped(tmp_path, (1,), text=HOSTILE)
     line = lines(tmp_path, "step_000001_0.jsonl")[0]
     bad = [line | {"rewards": 3}, line | {"step": "1"}, line | {"turns": [{"text": 1}]}, line | {"id": [1]}, 3]
-    bad += [line | {"reference_box": box} for box in (7, [1, 2, 3], ["a"] * 4)]
+    bad += [line | {"reference_looks": boxes} for boxes in (7, [[1, 2, 3]], [["a"] * 4])]
     bad.append(line | {"id": "1-7-0", "group": 7, "rewards": {HOSTILE: HOSTILE}, "advantage": "x", "tokens": [HOSTILE]})
     with open(tmp_path / "rollouts" / "step_000002_0.jsonl", "w") as file:
         file.write("".join(json.dumps(line) + "\n" for line in bad) + '{"id": "cut o')
@@ -157,3 +159,13 @@ def test_only_some_steps_and_what_there_is_not(run, tmp_path, capsys):
         said = capsys.readouterr().err.strip().splitlines()
         assert told in said[-1]
         assert not (tmp_path / "none.html").exists()
+
+
+def test_each_process_writes_its_own_groups_and_the_page_joins_them(tmp_path, monkeypatch):
+    for process, share in ((0, 0), (1, 1), (2, 1)):  # the last two play the same ones, as those of a tensor group do
+        monkeypatch.setattr(rollouts, "_process", lambda process=process: process)
+        monkeypatch.setattr(rollouts, "process_share", lambda mesh, share=share: (share, 2))
+        dumped(tmp_path, (4,), start=3 if process == 0 else 4)
+    assert names(tmp_path)[:3] == [f"step_000004_{process}.jsonl" for process in range(3)]
+    assert write_rollout_page(tmp_path / "r.html", tmp_path) == (4, 12)
+    assert [row["group"] for row in embedded((tmp_path / "r.html").read_text())] == [3, 2, 1, 0]

@@ -4,6 +4,7 @@ A GRPO loss is a difference of terms of the rewards' size and passes through zer
 largest loss of the run.
 """
 
+import json
 import subprocess
 import sys
 
@@ -44,10 +45,20 @@ def error(got, want):
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["sft", "grpo"])
 def test_two_processes_with_microbatches_train_as_one_device(verb, tmp_path):
-    want = train(tmp_path / "one", verb, 3, 1)
-    got = train(tmp_path / "two", verb, 3, 2, "--accumulate", 2, "--mesh.fsdp", 2, processes=2)
+    dump = ["--dump", 1] if verb == "grpo" else []
+    want = train(tmp_path / "one", verb, 3, 1, *dump)
+    got = train(tmp_path / "two", verb, 3, 2, "--accumulate", 2, "--mesh.fsdp", 2, *dump, processes=2)
     assert error(got, want) < 1e-4
     assert np.ptp(want) > 0.1 * np.abs(want).max()  # it trains
+    if dump:
+        assert dumped(tmp_path / "two") == dumped(tmp_path / "one")
+
+
+def dumped(out):
+    """What the episodes of a run's first step wrote, by their ids; each process dumps its own."""
+    lines = [json.loads(line) for path in (out / "rollouts").glob("step_000001_*") for line in path.open()]
+    assert len(lines) == 32
+    return {line["id"]: [turn["text"] for turn in line["turns"]] for line in lines}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from zoomearth_jax.reports.rollouts import FOLDER, dump_files
 from zoomearth_jax.reports.thumbnails import read_thumbnails
 from zoomearth_jax.terminal.progress import say
 
-_GROUP = ("step", "group", "question", "reference", "level", "category", "width", "height", "reference_box")
+_GROUP = ("step", "group", "question", "reference", "level", "category", "width", "height", "reference_looks")
 _EPISODE = ("id", "sample", "answer", "box_reason", "truncated", "tokens", "correct")
 _MORE = ("advantage", "kl")  # figures of an episode beside its rewards
 
@@ -100,9 +100,9 @@ def _check(line: Mapping[str, Any]) -> None:
         raise TypeError
     if not all(isinstance(turn["text"], str) for turn in line["turns"]):
         raise TypeError
-    box = line["reference_box"]
-    if box is not None and not (len(box) == 4 and all(isinstance(side, int | float) for side in box)):
-        raise TypeError
+    for box in line["reference_looks"]:
+        if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+            raise TypeError
 
 
 def _figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -118,7 +118,7 @@ def _groups(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[
     for line in sorted(lines, key=lambda line: (line["step"], line["group"], line["sample"])):
         key = line["step"], line["group"]
         if key not in groups:
-            about = {name: line[name] for name in _GROUP if line.get(name) not in ("", None)}
+            about = {name: line[name] for name in _GROUP if line.get(name) not in ("", None, [])}
             groups[key] = {**about, "id": f"{key[0]}-{key[1]}", "runs": []}
         figures = {**line["rewards"], **{name: line.get(name) for name in _MORE}}
         episode = {name: line[name] for name in _EPISODE if line.get(name) not in ("", None)}

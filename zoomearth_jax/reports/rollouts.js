@@ -85,7 +85,7 @@ function marksOf(run) {
 }
 
 function withReference(group, found) {
-  return group.reference_box ? [[group.reference_box, "reference", "reference box"], ...found] : found;
+  return [...(group.reference_looks ?? []).map((box) => [box, "reference", "reference box"]), ...found];
 }
 
 function marks(group) {
@@ -150,7 +150,9 @@ function details(group, large) {
   const parts = [meta(group), reference(group)];
   const overview = overviewOf(group, Math.min(320, large));
   if (overview) parts.push(element("div", { class: "pictures" }, overview));
-  if (group.reference_box) parts.push(element("p", { class: "meta", text: `reference box ${group.reference_box.join(", ")} (x1, y1, x2, y2 in px of the image)` }));
+  for (const box of group.reference_looks ?? []) {
+    parts.push(element("p", { class: "meta", text: `reference box ${box.join(", ")} (x1, y1, x2, y2 in px of the image)` }));
+  }
   return [...parts, columns];
 }
 

@@ -151,6 +151,7 @@ def _line(step: _Step, i: int, group: int, first: int) -> dict[str, Any]:
         "height": question.image.frame.height,
         "category": question.category,
         **sample_record(question, step.episodes[i], 0.0),
+        "reference_looks": [[round(side, 1) for side in look.box.corners] for look in question.looks],
         "iou": _number(table["iou"][i]),
         "rewards": {name: _number(value) for name, value in rewards.items()},
         **{name: _number(table[name][i]) for name in _ALSO if name in table},
