@@ -29,6 +29,7 @@ from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.rl.records import are_correct, ious
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
+from zoomearth_jax.runs.saved_steps import is_finished
 from zoomearth_jax.runs.start import on_mesh
 from zoomearth_jax.terminal.progress import say
 from zoomearth_jax.verbs.grpo import grpo
@@ -42,8 +43,10 @@ FINAL = "SFT + GRPO"
 class PixelsConfig:
     """Fine-tuning and GRPO of the nano model on real aerial photographs, and its accuracy on places that it has not seen.
 
+    The same command goes on where it was interrupted, and takes further seeds.
+
     Attributes:
-        out: directory for the folders of questions, which are made once, and the runs, seedN/NAME, which are replaced.
+        out: directory for the folders of questions, which are made once, and the runs, seedN/NAME.
         photos: folder with the photographs and their boxes; by default that of the installed package deepforest.
         mosaics: images to train on, 8 questions each.
         held_out: images of the other part of the photographs, 8 questions each.
@@ -139,19 +142,20 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
 
 
 def _train(config: PixelsConfig, seed: int, name: str, folder: Path, layout: LayoutConfig) -> tuple[Path, Path]:
-    """The runs of fine-tuning, with the vision encoder, and of GRPO after it."""
+    """The runs of fine-tuning, with the vision encoder, and of GRPO after it; what is finished stays."""
     out = config.out / f"seed{seed}"
     shared: dict[str, Any] = {"data": (str(folder),), "seed": seed, "layout": layout, "overwrite": True}
-    tuned = sft(SFTConfig(out=out / f"{name}-sft", steps=config.sft_steps, freeze_vision=False, **shared))
-    no_kl = ObjectiveConfig(kl_weight=0.0)
-    how: dict[str, Any] = {
-        "model": str(tuned),
-        "out": out / f"{name}-grpo",
-        "steps": config.steps,
-        "objective": no_kl,
-        "panel_every": 0,
-    }
-    return tuned, grpo(GRPOConfig(**how, **shared))
+    tuning = SFTConfig(out=out / f"{name}-sft", steps=config.sft_steps, freeze_vision=False, **shared)
+    no_kl, final = ObjectiveConfig(kl_weight=0.0), out / f"{name}-grpo"
+    learning = GRPOConfig(
+        model=str(tuning.out), out=final, steps=config.steps, objective=no_kl, panel_every=0, **shared
+    )
+    goes_on = is_finished(tuning)
+    if not goes_on:
+        sft(tuning)
+    if not (goes_on and is_finished(learning)):
+        grpo(learning)
+    return tuning.out, learning.out
 
 
 class _Player:

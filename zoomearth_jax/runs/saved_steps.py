@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from etils.epath import gpath
 from jax.experimental import multihost_utils
 
+from zoomearth_jax.configs.training import TrainingConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.terminal.progress import say
 
@@ -58,6 +59,11 @@ def numbers(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(folder.name) for folder in directory.iterdir() if folder.name.isdigit())
+
+
+def is_finished(run: TrainingConfig) -> bool:
+    """Whether a run with these settings has its last checkpoint."""
+    return numbers(run.out / "checkpoints")[-1:] == [run.steps]
 
 
 def half_written(directory: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from zoomearth_jax.hardware.surroundings import surroundings
 from zoomearth_jax.reports.ablation_table import BASE, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
-from zoomearth_jax.runs.saved_steps import numbers
+from zoomearth_jax.runs.saved_steps import is_finished
 from zoomearth_jax.runs.start import FREE_SETTINGS, on_mesh
 from zoomearth_jax.terminal.progress import Progress, say
 from zoomearth_jax.tools.zoom import Masked
@@ -153,7 +153,7 @@ def ablate(config: AblateConfig) -> dict:
         evaluator = _Evaluator(config, mesh)
         for seed, runs in plan.items():
             for variant, run in runs.items():
-                if not _finished(run):
+                if not is_finished(run):
                     sft(run) if isinstance(run, SFTConfig) else grpo(run)
                 if variant in config.variants:
                     scores.append({"variant": variant, "seed": seed} | evaluator(run))
@@ -206,10 +206,6 @@ def _check_settings(run: SFTConfig | GRPOConfig) -> None:
             f"{run.out}: this run had {changed[0]}={before[changed[0]]!r}, now it is {now[changed[0]]!r}; take another --out, "
             "or delete the run's directory"
         )
-
-
-def _finished(run: SFTConfig | GRPOConfig) -> bool:
-    return numbers(run.out / "checkpoints")[-1:] == [run.steps]
 
 
 class _Evaluator:
