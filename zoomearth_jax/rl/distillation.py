@@ -67,7 +67,7 @@ def reference_pictures(
 
     def read(question: Question) -> np.ndarray:
         assert question.box is not None
-        return rows.crop(question.image, rows.window(question.box, question.image.frame))
+        return rows.crop(question.image, rows.window(question.box, question.image.frame, question.looks[-1].source))
 
     pictures = dict(zip(questions, read_all(read, questions.values()), strict=True))
     return {row: pictures[id(asked[row])] for row in places}
