@@ -46,9 +46,10 @@ def test_an_export_is_uploaded_by_the_verb(hub, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "secret.pkl").write_text("mine")
+    source = shutil.copytree(resolve("nano"), tmp_path / "source", ignore=shutil.ignore_patterns("README.md"))
     args = [
         "convert",
-        str(resolve("nano")),
+        str(source),
         str(out),
         "--push-to-hub",
         "Some-One/zoom.nano",
