@@ -20,7 +20,7 @@ from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.errors import UserError, suggestion
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.hardware.surroundings import surroundings
-from zoomearth_jax.reports.ablation_table import BASE, picture, report, summed_up
+from zoomearth_jax.reports.ablation_table import BASE, FIGURES, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.models import load_model
 from zoomearth_jax.runs.saved_steps import is_finished
@@ -150,7 +150,8 @@ def ablate(config: AblateConfig) -> dict:
         on_mesh(MeshConfig(), config.model, processes=False) as mesh,
         Progress("runs", sum(map(len, plan.values()))) as progress,
     ):
-        evaluator = _Evaluator(config, mesh)
+        evaluator, figures = _Evaluator(config, mesh), FIGURES[config.looks]
+        shown = figures.drawn[0]
         for seed, runs in plan.items():
             for variant, run in runs.items():
                 if not is_finished(run):
@@ -158,7 +159,7 @@ def ablate(config: AblateConfig) -> dict:
                 if variant in config.variants:
                     scores.append({"variant": variant, "seed": seed} | evaluator(run))
                     results = _save(config, scores)
-                    say(f"{variant}, seed {seed}: accuracy at T = 1 {scores[-1]['accuracy_t1']:.3f}")
+                    say(f"{variant}, seed {seed}: {figures.metrics[shown]} {scores[-1][shown]:.3f}")
                 progress.update(notes=f"{variant}, seed {seed}")
     print(json.dumps(results, indent=2) if config.json else report(results))
     return results
