@@ -62,7 +62,8 @@ def test_iou_of_boxes_and_of_windows():
     summary = summarize(QUESTIONS, EPISODES, EPISODE)
     assert summary["apo_iou"] == pytest.approx(1 / 3)
     assert summary["apo_iou_window"] == 1.0  # both boxes are read in the corner's window
-    assert summary["zoom_rate"] == 0.25
+    assert summary["zoom_rate"] == summary["looks"] == 0.25
+    assert summary["looks_missing"] == summary["looks_spare"] == 0
 
 
 def test_an_unknown_match_is_one_line(capsys):

@@ -65,9 +65,9 @@ class RolloutConfig:
 
     def of(self, episode: EpisodeConfig) -> EpisodeConfig:
         """The episode as it is played: the model's with this rollout's number of looks, its windows and its views."""
-        changes: dict[str, Any] = {
-            name: getattr(self, name) for name in ("crop", "view") if getattr(self, name) != "model"
-        }
+        changes: dict[str, Any] = {} if self.crop == "model" else {"crop": self.crop}
+        if self.view != "model":
+            changes["view"] = self.view
         if self.looks is not None:
             changes["turn_lens"] = turns_of(episode.turn_lens, self.looks)
         return dataclasses.replace(episode, **changes)

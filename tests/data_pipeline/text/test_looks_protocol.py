@@ -76,9 +76,10 @@ def test_any_text_parses_to_a_value_or_a_reason(text, other, pictures):
     ],
 )
 def test_sources(rest, want):
-    parsed = parse_look(look(rest), VIEW, [SMALL, SMALL])
+    pictures = [SMALL, Frame(112, 56)]
+    parsed = parse_look(look(rest), VIEW, pictures)
     assert (parsed.reason or parsed.picture) == want
-    assert bool(parsed.reason) or parsed.box.frame == (VIEW if want is None else SMALL)
+    assert bool(parsed.reason) or parsed.box.frame == (VIEW if want is None else pictures[want])
 
 
 def test_the_source_is_that_of_the_box_s_own_object():
