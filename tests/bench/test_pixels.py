@@ -8,7 +8,18 @@ import pytest
 from PIL import Image
 
 from zoomearth_jax.bench import crowns
-from zoomearth_jax.bench.crowns import ANSWERS, PARTS, PHOTOS, TILE, area, draw_questions, find_places, read_photos
+from zoomearth_jax.bench.crowns import (
+    ALIKE,
+    ANSWERS,
+    PARTS,
+    PHOTOS,
+    TILE,
+    TILES,
+    area,
+    draw_questions,
+    find_places,
+    read_photos,
+)
 from zoomearth_jax.cli import main
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
 
@@ -47,23 +58,21 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_answer_is_the_tile_with_a_crown_and_all_tiles_are_of_one_part(folder, small, part):
+def test_the_answer_is_whether_all_tiles_have_crowns_and_tiles_are_of_one_part(folder, small, part):
     photos = read_photos(folder)
     ((picture, questions),) = draw_questions(photos, part, 1)
-    assert sorted(q.answer for q in questions) == sorted(ANSWERS * 2)
+    assert sorted(q.answer for q in questions) == sorted(ANSWERS * 4)
     assert len({q.text for q in questions}) == len(questions)
     for question in questions:
         x1, y1, x2, y2 = map(int, question.box.corners)
-        assert x2 - x1 == y2 - y1 == 2 * (TILE + crowns.MARGIN)
+        assert x2 - x1 == y2 - y1 == TILES * TILE + 2 * crowns.MARGIN
         seen = np.asarray(picture.crop((x1, y1, x2, y2)))[crowns.MARGIN :, crowns.MARGIN :]
-        tiles = [seen[y : y + TILE, x : x + TILE].astype(int) for y in (0, TILE) for x in (0, TILE)]
-        numbers = {int(tile[0, 0, 2] in (GROUND[1], CROWN[1])) for tile in tiles}
-        assert len(numbers) == 1
-        number = numbers.pop()
-        has_crown = [(tile[..., 2] == CROWN[number]).any() for tile in tiles]
-        assert has_crown == [answer == question.answer for answer in ANSWERS]
-        left, top, right, bottom = area(photos[number].pixels, part)
-        for tile in tiles:
+        starts = range(0, TILES * TILE, TILE)
+        for tile in (seen[y : y + TILE, x : x + TILE].astype(int) for y in starts for x in starts):
+            number = int(tile[0, 0, 2] in (GROUND[1], CROWN[1]))
+            assert (tile[..., 2] == CROWN[number]).any() == (question.answer == "yes")
+            assert set(np.unique(tile[..., 2])) <= {CROWN[number], GROUND[number]}
+            left, top, right, bottom = area(photos[number].pixels, part)
             assert left // 4 <= tile[..., 0].min() <= tile[..., 0].max() <= (right - 1) // 4
             assert top // 4 <= tile[..., 1].min() <= tile[..., 1].max() <= (bottom - 1) // 4
 
@@ -76,16 +85,18 @@ def test_the_parts_of_a_photograph_are_a_tile_apart():
         assert max(test[2:]) == max(height, width)
 
 
-def test_alike_tiles_have_colours_near_the_crowns(folder):
-    photos, alike, corner = read_photos(folder), 30, 2
-    places, rng = find_places(photos, "train"), np.random.default_rng(0)
+def test_ground_has_nearly_the_colour_of_the_crown_that_it_stands_for(folder):
+    photos = read_photos(folder)
+    places = find_places(photos, "train")
     for crown in range(0, len(places.crowns), 7):
-        tiles = crowns._four_tiles(rng, photos, places, crown, corner, alike)
+        rngs = (np.random.default_rng(crown), np.random.default_rng(crown))  # the same jitter
+        tree, ground = (
+            crowns._tile(r, photos, places, crown, kind) for r, kind in zip(rngs, (True, False), strict=True)
+        )
         own = places.ground[:, 0] == places.crowns[crown, 0]
-        distances = np.abs(places.colors[own] - tiles[corner].mean((0, 1))).sum(-1)
-        limit = np.sort(distances)[alike - 1]
-        others = [tile for place, tile in enumerate(tiles) if place != corner]
-        assert max(np.abs(t.mean((0, 1)) - tiles[corner].mean((0, 1))).sum() for t in others) <= limit + 1e-9
+        distances = np.abs(places.colors[own] - tree.mean((0, 1))).sum(-1)
+        limit = np.sort(distances)[ALIKE - 1]
+        assert np.abs(ground.mean((0, 1)) - tree.mean((0, 1))).sum() <= limit + 1e-9
         assert limit < np.median(distances)
 
 
@@ -123,7 +134,7 @@ def test_bad_photographs_and_settings_are_one_line(folder, tmp_path, capsys):
     half = tmp_path / "half"
     (half / "train").mkdir(parents=True)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "questions.json").write_text(json.dumps({"mosaics": 3, "held_out": 40, "alike": 0}))
+    (tmp_path / "other" / "questions.json").write_text(json.dumps({"mosaics": 3, "held_out": 40}))
     for args, message in (
         (["--photos", str(tmp_path), *out], "no such image file"),
         (["--photos", str(broken), *out], "not Pascal VOC's boxes"),
@@ -131,7 +142,6 @@ def test_bad_photographs_and_settings_are_one_line(folder, tmp_path, capsys):
         (["--out", str(half)], "not written to the end"),
         (["--seeds", "-1"], "no negative ones"),
         (["--mosaics", "0"], "must be positive"),
-        (["--alike", "2"], "at least 3"),
     ):
         assert main(["bench", "pixels", *args]) == 2
         error = capsys.readouterr().err
@@ -153,7 +163,7 @@ def test_the_whole_run_on_the_stand_in(folder, tmp_path, capsys):
     args = ["bench", "pixels", "--photos", str(folder), "--out", str(tmp_path), *sizes, "--batch-size", "8", "--json"]
     assert main(args) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["accuracy"] for row in rows[:2]] == [0.25, 0.25]
+    assert [row["accuracy"] for row in rows[:2]] == [0.5, 0.5]
     ways = [(row["policy"], row["crops"]) for row in rows[2:]]
     active = [(stage, way) for stage in ("SFT", "SFT + GRPO") for way in ("shown", "masked", "oracle")]
     assert ways == [*active, ("passive SFT", "none"), ("passive SFT + GRPO", "none")]

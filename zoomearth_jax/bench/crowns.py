@@ -1,12 +1,12 @@
-"""Questions about real aerial photographs in miniature: in which of four tiles stands the tree?
+"""Questions about real aerial photographs in miniature: are there trees at a place, or is it ground of the same colour?
 
 The photographs, at 10 cm a px, and the boxes around the crowns of trees are data of the package DeepForest (MIT;
 github.com/weecology/DeepForest). It is found, not imported, and nothing of it is kept here.
 
 A mosaic is a drawn ground of SIDE x SIDE px with a plate of each of the nano model's colours at a random place. In the middle of
-each plate are four tiles of real pixels, one of which is of a crown. The other three are of the same part of the same
-photograph and touch no box; `alike` ones have nearly the crown's mean colour, so that a view in which a tile is a pixel or two
-tells little. Each answer is right for a quarter of a mosaic's questions.
+each plate are nine tiles of real pixels, all of crowns or all of ground, which touches no box. Ground is drawn by crowns: for
+each of nine crowns a tile of the same part of the same photograph whose mean colour is nearly the crown's. So neither kind is
+darker or greener, and a view in which a tile is a pixel or two tells little. Half of a mosaic's questions are answered by yes.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ MAX_XML = 5_000_000  # bytes
 SIDE = 4096  # px of a mosaic
 VIEW = 112  # px of its overview, of 36.6 px each
 TILE = 64  # px
-MARGIN = 45  # px of the reference box around the four tiles
+TILES = 3  # along a side of what a plate shows
+MARGIN = 32  # px of the reference box around the tiles
 PLATE = 329  # px, 9 pixels of a 112 px overview
 APART = 110  # px between plates
+ALIKE = 30  # tiles of ground that may stand for a crown, those whose mean colours are nearest to its
 JITTER = 8  # px that a crown may be off the middle of its tile
 SMALLEST = 24  # px of a crown's shorter side
 STRIDE = 16  # px between candidates for tiles of ground
-LEAST = 3  # tiles of ground that each part of each photograph must have
 TRAIN_SHARE = 0.62  # of a photograph's longer side; the strip of one tile beyond it is in neither part
 PARTS = ("train", "test")
-ANSWERS = ("top left", "top right", "bottom left", "bottom right")
+ANSWERS = ("yes", "no")
 
 
 class Photo(NamedTuple):
@@ -138,41 +139,36 @@ def find_places(photos: list[Photo], part: str) -> Places:
                 if not covered[y : y + TILE, x : x + TILE].any():
                     ground.append((number, x, y))
                     colors.append(pixels[y : y + TILE, x : x + TILE].mean((0, 1)))
-    if not crowns or min(np.bincount([number for number, *_ in ground], minlength=len(photos))) < LEAST:
+    if not crowns or min(np.bincount([number for number, *_ in ground], minlength=len(photos))) < ALIKE:
         raise UserError(
             f"bench pixels: {len(crowns)} crowns and {len(ground)} tiles of ground for the {part} part are too few"
         )
     return Places(np.array(crowns), np.array(ground), np.array(colors))
 
 
-def draw_questions(
-    photos: list[Photo], part: str, count: int, alike: int = 0
-) -> Iterator[tuple[Image.Image, list[Question]]]:
-    """Mosaics with their questions, one of each colour; the same for the same arguments.
-
-    Args:
-        alike: tiles of ground that may go with a crown, those whose mean colours are nearest to its; 0 for all.
-    """
+def draw_questions(photos: list[Photo], part: str, count: int) -> Iterator[tuple[Image.Image, list[Question]]]:
+    """Mosaics with their questions, one of each colour; the same for the same photographs, part and count."""
     rng, places = np.random.default_rng(PARTS.index(part)), find_places(photos, part)
-    turns = _in_turns(rng, len(places.crowns))
+    crowns, shown = _in_turns(rng, len(places.crowns)), TILES * TILE
     for _ in range(count):
         scene = Scene((), str(rng.choice(list(SEASONS))), SIDE)
         picture, questions = Image.fromarray(_ground(scene.season)), []
-        corners = rng.permutation(list(range(len(ANSWERS))) * (len(COLORS) // len(ANSWERS)))
-        plates = zip(COLORS.items(), _free_places(rng, len(COLORS)), corners, strict=True)
-        for (color, rgb), (x, y), corner in plates:
+        answers = rng.permutation(ANSWERS * (len(COLORS) // len(ANSWERS)))
+        for (color, rgb), (x, y), answer in zip(COLORS.items(), _free_places(rng, len(COLORS)), answers, strict=True):
             picture.paste(rgb, (x, y, x + PLATE, y + PLATE))
-            left, top = (edge + (PLATE - 2 * TILE) // 2 for edge in (x, y))
-            for place, tile in enumerate(_four_tiles(rng, photos, places, next(turns), corner, alike)):
-                picture.paste(Image.fromarray(tile), (left + place % 2 * TILE, top + place // 2 * TILE))
-            box = Box(left - MARGIN, top - MARGIN, left + 2 * TILE + MARGIN, top + 2 * TILE + MARGIN, scene.frame)
-            questions.append(_question(scene, color, box, ANSWERS[corner]))
+            left, top = (edge + (PLATE - shown) // 2 for edge in (x, y))
+            for place in range(TILES**2):
+                tile = _tile(rng, photos, places, next(crowns), answer == "yes")
+                row, column = divmod(place, TILES)
+                picture.paste(Image.fromarray(tile), (left + column * TILE, top + row * TILE))
+            box = Box(left - MARGIN, top - MARGIN, left + shown + MARGIN, top + shown + MARGIN, scene.frame)
+            questions.append(_question(scene, color, box, str(answer)))
         yield picture, questions
 
 
 def _question(scene: Scene, color: str, box: Box, answer: str) -> Question:
     look = Look(box, f"{color} site", f"find the {color} site")
-    return Question(scene, f"Where is the tree in the {color} site?", answer, "object", (look,), f"it is {answer}")
+    return Question(scene, f"Are there trees in the {color} site?", answer, "object", (look,))
 
 
 def _in_turns(rng: np.random.Generator, count: int) -> Iterator[int]:
@@ -181,18 +177,16 @@ def _in_turns(rng: np.random.Generator, count: int) -> Iterator[int]:
         yield from map(int, rng.permutation(count))
 
 
-def _four_tiles(rng, photos: list[Photo], places: Places, crown: int, corner: int, alike: int) -> list[np.ndarray]:
-    """The tiles of a plate from left to right, upper ones first, the crown's at `corner`."""
+def _tile(rng: np.random.Generator, photos: list[Photo], places: Places, crown: int, is_tree: bool) -> np.ndarray:
+    """The tile of a crown, or ground that stands for it, uint8 [TILE, TILE, 3]."""
     number, x, y = places.crowns[crown]
     x, y = np.array([x, y]) + rng.integers(-JITTER, JITTER + 1, 2)
     tile = _cut(photos, number, x, y)
+    if is_tree:
+        return tile
     same = np.flatnonzero(places.ground[:, 0] == number)  # photographs differ in sharpness
-    if alike:
-        distances = np.abs(places.colors[same] - tile.mean((0, 1))).sum(-1)
-        same = same[np.argsort(distances, kind="stable")[:alike]]
-    others = rng.choice(same, 3, replace=False)
-    tiles = [_cut(photos, *places.ground[other]) for other in others]
-    return [*tiles[:corner], tile, *tiles[corner:]]
+    distances = np.abs(places.colors[same] - tile.mean((0, 1))).sum(-1)
+    return _cut(photos, *places.ground[rng.choice(same[np.argsort(distances, kind="stable")[:ALIKE]])])
 
 
 def _cut(photos: list[Photo], number: int, x: int, y: int) -> np.ndarray:
@@ -217,11 +211,11 @@ def _ground(season: str) -> np.ndarray:
     return np.concatenate([scene.window(strip, Frame(SIDE, height)) for strip in strips])
 
 
-def write_folder(folder: Path, photos: list[Photo], part: str, count: int, alike: int = 0) -> None:
+def write_folder(folder: Path, photos: list[Photo], part: str, count: int) -> None:
     """Writes a part's mosaics as TIFF files in images/, a tile store of them, and last of all questions.jsonl."""
     rows: list[tuple[str, Question]] = []
     for number, (picture, questions) in enumerate(
-        tracked(draw_questions(photos, part, count, alike), f"{part} mosaics", count)
+        tracked(draw_questions(photos, part, count), f"{part} mosaics", count)
     ):
         name = f"{part}_{number:04d}.tif"
         save = functools.partial(picture.save, format="TIFF", compression="tiff_adobe_deflate")

@@ -50,7 +50,6 @@ class PixelsConfig:
         photos: folder with the photographs and their boxes; by default that of the installed package deepforest.
         mosaics: images to train on, 8 questions each.
         held_out: images of the other part of the photographs, 8 questions each.
-        alike: tiles of ground that may go with a crown, those whose mean colours are nearest to its; 0 for all.
         seeds: of fine-tuning and GRPO; the questions are the same for all.
         sft_steps: optimizer steps of fine-tuning.
         steps: rollouts of GRPO.
@@ -62,7 +61,6 @@ class PixelsConfig:
     photos: Path | None = None
     mosaics: int = 96
     held_out: int = 40
-    alike: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
     sft_steps: int = 240
     steps: int = 60
@@ -74,8 +72,6 @@ class PixelsConfig:
             raise UserError("bench pixels: give at least one seed, and no negative ones")
         if min(self.mosaics, self.held_out, self.sft_steps, self.steps, self.batch_size) < 1:
             raise UserError("bench pixels: mosaics, held_out, sft_steps, steps and batch_size must be positive")
-        if self.alike and self.alike < 3:
-            raise UserError("bench pixels: alike must be a number of tiles, at least 3, or 0 for all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +121,7 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
     folders = train, passive, test = tuple(config.out / name for name in ("train", "passive", "test"))
     note, settings = (
         config.out / "questions.json",
-        {name: getattr(config, name) for name in ("mosaics", "held_out", "alike")},
+        {name: getattr(config, name) for name in ("mosaics", "held_out")},
     )
     if note.exists():
         if json.loads(note.read_text(encoding="utf-8")) != settings:
@@ -134,8 +130,8 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
     if any(folder.exists() for folder in folders):
         raise UserError(f"{config.out}: its questions were not written to the end; delete it, or take another --out")
     photos = read_photos(config.photos or package_folder())
-    write_folder(train, photos, "train", config.mosaics, config.alike)
-    write_folder(test, photos, "test", config.held_out, config.alike)
+    write_folder(train, photos, "train", config.mosaics)
+    write_folder(test, photos, "test", config.held_out)
     write_passive(passive, train)
     write_file(note, json.dumps(settings) + "\n")
     return train, passive, test
