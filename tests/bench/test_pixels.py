@@ -16,6 +16,7 @@ from zoomearth_jax.bench.crowns import (
     TILE,
     TILES,
     area,
+    draw_closeups,
     draw_questions,
     find_places,
     read_photos,
@@ -65,8 +66,9 @@ def test_the_answer_is_whether_all_tiles_have_crowns_and_tiles_are_of_one_part(f
     assert len({q.text for q in questions}) == len(questions)
     for question in questions:
         x1, y1, x2, y2 = map(int, question.box.corners)
-        assert x2 - x1 == y2 - y1 == TILES * TILE + 2 * crowns.MARGIN
-        seen = np.asarray(picture.crop((x1, y1, x2, y2)))[crowns.MARGIN :, crowns.MARGIN :]
+        assert x2 - x1 == y2 - y1 == crowns.BOX
+        margin = (crowns.BOX - TILES * TILE) // 2
+        seen = np.asarray(picture.crop((x1, y1, x2, y2)))[margin:, margin:]
         starts = range(0, TILES * TILE, TILE)
         for tile in (seen[y : y + TILE, x : x + TILE].astype(int) for y in starts for x in starts):
             number = int(tile[0, 0, 2] in (GROUND[1], CROWN[1]))
@@ -98,6 +100,19 @@ def test_ground_has_nearly_the_colour_of_the_crown_that_it_stands_for(folder):
         limit = np.sort(distances)[ALIKE - 1]
         assert np.abs(ground.mean((0, 1)) - tree.mean((0, 1))).sum() <= limit + 1e-9
         assert limit < np.median(distances)
+
+
+def test_close_ups_show_crowns_of_the_training_part_where_the_answer_is_yes(folder):
+    photos = read_photos(folder)
+    drawn = [(np.asarray(picture), question) for picture, question in draw_closeups(photos, 6)]
+    assert [question.answer for _, question in drawn] == ["yes", "no"] * 3
+    for pixels, question in drawn:
+        assert pixels.shape == (crowns.BOX, crowns.BOX, 3)
+        color = question.text.split()[-2]
+        real = pixels[(pixels != crowns.COLORS[color]).any(-1)]
+        assert len(real) > 6 * TILE * TILE
+        assert np.isin(real[:, 2], CROWN).any() == (question.answer == "yes")
+        assert not question.looks
 
 
 def test_folders_read_back_with_boxes_and_without(folder, small, tmp_path):
@@ -134,7 +149,7 @@ def test_bad_photographs_and_settings_are_one_line(folder, tmp_path, capsys):
     half = tmp_path / "half"
     (half / "train").mkdir(parents=True)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "questions.json").write_text(json.dumps({"mosaics": 3, "held_out": 40}))
+    (tmp_path / "other" / "questions.json").write_text(json.dumps({"mosaics": 3, "closeups": 1024, "held_out": 40}))
     for args, message in (
         (["--photos", str(tmp_path), *out], "no such image file"),
         (["--photos", str(broken), *out], "not Pascal VOC's boxes"),
@@ -159,7 +174,23 @@ def test_the_packages_photographs_have_places_for_both_parts():
 
 @pytest.mark.slow
 def test_the_whole_run_on_the_stand_in(folder, tmp_path, capsys):
-    sizes = ["--mosaics", "2", "--held-out", "1", "--sft-steps", "2", "--steps", "1", "--seeds", "0", "1"]
+    sizes = [
+        "--mosaics",
+        "2",
+        "--closeups",
+        "8",
+        "--reading-steps",
+        "2",
+        "--held-out",
+        "1",
+        "--sft-steps",
+        "2",
+        "--steps",
+        "1",
+        "--seeds",
+        "0",
+        "1",
+    ]
     args = ["bench", "pixels", "--photos", str(folder), "--out", str(tmp_path), *sizes, "--batch-size", "8", "--json"]
     assert main(args) == 0
     rows = json.loads(capsys.readouterr().out)

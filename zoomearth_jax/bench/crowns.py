@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
-from zoomearth_jax.data_pipeline.images.sources import RawImage, whole
+from zoomearth_jax.data_pipeline.images.sources import ArrayImage, RawImage, whole
 from zoomearth_jax.data_pipeline.images.tile_build import build_store
 from zoomearth_jax.data_pipeline.images.tiles import StoreSettings
 from zoomearth_jax.data_pipeline.questions.own_rows import NAME, write_questions
@@ -41,7 +41,7 @@ SIDE = 4096  # px of a mosaic
 VIEW = 112  # px of its overview, of 36.6 px each
 TILE = 64  # px
 TILES = 3  # along a side of what a plate shows
-MARGIN = 32  # px of the reference box around the tiles
+BOX = 256  # px of the reference box around the tiles
 PLATE = 329  # px, 9 pixels of a 112 px overview
 APART = 110  # px between plates
 ALIKE = 30  # tiles of ground that may stand for a crown, those whose mean colours are nearest to its
@@ -149,26 +149,44 @@ def find_places(photos: list[Photo], part: str) -> Places:
 def draw_questions(photos: list[Photo], part: str, count: int) -> Iterator[tuple[Image.Image, list[Question]]]:
     """Mosaics with their questions, one of each colour; the same for the same photographs, part and count."""
     rng, places = np.random.default_rng(PARTS.index(part)), find_places(photos, part)
-    crowns, shown = _in_turns(rng, len(places.crowns)), TILES * TILE
+    crowns, edge = _in_turns(rng, len(places.crowns)), (PLATE - BOX) // 2
     for _ in range(count):
         scene = Scene((), str(rng.choice(list(SEASONS))), SIDE)
         picture, questions = Image.fromarray(_ground(scene.season)), []
         answers = rng.permutation(ANSWERS * (len(COLORS) // len(ANSWERS)))
-        for (color, rgb), (x, y), answer in zip(COLORS.items(), _free_places(rng, len(COLORS)), answers, strict=True):
-            picture.paste(rgb, (x, y, x + PLATE, y + PLATE))
-            left, top = (edge + (PLATE - shown) // 2 for edge in (x, y))
-            for place in range(TILES**2):
-                tile = _tile(rng, photos, places, next(crowns), answer == "yes")
-                row, column = divmod(place, TILES)
-                picture.paste(Image.fromarray(tile), (left + column * TILE, top + row * TILE))
-            box = Box(left - MARGIN, top - MARGIN, left + shown + MARGIN, top + shown + MARGIN, scene.frame)
-            questions.append(_question(scene, color, box, str(answer)))
+        for color, (x, y), answer in zip(COLORS, _free_places(rng, len(COLORS)), answers, strict=True):
+            picture.paste(_plate(rng, photos, places, crowns, color, answer == "yes"), (x, y))
+            box = Box(x + edge, y + edge, x + edge + BOX, y + edge + BOX, scene.frame)
+            look = Look(box, f"{color} site", f"find the {color} site")
+            questions.append(Question(scene, _asked(color), str(answer), "object", (look,)))
         yield picture, questions
 
 
-def _question(scene: Scene, color: str, box: Box, answer: str) -> Question:
-    look = Look(box, f"{color} site", f"find the {color} site")
-    return Question(scene, f"Are there trees in the {color} site?", answer, "object", (look,))
+def draw_closeups(photos: list[Photo], count: int) -> Iterator[tuple[Image.Image, Question]]:
+    """Pictures of BOX x BOX px within plates of the training part, with questions, half of which are answered by yes."""
+    rng, places = np.random.default_rng(len(PARTS)), find_places(photos, "train")
+    crowns = _in_turns(rng, len(places.crowns))
+    for number in range(count):
+        color, answer = str(rng.choice(list(COLORS))), ANSWERS[number % len(ANSWERS)]
+        x, y = map(int, rng.integers(0, PLATE - BOX + 1, 2))
+        picture = _plate(rng, photos, places, crowns, color, answer == "yes").crop((x, y, x + BOX, y + BOX))
+        yield picture, Question(ArrayImage(picture), _asked(color), answer, "global")
+
+
+def _asked(color: str) -> str:
+    return f"Are there trees in the {color} site?"
+
+
+def _plate(
+    rng: np.random.Generator, photos: list[Photo], places: Places, crowns: Iterator[int], color: str, trees: bool
+):
+    """A picture of PLATE x PLATE px."""
+    plate, edge = Image.new("RGB", (PLATE, PLATE), COLORS[color]), (PLATE - TILES * TILE) // 2
+    for place in range(TILES**2):
+        row, column = divmod(place, TILES)
+        tile = Image.fromarray(_tile(rng, photos, places, next(crowns), trees))
+        plate.paste(tile, (edge + column * TILE, edge + row * TILE))
+    return plate
 
 
 def _in_turns(rng: np.random.Generator, count: int) -> Iterator[int]:
@@ -222,6 +240,16 @@ def write_folder(folder: Path, photos: list[Photo], part: str, count: int) -> No
         write_file(folder / "images" / name, save)
         rows += [(name, question) for question in questions]
     build_store(sorted((folder / "images").iterdir()), folder / "tiles", StoreSettings(views=(VIEW,)), workers=2)
+    write_questions(folder / NAME, rows)
+
+
+def write_closeups(folder: Path, photos: list[Photo], count: int) -> None:
+    """Writes close-ups as PNG files in images/, and last of all questions.jsonl."""
+    rows: list[tuple[str, Question]] = []
+    for number, (picture, question) in enumerate(tracked(draw_closeups(photos, count), "close-ups", count)):
+        name = f"closeup_{number:05d}.png"
+        write_file(folder / "images" / name, functools.partial(picture.save, format="PNG"))
+        rows.append((name, question))
     write_questions(folder / NAME, rows)
 
 

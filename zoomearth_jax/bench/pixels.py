@@ -13,7 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoomearth_jax.bench.crowns import ANSWERS, package_folder, read_photos, write_folder, write_passive
+from zoomearth_jax.bench.crowns import (
+    ANSWERS,
+    package_folder,
+    read_photos,
+    write_closeups,
+    write_folder,
+    write_passive,
+)
 from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.mesh import MeshConfig
 from zoomearth_jax.configs.objective import ObjectiveConfig
@@ -35,7 +42,7 @@ from zoomearth_jax.terminal.progress import say
 from zoomearth_jax.verbs.grpo import grpo
 from zoomearth_jax.verbs.sft import sft
 
-ACTIVE, PASSIVE = LayoutConfig(), LayoutConfig(turn_lens=(12,))  # one turn: no crop can be asked for
+ACTIVE, PASSIVE = LayoutConfig(turn_lens=(20, 12)), LayoutConfig(turn_lens=(12,))  # one turn: no crop can be asked for
 FINAL = "SFT + GRPO"
 
 
@@ -49,9 +56,11 @@ class PixelsConfig:
         out: directory for the folders of questions, which are made once, and the runs, seedN/NAME.
         photos: folder with the photographs and their boxes; by default that of the installed package deepforest.
         mosaics: images to train on, 8 questions each.
+        closeups: pictures of plates by which the model learns to read photographs before it learns to look.
         held_out: images of the other part of the photographs, 8 questions each.
         seeds: of fine-tuning and GRPO; the questions are the same for all.
-        sft_steps: optimizer steps of fine-tuning.
+        reading_steps: optimizer steps on the close-ups, once a seed.
+        sft_steps: optimizer steps of fine-tuning after them.
         steps: rollouts of GRPO.
         batch_size: questions that the evaluation plays at once.
         json: print JSON.
@@ -60,8 +69,10 @@ class PixelsConfig:
     out: Path = Path("runs/pixels")
     photos: Path | None = None
     mosaics: int = 96
+    closeups: int = 1024
     held_out: int = 40
     seeds: tuple[int, ...] = (0, 1, 2)
+    reading_steps: int = 240
     sft_steps: int = 240
     steps: int = 60
     batch_size: int = 64
@@ -70,8 +81,9 @@ class PixelsConfig:
     def __post_init__(self):
         if not self.seeds or min(self.seeds) < 0:
             raise UserError("bench pixels: give at least one seed, and no negative ones")
-        if min(self.mosaics, self.held_out, self.sft_steps, self.steps, self.batch_size) < 1:
-            raise UserError("bench pixels: mosaics, held_out, sft_steps, steps and batch_size must be positive")
+        sizes = self.mosaics, self.closeups, self.held_out, self.reading_steps, self.sft_steps, self.steps
+        if min(*sizes, self.batch_size) < 1:
+            raise UserError("bench pixels: all numbers of images and steps, and batch_size, must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +133,16 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
     folders = train, passive, test = tuple(config.out / name for name in ("train", "passive", "test"))
     note, settings = (
         config.out / "questions.json",
-        {name: getattr(config, name) for name in ("mosaics", "held_out")},
+        {name: getattr(config, name) for name in ("mosaics", "closeups", "held_out")},
     )
     if note.exists():
         if json.loads(note.read_text(encoding="utf-8")) != settings:
             raise UserError(f"{config.out}: holds questions of other settings; take another --out, or delete it")
         return train, passive, test
-    if any(folder.exists() for folder in folders):
+    if any(folder.exists() for folder in (*folders, config.out / "closeups")):
         raise UserError(f"{config.out}: its questions were not written to the end; delete it, or take another --out")
     photos = read_photos(config.photos or package_folder())
+    write_closeups(config.out / "closeups", photos, config.closeups)
     write_folder(train, photos, "train", config.mosaics)
     write_folder(test, photos, "test", config.held_out)
     write_passive(passive, train)
@@ -138,19 +151,25 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
 
 
 def _train(config: PixelsConfig, seed: int, name: str, folder: Path, layout: LayoutConfig) -> tuple[Path, Path]:
-    """The runs of fine-tuning, with the vision encoder, and of GRPO after it; what is finished stays."""
+    """The runs of fine-tuning and of GRPO after it; what is finished stays. The vision encoder, which has seen drawn scenes only,
+    learns too until GRPO."""
     out = config.out / f"seed{seed}"
-    shared: dict[str, Any] = {"data": (str(folder),), "seed": seed, "layout": layout, "overwrite": True}
-    tuning = SFTConfig(out=out / f"{name}-sft", steps=config.sft_steps, freeze_vision=False, **shared)
+    shared: dict[str, Any] = {"seed": seed, "overwrite": True}
+    tuned = {**shared, "freeze_vision": False}
+    closeups = (str(config.out / "closeups"),)
+    reading = SFTConfig(out=out / "reading", data=closeups, layout=PASSIVE, steps=config.reading_steps, **tuned)
+    shared |= {"data": (str(folder),), "layout": layout}
+    tuned |= shared
+    tuning = SFTConfig(model=str(reading.out), out=out / f"{name}-sft", steps=config.sft_steps, **tuned)
     no_kl, final = ObjectiveConfig(kl_weight=0.0), out / f"{name}-grpo"
     learning = GRPOConfig(
         model=str(tuning.out), out=final, steps=config.steps, objective=no_kl, panel_every=0, **shared
     )
-    goes_on = is_finished(tuning)
-    if not goes_on:
-        sft(tuning)
-    if not (goes_on and is_finished(learning)):
-        grpo(learning)
+    fresh = False  # whether the run before was trained anew
+    for run in (reading, tuning, learning):
+        fresh = fresh or not is_finished(run)
+        if fresh:
+            sft(run) if isinstance(run, SFTConfig) else grpo(run)
     return tuning.out, learning.out
 
 
