@@ -30,8 +30,6 @@ class RowLayout:
     """Slots of a row with K turns. What follows the prompt is the reply, and offsets are those within the reply.
 
     Attributes:
-        view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged to half of its sides;
-            `context`: a crop of twice its sides. Rewards score the window itself in each case.
         prompt_len: slots for the prompt with the overview's tokens.
         turn_lens: slots for what the policy writes in each turn, with its stop token; K numbers.
         view_side: side in px of the canvas that holds any overview, a multiple of merged_px.
@@ -123,6 +121,8 @@ class EpisodeConfig:
         crop: how a box becomes its window: `grow` each shorter side to min_window_px and shift the window inside the image;
             or, as in the released code (`reference`), where either side is shorter take the square of min_window_px around
             the centre, which cuts long boxes.
+        view: the picture of a window: a `crop` of it; `foveated`: the whole image with the window enlarged to half of its sides;
+            `context`: a crop of twice its sides. Rewards score the window itself in each case.
         prompt_len: slots for the prompt with the overview's tokens.
         turn_lens: slots for what the policy writes in each turn, with its stop token. Their number is that of the turns: one
             more than the pictures that an episode may ask for.
