@@ -5,15 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from zoomearth_jax.data_pipeline.images.boxes import Box, Frame, crop_window
+from zoomearth_jax.data_pipeline.images.boxes import Box, Frame
 from zoomearth_jax.data_pipeline.images.sources import global_view, view_of
+from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.data_pipeline.questions.mixture import NestedQuestions, open_sources
-from zoomearth_jax.data_pipeline.questions.procedural import SPLITS, nested_questions
-from zoomearth_jax.data_pipeline.questions.scenes import BADGE_SIDE, NESTED_SIDE, UNITS, nested_scene
+from zoomearth_jax.data_pipeline.questions.procedural import nested_questions
+from zoomearth_jax.data_pipeline.questions.scenes import BADGE_SIDE, NESTED_SIDE, nested_scene
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.models.presets import preset
+from zoomearth_jax.verbs.make_scenes import ScenesConfig, write_scenes
 
 TURNED = {"horizontal": "vertical", "vertical": "rising", "rising": "falling", "falling": "horizontal"}
 
@@ -132,6 +134,10 @@ def test_chains_are_cut_at_the_looks_that_there_is_room_for():
         open_sources(["nest"], "sft", seed=3, global_share=0.2)
 
 
-def test_windows_are_those_of_the_constants():
-    assert crop_window(Box(0, 0, 1, 1, Frame(NESTED_SIDE, NESTED_SIDE)), 1024).x2 == 1024 == NESTED_SIDE * 256 / UNITS
-    assert len(SPLITS) == 4
+def test_files_of_nested_scenes_have_their_chains(tmp_path):
+    write_scenes(ScenesConfig(out=tmp_path, nested=True, count=1, side=1024, format="png"))
+    asked = read_questions(tmp_path, "sft")
+    assert {len(q.looks) for q in asked} == {0, 1, 2}
+    assert {q.looks[1].source for q in asked if len(q.looks) == 2} == {"picture"}
+    assert ScenesConfig(nested=True).side == NESTED_SIDE
+    assert ScenesConfig().side == 2048
