@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 import pytest
 
 from zoomearth_jax.cli import main
+from zoomearth_jax.configs.episode import LayoutConfig
 from zoomearth_jax.configs.io import write_yaml
 from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
-from zoomearth_jax.configs.training import GRPOConfig
+from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.reports.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
@@ -74,10 +75,23 @@ def test_the_picture_has_a_dot_for_each_run_at_its_value():
 def test_variants_change_what_they_say_and_nothing_else():
     runs = _runs(AblateConfig(), seed=4)
     paper, base = runs["paper"], GRPOConfig.reward
-    assert list(runs) == ["sft-only", *(name for name in VARIANTS if name != "sft-only")]
+    own = {name: [f"{name}-sft"] for name in ("foveated", "context")}
+    assert list(runs) == [
+        "sft-only",
+        *(run for name in VARIANTS if name != "sft-only" for run in [*own.get(name, []), name]),
+    ]
     assert paper.objective.kl_weight == 0
     assert {run.seed for run in runs.values()} == {4}
-    assert all(run.model == str(runs["sft-only"].out) for name, run in runs.items() if name != "sft-only")
+    for name, run in runs.items():
+        if not isinstance(run, SFTConfig):
+            assert run.model == str(runs[f"{name}-sft" if name in own else "sft-only"].out)
+    assert runs["foveated-sft"].layout == LayoutConfig(view="foveated")
+    nested = _runs(AblateConfig(looks=2), seed=4)
+    assert list(nested) == ["sft-only", "paper", "one-look-sft", "one-look", "best-look", "containment", "necessity"]
+    assert {run.data for run in nested.values()} == {("nested",)}
+    assert nested["one-look"].model == str(nested["one-look-sft"].out)
+    assert nested["one-look-sft"].layout.turn_lens == (20, 12)
+    assert dataclasses.replace(nested["best-look"], reward=base, out=nested["paper"].out) == nested["paper"]
     weights = {name: tuple(runs[name].reward.weights.values()) for name in ("paper", "no-region", "no-iou", "no-box")}
     assert weights == {
         "paper": (1, 1, 1, 0.05),
@@ -104,8 +118,10 @@ def test_variants_change_what_they_say_and_nothing_else():
     [
         (["--variants", "no-iuo"], "unknown variant 'no-iuo'; did you mean 'no-iou'?"),
         (["--variants", "zzz"], "unknown variant 'zzz'; known: paper, no-region"),
-        (["--seeds", "-1"], "no negative seeds"),
-        (["--steps", "0"], "must be positive"),
+        (["--seeds", "-1"], "no negative ones"),
+        (["--steps", "-1"], "steps not negative"),
+        (["--prompts", "0"], "must be positive"),
+        (["--looks", "2", "--variants", "no-iou"], "unknown variant 'no-iou'; known: paper, one-look"),
         (["--model", "nanno"], "did you mean 'nano'?"),
     ],
 )

@@ -226,7 +226,8 @@ def test_the_judge_s_part_of_the_total(server, tmp_path):
         rewards = scored(spec, judge)
     np.testing.assert_allclose(rewards["judge"], [0.5, 0])
     np.testing.assert_allclose(rewards["total"], scored(RewardSpec())["total"] + [1, 0], rtol=1e-6)
-    table = {"tokens": np.ones(2), "reward_total": rewards["total"], "judge_failed": rewards["judge_failed"]}
+    table = {name: rewards[part] for name, part in (("reward_total", "total"), ("judge_failed", "judge_failed"))}
+    table |= dict.fromkeys(("tokens", "has_reference"), np.ones(2))
     assert rollout_metrics(table, 2)["judge_failed"] == 0
     assert played.episodes[1].answer is None
 
