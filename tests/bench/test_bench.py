@@ -107,6 +107,7 @@ def test_full_size_measures_loading_and_answers(capsys):
     assert again["peak_gb"] >= load["peak_gb"] > 0
 
 
+@pytest.mark.slow
 def test_a_part_of_device_that_fails_is_a_row_and_the_next_one_runs(monkeypatch, capsys):
     """Here attention by cuDNN needs a GPU, and the iteration runs out of memory."""
 

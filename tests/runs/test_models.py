@@ -25,7 +25,7 @@ def test_without_episode_json_the_published_layout_is_used(copy):
     ("name", "content", "message"),
     [
         ("episode.json", "{", "episode.json: not readable JSON"),
-        ("episode.json", '{"view": 3}', "unknown key 'view'"),
+        ("episode.json", '{"views": 3}', "unknown key 'views'"),
         ("episode.json", '{"view_px": 0}', "view_px must be positive"),
         ("tokenizer.json", "{", "no readable tokenizer"),
         ("generation_config.json", "{", "generation_config.json: not readable JSON"),

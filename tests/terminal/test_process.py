@@ -50,6 +50,7 @@ def interrupted(process, again=False):
     return without_progress(err)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_images_are_written(tmp_path):
     process = command("scenes", "--out", tmp_path, "--count", 9999, "--side", 1000)
     while not list(tmp_path.glob("*.tif")):
@@ -115,7 +116,7 @@ def test_ctrl_c_at_any_moment(verb, tmp_path):
         (
             "{} scenes --config=ü.yaml",
             2,
-            "zoomearth: ü.yaml: unknown key 'zähler'; known: out, count, side, format, seed\n",
+            "zoomearth: ü.yaml: unknown key 'zähler'; known: out, nested, count, side, format, seed\n",
         ),
     ],
 )
@@ -129,6 +130,7 @@ def test_streams_and_locales(shell, code, said, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_ascii_locale_knows_utf_8_all_the_same(tmp_path):
     """Paths, settings, and what is written."""
     (tmp_path / "ü.yaml").write_text("{count: 1, side: 200, out: é/ß}", encoding="utf-8")

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from zoomearth_jax import cli
+from zoomearth_jax.configs.episode import EpisodeConfig
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
 from zoomearth_jax.data_pipeline.questions.geo_eyes import read_chain
-from zoomearth_jax.data_pipeline.rows.builder import reference_texts
+from zoomearth_jax.data_pipeline.rows.looks import Looks
 from zoomearth_jax.errors import UserError
 
 HOW = "\nThink first, call **image_zoom_in_tool** if needed, then answer. Format strictly as: <think>...</think>"
@@ -52,7 +53,7 @@ def test_a_chain_becomes_a_question_with_looks(folder):
         ((10, 20, 60.5, 70), "closer", "roof"),
     ]
     assert (question.level, question.image.frame.width) == ("object", 600)
-    first, second, last = reference_texts(question, question.image.frame)
+    (first, _), (second, _), (last, _) = Looks(EpisodeConfig(box_px=600, turn_lens=(9, 9, 9)), 28).references(question)
     assert '"bbox_2d": [0, 0, 300, 200]' in first
     assert second.startswith("<think>closer</think>")
     assert last == "<think>it is red</think><answer>red</answer>"
