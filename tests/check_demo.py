@@ -33,7 +33,7 @@ def _nested_failures(results: dict, sft: dict, grpo: dict, seconds: float) -> li
         "two looks: accuracy >= 0.45, 0.20 above chance": min(grpo["accuracy_badge"], grpo["accuracy_badge_t1"])
         >= 0.45,
         "two looks: GRPO gains >= 0.10 accuracy at T = 1": grpo["accuracy_badge_t1"] - sft["accuracy_badge_t1"] >= 0.10,
-        "two looks: masked accuracy 0.15-0.32": 0.15 <= grpo["accuracy_badge_masked"] <= 0.32,
+        "two looks: masked accuracy <= 0.32": grpo["accuracy_badge_masked"] <= 0.32,
         "one look: accuracy >= 0.80": grpo["accuracy_site"] >= 0.80,
     }
     for kind, needed in (("badge", 2), ("site", 1), ("scene", 0)):

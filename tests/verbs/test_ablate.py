@@ -14,7 +14,7 @@ from zoomearth_jax.configs.reward import RewardSpec
 from zoomearth_jax.configs.rollout import RolloutConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.errors import UserError
-from zoomearth_jax.reports.ablation_table import LINE, METRICS, PANEL, picture, report, summed_up
+from zoomearth_jax.reports.ablation_table import FIGURES, LINE, METRICS, PANEL, picture, report, summed_up
 from zoomearth_jax.rl.rollout.engine import RolloutEngine
 from zoomearth_jax.runs.metric_rows import read_metrics
 from zoomearth_jax.verbs.ablate import VARIANTS, AblateConfig, _runs, ablate
@@ -50,6 +50,13 @@ def test_statistics_and_paired_differences_by_hand():
     assert "-0.150 ± 0.071 " in said
     assert "-0.150 ± 0.071 ~" not in said
     assert "+0.000 ± 0.000 ~" in said
+
+
+@pytest.mark.parametrize("looks", FIGURES)
+def test_every_figure_has_a_column_of_its_own(looks):
+    metrics = FIGURES[looks].metrics
+    assert len({*metrics.values()}) == len(metrics)
+    assert {*FIGURES[looks].drawn} <= {*metrics}
 
 
 def test_one_seed_has_no_spread():

@@ -20,14 +20,15 @@ METRICS = {
 }
 NESTED_METRICS = {
     "accuracy_badge": "2 looks: accuracy",
-    "accuracy_badge_t1": "2 looks: accuracy T=1",
-    "apo_iou_badge_t1": "IoU T=1",
-    "looks_badge_t1": "looks T=1",
-    "accuracy_badge_masked": "masked",
-    "accuracy_site_t1": "1 look: accuracy T=1",
-    "looks_site_t1": "looks T=1",
+    "accuracy_badge_t1": "2: accuracy T=1",
+    "apo_iou_badge_t1": "2: IoU T=1",
+    "looks_badge": "2: looks taken",
+    "accuracy_badge_masked": "2: masked accuracy",
+    "accuracy_site": "1 look: accuracy",
+    "accuracy_site_t1": "1: accuracy T=1",
+    "looks_site": "1: looks taken",
     "accuracy_scene": "no look: accuracy",
-    "looks_scene": "looks",
+    "looks_scene": "0: looks taken",
 }
 LEFT, PANEL, GAP, TOP, LINE = 90, 270, 40, 44, 24  # px of the picture
 _DIFFERENCES = " Differences are paired by seed; ~ marks those no larger than their deviation."
