@@ -66,13 +66,14 @@ class WandB:
         directory = Path(directory)
         kept = directory / "wandb_id"
         identity = kept.read_text(encoding="utf-8").strip() if start and kept.exists() else uuid.uuid4().hex[:8]
+        mode: Any = os.environ.get("WANDB_MODE")  # wandb itself refuses what it doesn't know
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "zoomearth_jax"),
                 name=directory.name,
                 id=identity,
                 resume="allow",
-                mode=os.environ.get("WANDB_MODE"),
+                mode=mode,
                 dir=str(directory),
                 config=dict(settings),
                 settings=wandb.Settings(silent=True, console="off"),
