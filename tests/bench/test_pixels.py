@@ -19,6 +19,7 @@ from zoomearth_jax.bench.crowns import (
     draw_closeups,
     draw_questions,
     find_places,
+    panchromatic,
     read_photos,
 )
 from zoomearth_jax.cli import main
@@ -100,6 +101,14 @@ def test_ground_has_nearly_the_colour_of_the_crown_that_it_stands_for(folder):
         limit = np.sort(distances)[ALIKE - 1]
         assert np.abs(ground.mean((0, 1)) - tree.mean((0, 1))).sum() <= limit + 1e-9
         assert limit < np.median(distances)
+
+
+def test_panchromatic_photographs_have_the_luma_of_the_colours_in_every_band(folder):
+    photos = read_photos(folder)
+    for photo, grey in zip(photos, panchromatic(photos), strict=True):
+        luma = photo.pixels @ np.array([0.299, 0.587, 0.114])
+        assert np.abs(grey.pixels - luma[..., None]).max() <= 1
+        assert np.array_equal(grey.boxes, photo.boxes)
 
 
 def test_close_ups_show_crowns_of_the_training_part_where_the_answer_is_yes(folder):

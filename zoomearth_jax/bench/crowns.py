@@ -1,12 +1,13 @@
-"""Questions about real aerial photographs in miniature: are there trees at a place, or is it ground of the same colour?
+"""Questions about real aerial photographs in miniature: are there trees at a place, or is it ground of the same brightness?
 
 The photographs, at 10 cm a px, and the boxes around the crowns of trees are data of the package DeepForest (MIT;
 github.com/weecology/DeepForest). It is found, not imported, and nothing of it is kept here.
 
 A mosaic is a drawn ground of SIDE x SIDE px with a plate of each of the nano model's colours at a random place. In the middle of
-each plate are nine tiles of real pixels, all of crowns or all of ground, which touches no box. Ground is drawn by crowns: for
-each of nine crowns a tile of the same part of the same photograph whose mean colour is nearly the crown's. So neither kind is
-darker or greener, and a view in which a tile is a pixel or two tells little. Half of a mosaic's questions are answered by yes.
+each plate are nine tiles of real pixels, all of crowns or all of ground, which touches no box. The tiles are panchromatic, because
+trees are greener than any ground there. Ground is drawn by crowns: for each of nine crowns a tile of the same part of the same
+photograph whose mean brightness is nearly the crown's. So a view in which a tile is a pixel or two tells little. Half of a
+mosaic's questions are answered by yes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TILES = 3  # along a side of what a plate shows
 BOX = 256  # px of the reference box around the tiles
 PLATE = 329  # px, 9 pixels of a 112 px overview
 APART = 110  # px between plates
-ALIKE = 30  # tiles of ground that may stand for a crown, those whose mean colours are nearest to its
+ALIKE = 10  # tiles of ground that may stand for a crown, those whose mean colours are nearest to its
 JITTER = 8  # px that a crown may be off the middle of its tile
 SMALLEST = 24  # px of a crown's shorter side
 STRIDE = 16  # px between candidates for tiles of ground
@@ -94,6 +95,13 @@ def read_photos(folder: Path) -> list[Photo]:
         image, boxes = RawImage(folder / f"{name}.png"), _read_boxes(folder / f"{name}.xml")
         photos.append(Photo(image.window(whole(image), image.frame), boxes))
     return photos
+
+
+def panchromatic(photos: list[Photo]) -> list[Photo]:
+    """The photographs in one band, as a panchromatic sensor has it: three times the luma of ITU-R BT.601."""
+    return [
+        photo._replace(pixels=np.asarray(Image.fromarray(photo.pixels).convert("L").convert("RGB"))) for photo in photos
+    ]
 
 
 def _read_boxes(path: Path) -> np.ndarray:

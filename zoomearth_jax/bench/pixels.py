@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from zoomearth_jax.bench.crowns import (
     ANSWERS,
     package_folder,
+    panchromatic,
     read_photos,
     write_closeups,
     write_folder,
@@ -141,7 +142,7 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
         return train, passive, test
     if any(folder.exists() for folder in (*folders, config.out / "closeups")):
         raise UserError(f"{config.out}: its questions were not written to the end; delete it, or take another --out")
-    photos = read_photos(config.photos or package_folder())
+    photos = panchromatic(read_photos(config.photos or package_folder()))
     write_closeups(config.out / "closeups", photos, config.closeups)
     write_folder(train, photos, "train", config.mosaics)
     write_folder(test, photos, "test", config.held_out)
