@@ -67,8 +67,8 @@ def test_the_answer_is_whether_all_tiles_have_crowns_and_tiles_are_of_one_part(f
     assert len({q.text for q in questions}) == len(questions)
     for question in questions:
         x1, y1, x2, y2 = map(int, question.box.corners)
-        assert x2 - x1 == y2 - y1 == crowns.BOX
-        margin = (crowns.BOX - TILES * TILE) // 2
+        assert x2 - x1 == y2 - y1 == crowns.PLATE
+        margin = (crowns.PLATE - TILES * TILE) // 2
         seen = np.asarray(picture.crop((x1, y1, x2, y2)))[margin:, margin:]
         starts = range(0, TILES * TILE, TILE)
         for tile in (seen[y : y + TILE, x : x + TILE].astype(int) for y in starts for x in starts):
@@ -116,7 +116,8 @@ def test_close_ups_show_crowns_of_the_training_part_where_the_answer_is_yes(fold
     drawn = [(np.asarray(picture), question) for picture, question in draw_closeups(photos, 6)]
     assert [question.answer for _, question in drawn] == ["yes", "no"] * 3
     for pixels, question in drawn:
-        assert pixels.shape == (crowns.BOX, crowns.BOX, 3)
+        assert pixels.shape[0] == pixels.shape[1]
+        assert crowns.CLOSEUP <= len(pixels) <= crowns.PLATE
         color = question.text.split()[-2]
         real = pixels[(pixels != crowns.COLORS[color]).any(-1)]
         assert len(real) > 6 * TILE * TILE

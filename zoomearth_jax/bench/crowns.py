@@ -4,8 +4,8 @@ The photographs, at 10 cm a px, and the boxes around the crowns of trees are dat
 github.com/weecology/DeepForest). It is found, not imported, and nothing of it is kept here.
 
 A mosaic is a drawn ground of SIDE x SIDE px with a plate of each of the nano model's colours at a random place. In the middle of
-each plate are nine tiles of real pixels, all of crowns or all of ground, which touches no box. The tiles are panchromatic, because
-trees are greener than any ground there. Ground is drawn by crowns: for each of nine crowns a tile of the same part of the same
+each plate are 16 tiles of real pixels, all of crowns or all of ground, which touches no box. The tiles are panchromatic, because
+trees are greener than any ground there. Ground is drawn by crowns: for each of 16 crowns a tile of the same part of the same
 photograph whose mean brightness is nearly the crown's. So a view in which a tile is a pixel or two tells little. Half of a
 mosaic's questions are answered by yes.
 """
@@ -38,12 +38,12 @@ PACKAGE, INSTALL = "deepforest", "pip install --no-deps deepforest==2.1.0"
 PHOTOS = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")  # each a .png and a .xml
 MAX_XML = 5_000_000  # bytes
 
-SIDE = 4096  # px of a mosaic
-VIEW = 112  # px of its overview, of 36.6 px each
+SIDE = 3072  # px of a mosaic
+VIEW = 112  # px of its overview, of 27.4 px each
 TILE = 64  # px
-TILES = 3  # along a side of what a plate shows
-BOX = 256  # px of the reference box around the tiles
-PLATE = 329  # px, 9 pixels of a 112 px overview
+TILES = 4  # along a side of what a plate shows
+PLATE = 384  # px, 14 pixels of the overview; the reference box too
+CLOSEUP = 256  # px of the smallest close-up
 APART = 110  # px between plates
 ALIKE = 10  # tiles of ground that may stand for a crown, those whose mean colours are nearest to its
 JITTER = 8  # px that a crown may be off the middle of its tile
@@ -157,27 +157,28 @@ def find_places(photos: list[Photo], part: str) -> Places:
 def draw_questions(photos: list[Photo], part: str, count: int) -> Iterator[tuple[Image.Image, list[Question]]]:
     """Mosaics with their questions, one of each colour; the same for the same photographs, part and count."""
     rng, places = np.random.default_rng(PARTS.index(part)), find_places(photos, part)
-    crowns, edge = _in_turns(rng, len(places.crowns)), (PLATE - BOX) // 2
+    crowns = _in_turns(rng, len(places.crowns))
     for _ in range(count):
         scene = Scene((), str(rng.choice(list(SEASONS))), SIDE)
         picture, questions = Image.fromarray(_ground(scene.season)), []
         answers = rng.permutation(ANSWERS * (len(COLORS) // len(ANSWERS)))
         for color, (x, y), answer in zip(COLORS, _free_places(rng, len(COLORS)), answers, strict=True):
             picture.paste(_plate(rng, photos, places, crowns, color, answer == "yes"), (x, y))
-            box = Box(x + edge, y + edge, x + edge + BOX, y + edge + BOX, scene.frame)
+            box = Box(x, y, x + PLATE, y + PLATE, scene.frame)
             look = Look(box, f"{color} site", f"find the {color} site")
             questions.append(Question(scene, _asked(color), str(answer), "object", (look,)))
         yield picture, questions
 
 
 def draw_closeups(photos: list[Photo], count: int) -> Iterator[tuple[Image.Image, Question]]:
-    """Pictures of BOX x BOX px within plates of the training part, with questions, half of which are answered by yes."""
+    """Square pictures of CLOSEUP to PLATE px within plates of the training part, with questions, half of them answered by yes."""
     rng, places = np.random.default_rng(len(PARTS)), find_places(photos, "train")
     crowns = _in_turns(rng, len(places.crowns))
     for number in range(count):
         color, answer = str(rng.choice(list(COLORS))), ANSWERS[number % len(ANSWERS)]
-        x, y = map(int, rng.integers(0, PLATE - BOX + 1, 2))
-        picture = _plate(rng, photos, places, crowns, color, answer == "yes").crop((x, y, x + BOX, y + BOX))
+        side = int(rng.integers(CLOSEUP, PLATE + 1))
+        x, y = map(int, rng.integers(0, PLATE - side + 1, 2))
+        picture = _plate(rng, photos, places, crowns, color, answer == "yes").crop((x, y, x + side, y + side))
         yield picture, Question(ArrayImage(picture), _asked(color), answer, "global")
 
 
@@ -221,12 +222,11 @@ def _cut(photos: list[Photo], number: int, x: int, y: int) -> np.ndarray:
 
 def _free_places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
     """Upper left corners of plates that keep apart, in px of the mosaic."""
-    places: list[tuple[int, int]] = []
-    while len(places) < count:  # 8 plates with the room around them fill a tenth of a mosaic
-        x, y = map(int, rng.integers(APART // 2, SIDE - PLATE - APART // 2, 2))
-        if all(max(abs(x - a), abs(y - b)) >= PLATE + APART for a, b in places):
-            places.append((x, y))
-    return places
+    while True:  # of 8 plates one draw in some fifty
+        places = rng.integers(APART // 2, SIDE - PLATE - APART // 2, (count, 2))
+        gaps = np.abs(places[:, None] - places).max(-1)[np.triu_indices(count, 1)]
+        if gaps.min() >= PLATE + APART:
+            return [(int(x), int(y)) for x, y in places]
 
 
 @functools.cache

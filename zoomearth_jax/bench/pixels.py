@@ -28,6 +28,7 @@ from zoomearth_jax.configs.objective import ObjectiveConfig
 from zoomearth_jax.configs.sampling import SamplingConfig
 from zoomearth_jax.configs.training import GRPOConfig, SFTConfig
 from zoomearth_jax.data_pipeline.questions.folders import read_questions
+from zoomearth_jax.data_pipeline.questions.mixture import SCENES
 from zoomearth_jax.data_pipeline.questions.question import Question
 from zoomearth_jax.errors import UserError
 from zoomearth_jax.evaluation.baselines import CROPS
@@ -60,7 +61,7 @@ class PixelsConfig:
         closeups: pictures of plates by which the model learns to read photographs before it learns to look.
         held_out: images of the other part of the photographs, 8 questions each.
         seeds: of fine-tuning and GRPO; the questions are the same for all.
-        reading_steps: optimizer steps on the close-ups, once a seed.
+        reading_steps: optimizer steps on the close-ups and drawn scenes, once a seed.
         sft_steps: optimizer steps of fine-tuning after them.
         steps: rollouts of GRPO.
         batch_size: questions that the evaluation plays at once.
@@ -73,7 +74,7 @@ class PixelsConfig:
     closeups: int = 1024
     held_out: int = 40
     seeds: tuple[int, ...] = (0, 1, 2)
-    reading_steps: int = 240
+    reading_steps: int = 300
     sft_steps: int = 240
     steps: int = 60
     batch_size: int = 64
@@ -152,16 +153,19 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
 
 
 def _train(config: PixelsConfig, seed: int, name: str, folder: Path, layout: LayoutConfig) -> tuple[Path, Path]:
-    """The runs of fine-tuning and of GRPO after it; what is finished stays. The vision encoder, which has seen drawn scenes only,
-    learns too until GRPO."""
+    """The runs of fine-tuning and of GRPO after it; what is finished stays. First the vision encoder, which has seen drawn scenes
+    only, learns from close-ups, and scenes beside them, without which the model would forget to find a colour's place."""
     out = config.out / f"seed{seed}"
     shared: dict[str, Any] = {"seed": seed, "overwrite": True}
-    tuned = {**shared, "freeze_vision": False}
-    closeups = (str(config.out / "closeups"),)
-    reading = SFTConfig(out=out / "reading", data=closeups, layout=PASSIVE, steps=config.reading_steps, **tuned)
+    reading = SFTConfig(
+        data=(str(config.out / "closeups"), SCENES),
+        out=out / "reading",
+        steps=config.reading_steps,
+        freeze_vision=False,
+        **shared,
+    )
     shared |= {"data": (str(folder),), "layout": layout}
-    tuned |= shared
-    tuning = SFTConfig(model=str(reading.out), out=out / f"{name}-sft", steps=config.sft_steps, **tuned)
+    tuning = SFTConfig(model=str(reading.out), out=out / f"{name}-sft", steps=config.sft_steps, **shared)
     no_kl, final = ObjectiveConfig(kl_weight=0.0), out / f"{name}-grpo"
     learning = GRPOConfig(
         model=str(tuning.out), out=final, steps=config.steps, objective=no_kl, panel_every=0, **shared
