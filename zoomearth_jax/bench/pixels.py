@@ -76,7 +76,7 @@ class PixelsConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     reading_steps: int = 300
     sft_steps: int = 240
-    steps: int = 60
+    steps: int = 100
     batch_size: int = 64
     json: bool = False
 
