@@ -4,10 +4,10 @@ The photographs, at 10 cm a px, and the boxes around the crowns of trees are dat
 github.com/weecology/DeepForest). It is found, not imported, and nothing of it is kept here.
 
 A mosaic is a drawn ground of SIDE x SIDE px with a plate of each of the nano model's colours at a random place. In the middle of
-each plate are 16 tiles of real pixels, all of crowns or all of ground, which touches no box. The tiles are panchromatic, because
-trees are greener than any ground there. Ground is drawn by crowns: for each of 16 crowns a tile of the same part of the same
-photograph whose mean brightness is nearly the crown's. So a view in which a tile is a pixel or two tells little. Half of a
-mosaic's questions are answered by yes.
+each plate are 16 tiles of real pixels, all of crowns or all of ground, which touches no box. The tiles are panchromatic, so that
+hue tells nothing. Ground is drawn by crowns: for each of 16 crowns a tile of the same part of the same photograph whose mean
+brightness is nearly the crown's. So a view in which a tile is a pixel or two tells little. Half of a mosaic's questions are
+answered by yes.
 """
 
 from __future__ import annotations
