@@ -39,6 +39,7 @@ def run(*args, cwd):
         (["ask", "image.png", "Why?", "--save", "out.gif"], "--save writes PNG"),
         (["ask", "image.png", "Why?", "--top-p", "0"], "top_p must be between"),
         (["evaluate", "--temperature", "-1"], "temperature must be 0 or"),
+        (["pretrain-nano", "--steps", "2"], "more steps than warmup"),
         (["ask", "image.png", "Why?", "--model", "nanno"], "did you mean 'nano'?"),
         (["evaluate", "--model", "empty"], "no config.json"),
         (["sft", "--config", "none.yaml"], "none.yaml: no such file"),

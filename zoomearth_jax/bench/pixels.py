@@ -154,7 +154,7 @@ def _folders(config: PixelsConfig) -> tuple[Path, Path, Path]:
 
 def _train(config: PixelsConfig, seed: int, name: str, folder: Path, layout: LayoutConfig) -> tuple[Path, Path]:
     """The runs of fine-tuning and of GRPO after it; what is finished stays. First the vision encoder, which has seen drawn scenes
-    only, learns from close-ups, and scenes beside them, without which the model would forget to find a colour's place."""
+    only, learns from close-ups, and from scenes beside them, which keep in use what the model knows of finding a colour's place."""
     out = config.out / f"seed{seed}"
     shared: dict[str, Any] = {"seed": seed, "overwrite": True}
     reading = SFTConfig(

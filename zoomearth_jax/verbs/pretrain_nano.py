@@ -15,7 +15,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +35,7 @@ from zoomearth_jax.data_pipeline.questions.scenes import (
 from zoomearth_jax.data_pipeline.rows.builder import RowBuilder
 from zoomearth_jax.data_pipeline.text.nano_tokenizer import build_nano_tokenizer
 from zoomearth_jax.data_pipeline.text.protocol import is_correct
+from zoomearth_jax.errors import UserError
 from zoomearth_jax.files import check_writable, write_file
 from zoomearth_jax.models.family import VisionLanguageModel
 from zoomearth_jax.models.presets import preset
@@ -77,6 +77,10 @@ class PretrainNanoConfig:
     first_number_weight: float = 3.0
     aux_weight: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.warmup < self.steps or self.scenes < 1:
+            raise UserError("pretrain-nano: give at least one scene, and more steps than warmup, which isn't negative")
 
     @property
     def preset(self) -> str:
@@ -259,12 +263,18 @@ def pretrain_nano(config: PretrainNanoConfig) -> Path:
         updates, opt_state = optimizer.update(grads, opt_state, state)
         return optax.apply_updates(state, updates), opt_state, metrics
 
-    drawn: dict[str, Any] = {"count": config.scenes, "seed": config.seed, "nested": config.nested}
-    drawn["first_number_weight"] = config.first_number_weight
     smoothed = None
     with MetricsLog(config.out, total=config.steps, label="pretrain-nano") as log:
         for step in range(config.steps):
-            batch = make_batch(rows, model_config, step, **drawn)
+            batch = make_batch(
+                rows,
+                model_config,
+                step,
+                count=config.scenes,
+                seed=config.seed,
+                nested=config.nested,
+                first_number_weight=config.first_number_weight,
+            )
             state, opt_state, metrics = train_step(state, opt_state, batch)
             x1_loss = max(float(metrics[name]) for name in ("x1_loss", "badge_x1_loss") if name in metrics)
             smoothed = x1_loss if smoothed is None else 0.95 * smoothed + 0.05 * x1_loss
